@@ -1,0 +1,276 @@
+"""The labelled variables of every stage file: the one table that writers obey and readers may rely on.
+
+A variable is declared once with its dimensions, unit and meaning. ``labelled`` builds a dataset from plain arrays and refuses
+what is not declared. Complex variables are stored as a pair ``x_re``, ``x_im`` (compound types are unreadable elsewhere).
+Conventions: a configuration is int8 in {-1, +1} in the sigma^z basis; energies are totals in units of J.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Variable:
+    """Declaration of one variable: dimension names, meaning, unit, whether zlib pays, whether it is a timing."""
+
+    dims: tuple[str, ...]
+    long_name: str
+    units: str = "1"
+    compress: bool = False
+    volatile: bool = False
+
+
+def _v(
+    dims: str, long_name: str, units: str = "1", compress: bool = False, volatile: bool = False
+) -> Variable:
+    return Variable(tuple(dims.split()), long_name, units, compress, volatile)
+
+
+_STEERED = "layer target direction scale estimator"
+
+SCHEMA: dict[str, dict[str, Variable]] = {
+    "ground_state": {
+        "energy": _v("step", "mean local energy (total)", "J", True),
+        "energy_error": _v("step", "standard error of the energy over chains", "J", True),
+        "energy_variance": _v("step", "variance of the local energy", "J^2", True),
+        "acceptance": _v("step", "accepted share of the proposals", "1", True),
+        "learning_rate": _v("step", "step length of the update", "1", True),
+        "shift": _v("step", "diagonal shift added to the minSR matrix", "1", True),
+        "step_norm": _v("step", "length of the update in the metric S, before the bound", "1", True),
+        "step_bounded": _v("step", "1 where the bound on the step length held the update back", "1", True),
+        "step_seconds": _v("step", "wall time of the step", "s", True, True),
+        "parameters": _v("parameter", "final variational parameters"),
+        "initial_parameters": _v("parameter", "variational parameters before training"),
+        "mean_configuration": _v("spin", "mean of sigma^z on the final samples", "1", True),
+    },
+    "samples": {
+        "configuration": _v("chain draw spin", "Born samples, sigma^z in {-1, +1}", "1", True),
+        "log_psi": _v("chain draw", "log of the unnormalised wave function"),
+    },
+    "observables": {
+        "value": _v("chain draw observable", "observable, or its local estimator, on every sample"),
+        "mean": _v("observable", "Born expectation value"),
+        "error": _v("observable", "standard error of the mean (batch means over chains)"),
+        "r_hat": _v("observable", "split R-hat between chains"),
+        "exact": _v("observable", "exact ground-state expectation value where known, else NaN"),
+        "simple_function_r2": _v("observable", "variance share explained by {1, m, |m|, m^2, zz, C_half}"),
+    },
+    "activations": {
+        # one variable per layer is declared on the fly: <layer> (chain draw token width), participation_ratio per layer
+        "participation_ratio": _v("layer", "(tr C)^2 / tr C^2 of the activation covariance"),
+    },
+    "sae": {
+        "encoder": _v("layer sae_seed feature width", "encoder rows, acting on raw activations"),
+        "decoder": _v("layer sae_seed feature width", "decoder rows, acting on raw activations"),
+        "encoder_bias": _v("layer sae_seed feature", "encoder bias"),
+        "decoder_bias": _v(
+            "layer sae_seed width", "decoder bias, subtracted from the input and added to the output"
+        ),
+        "loss": _v("layer sae_seed step", "training loss per element of the scaled input", "1", True),
+        "l0": _v("layer sae_seed step", "mean number of active features", "1", True),
+        "dead_fraction": _v("layer sae_seed step", "share of features that have not fired lately", "1", True),
+        "feature_density": _v(
+            "layer sae_seed feature", "share of select-split inputs on which the feature is active"
+        ),
+        "explained_variance": _v("layer sae_seed", "1 - sum |e|^2 / sum |x - mean|^2 on the select split"),
+        "energy_recovered": _v("layer sae_seed", "(E_ablated - E_sae) / (E_ablated - E), mean ablation"),
+        "infidelity": _v(
+            "layer sae_seed", "1 - fidelity of the state with the layer replaced by its reconstruction"
+        ),
+        "untrained_parameters": _v(
+            "initialisation parameter", "parameters of the untrained control networks"
+        ),
+        "untrained_encoder": _v(
+            "layer initialisation feature width", "encoder of the dictionary of an untrained network"
+        ),
+        "untrained_decoder": _v(
+            "layer initialisation feature width", "decoder of the dictionary of an untrained network"
+        ),
+        "untrained_encoder_bias": _v("layer initialisation feature", "its encoder bias"),
+        "untrained_decoder_bias": _v("layer initialisation width", "its decoder bias"),
+        "untrained_explained_variance": _v(
+            "layer initialisation", "its explained variance on the select split"
+        ),
+    },
+    "features": {
+        "pearson": _v("layer feature observable", "Pearson correlation on test chains"),
+        "pearson_low": _v("layer feature observable", "lower end of its bootstrap interval"),
+        "pearson_high": _v("layer feature observable", "upper end of its bootstrap interval"),
+        "spearman": _v("layer feature observable", "Spearman rank correlation on test chains"),
+        "p_value": _v("layer feature observable", "two-sided p-value from permutations of whole chains"),
+        "q_value": _v(
+            "layer feature observable",
+            "Benjamini-Hochberg q-value over features and observables of the layer",
+        ),
+        "best_feature": _v("layer observable", "feature with the largest |r| on select chains"),
+        "best_pearson": _v("layer observable", "its Pearson correlation on test chains"),
+        "best_control": _v("layer observable", "control with the largest |r| on test chains"),
+        "gain": _v("layer observable", "|r| of the best feature minus |r| of the best control, test chains"),
+        "gain_low": _v("layer observable", "lower end of the paired-bootstrap interval of the gain"),
+        "gain_high": _v("layer observable", "upper end of the paired-bootstrap interval of the gain"),
+        "verdict": _v("layer observable", "verdict in one sentence"),
+        "control_pearson": _v(
+            "layer control observable", "Pearson correlation of the control on test chains"
+        ),
+        "control_low": _v("layer control observable", "lower end of its bootstrap interval"),
+        "control_high": _v("layer control observable", "upper end of its bootstrap interval"),
+        "untrained_pearson": _v(
+            "layer initialisation observable", "the untrained control, each initialisation"
+        ),
+        "stability": _v(
+            "layer feature", "mean |cosine| with the matched feature of the other dictionary seeds"
+        ),
+        "stability_activation": _v(
+            "layer feature", "mean |r| of activations with the matched feature of the other seeds"
+        ),
+        "density": _v("layer feature", "share of test inputs on which the feature is active"),
+        "participation_ratio": _v("layer", "(tr C)^2 / tr C^2 of the activation covariance"),
+    },
+    "steering": {
+        "observable_mean": _v(f"{_STEERED} observable", "expectation in the steered state"),
+        "observable_error": _v(f"{_STEERED} observable", "its standard error"),
+        "energy": _v(_STEERED, "energy of the steered state (total)", "J"),
+        "energy_error": _v(_STEERED, "its standard error", "J"),
+        "relative_energy_deviation": _v(_STEERED, "(E(scale) - E(1)) / |E(1)|"),
+        "relative_energy_deviation_error": _v(_STEERED, "its standard error"),
+        "infidelity": _v(_STEERED, "1 - fidelity between the steered and the original state"),
+        "ess": _v(_STEERED, "effective sample size as a share of the samples"),
+        "strength": _v(
+            "layer target direction scale",
+            "strength of the edit (scale - 1 for the feature; matched for controls)",
+        ),
+        "feature": _v("layer target", "the feature that is turned"),
+        "slope_predicted": _v(
+            "layer target direction estimator observable",
+            "2 Re Cov(O_loc, d log psi / d strength) at the original state",
+        ),
+        "slope_predicted_error": _v("layer target direction estimator observable", "its standard error"),
+        "slope_measured": _v(
+            "layer target direction estimator observable", "slope of the measured curve at the original state"
+        ),
+        "slope_measured_error": _v("layer target direction estimator observable", "its standard error"),
+        "energy_slope": _v("layer target direction estimator", "dE / d strength at the original state", "J"),
+        "energy_curvature": _v(
+            "layer target direction estimator", "d^2E / d strength^2 at the original state", "J"
+        ),
+        "efficiency": _v(
+            "layer target direction estimator", "slope^2 / (chi curvature); 1 is the best any state can do"
+        ),
+        "reach": _v(
+            "layer target direction estimator", "largest change of the target with |dE/E| within the budget"
+        ),
+        "reach_error": _v("layer target direction estimator", "its standard error"),
+        "monotone_low": _v(
+            "layer target direction estimator",
+            "lower end of the scales over which the target moves monotonically",
+        ),
+        "monotone_high": _v("layer target direction estimator", "upper end of that range"),
+    },
+}
+
+# Dimensions and coordinates: what a label means, and its unit. Dimensions not listed in UNLABELLED always carry labels.
+COORDINATES: dict[str, tuple[str, str]] = {
+    "step": ("optimisation step, counted from 0", "1"),
+    "chain": ("Markov chain", "1"),
+    "draw": ("recorded sample within its chain", "1"),
+    "spin": ("lattice site", "1"),
+    "token": ("token: a patch of neighbouring sites", "1"),
+    "split": ("what the chain is used for: train, select or test", "1"),
+    "observable": ("name of the observable", "1"),
+    "layer": ("place in the network", "1"),
+    "sae_seed": ("seed of the dictionary", "1"),
+    "initialisation": ("seed of an untrained control network", "1"),
+    "feature": ("dictionary feature", "1"),
+    "control": ("what a feature has to beat", "1"),
+    "target": ("observable that the feature was chosen for", "1"),
+    "direction": ("what is turned: the feature or one of its controls", "1"),
+    "scale": ("factor on the feature's activation; 1 is the original state", "1"),
+    "estimator": ("how expectations in the steered state are computed", "1"),
+}
+UNLABELLED = ("parameter", "width")  # positions in a vector that have no meaning of their own
+
+CONVENTIONS = (
+    "configurations are int8 in {-1, +1} in the sigma^z basis; energies are totals in units of J; observables of the TFIM are "
+    "in Pauli units; complex variables x are stored as x_re and x_im; log_psi is unnormalised; NaN means not computed"
+)
+
+LAYER_DIMS = ("chain", "draw", "token", "width")
+
+
+def declaration(stage: str, name: str) -> Variable:
+    """Declaration of a variable of a stage file. Raises KeyError naming both when it is not declared."""
+    table = SCHEMA[stage]
+    if name in table:
+        return table[name]
+    if name.endswith(("_re", "_im")) and name[:-3] in table:
+        base, part = table[name[:-3]], "real part" if name.endswith("_re") else "imaginary part"
+        return Variable(base.dims, f"{base.long_name}, {part}", base.units, base.compress, base.volatile)
+    if stage == "activations":
+        return Variable(LAYER_DIMS, f"activations of layer {name}")
+    raise KeyError(f"{stage}.nc: variable {name!r} is not declared in datasets/schema.py")
+
+
+def labelled(
+    stage: str,
+    variables: Mapping[str, Any],
+    coords: Mapping[str, Any] | None = None,
+    attributes: Mapping[str, Any] | None = None,
+) -> xr.Dataset:
+    """Dataset of a stage from plain arrays.
+
+    ``variables`` maps declared names to arrays; a complex declaration such as ``log_psi`` becomes ``log_psi_re`` and
+    ``log_psi_im``. ``coords`` maps a dimension to its labels, or a name to a pair (dimension, labels). Dimensions without
+    labels are counted from 0, except those in ``UNLABELLED``.
+    """
+    arrays: dict[str, tuple[tuple[str, ...], np.ndarray, dict[str, str]]] = {}
+    for name, value in variables.items():
+        for part, data in _stored(stage, name, np.asarray(value)).items():
+            declared = declaration(stage, part)
+            arrays[part] = (declared.dims, data, {"long_name": declared.long_name, "units": declared.units})
+    dataset = xr.Dataset(arrays, attrs=dict(attributes or {}))
+    given = dict(coords or {})
+    counted = {
+        str(dim): np.arange(size) for dim, size in dataset.sizes.items() if dim not in (*UNLABELLED, *given)
+    }
+    for name, labels in (given | counted).items():
+        dims, data = labels if isinstance(labels, tuple) else (name, labels)
+        long_name, units = COORDINATES.get(name, (name.replace("_", " "), "1"))
+        dataset = dataset.assign_coords(
+            {name: (dims, np.asarray(data), {"long_name": long_name, "units": units})}
+        )
+    return dataset
+
+
+def _stored(stage: str, name: str, array: np.ndarray) -> dict[str, np.ndarray]:
+    """The array as it is stored: complex ones (and log_psi, always) as two real parts."""
+    if f"{name}_re" in SCHEMA[stage] or not (np.iscomplexobj(array) or name == "log_psi"):
+        return {name: array}
+    return {f"{name}_re": np.real(array).astype(np.float64), f"{name}_im": np.imag(array).astype(np.float64)}
+
+
+def encoding(stage: str, name: str, array: xr.DataArray) -> dict[str, Any]:
+    """NetCDF encoding of a variable: no fill value, and zlib 4 with shuffle where the table says that it pays."""
+    if array.dtype.kind not in "biuf":
+        return {}
+    pays = _is(stage, name, "compress") and array.size > 0
+    return {"_FillValue": None} | ({"zlib": True, "complevel": 4, "shuffle": True} if pays else {})
+
+
+def volatile_variables(stage: str, dataset: xr.Dataset) -> list[str]:
+    """Variables of a stage's dataset that hold timings."""
+    return [str(name) for name in dataset.variables if _is(stage, str(name), "volatile")]
+
+
+def _is(stage: str, name: str, property: str) -> bool:
+    try:
+        return bool(getattr(declaration(stage, name), property))
+    except KeyError:
+        return False

@@ -1,0 +1,61 @@
+"""Numba, set up once: import ``njit`` and ``prange`` from here, never from numba.
+
+Compiled kernels are cached on disk in a folder named by a hash of all kernel sources, because Numba does not notice an edited
+callee in another module. ``NQS_SAE_CACHE`` moves the cache (default: the user's cache folder).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def _sources_digest() -> str:
+    digest = hashlib.sha256()
+    for source in sorted(_PACKAGE.rglob("*.py")):
+        text = source.read_bytes()
+        if b"njit" in text:
+            digest.update(str(source.relative_to(_PACKAGE)).encode() + b"\0" + text)
+    return digest.hexdigest()[:16]
+
+
+def _cache_directory() -> Path:
+    root = os.environ.get("NQS_SAE_CACHE")
+    base = (
+        Path(root)
+        if root
+        else Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "nqs_sae_service"
+    )
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        if not os.access(base, os.W_OK):
+            raise PermissionError(base)
+    except OSError:
+        base = Path(tempfile.gettempdir()) / f"nqs_sae_service-{os.getuid()}"
+        base.mkdir(mode=0o700, exist_ok=True)
+    return base / f"kernels-{_sources_digest()}"
+
+
+os.environ.setdefault("NUMBA_CACHE_DIR", str(_cache_directory()))
+
+import numba  # noqa: E402
+from numba import prange  # noqa: E402
+
+# Contractions and reassociation let sums vectorise. NaN and infinity keep their meaning: a diverged network must be seen.
+FAST = {"contract", "nsz", "arcp", "reassoc"}
+# For bit-trick arithmetic ((x + C) - C must survive): never reassociate.
+EXACT = {"contract", "nsz", "arcp"}
+
+
+def njit(parallel: bool = False, fastmath: set[str] = FAST, **options):
+    """``numba.njit`` with this project's rules: cached, without the GIL, NumPy error model."""
+    return numba.njit(
+        parallel=parallel, fastmath=fastmath, cache=True, nogil=True, error_model="numpy", **options
+    )
+
+
+__all__ = ["EXACT", "FAST", "njit", "prange"]

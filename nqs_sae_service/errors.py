@@ -1,0 +1,13 @@
+"""The few exceptions that cross rooms. Each one's text is a plain line the user can act on."""
+
+
+class UserError(Exception):
+    """Something the user did or can mend: printed as one plain line, without a traceback, exit code 1 or 2."""
+
+
+class NumericalError(UserError):
+    """The computation left the realm of finite numbers. The last good checkpoint is kept; the text says what to change."""
+
+
+class Stopped(Exception):
+    """A stop was asked for (SIGTERM, SIGINT, SIGUSR1) and the checkpoint is on disk: exit code 75, run again to continue."""

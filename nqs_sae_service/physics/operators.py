@@ -1,0 +1,111 @@
+"""Operators on spins 1/2 in the sigma^z basis, seen as matrices that are never written down.
+
+A configuration sigma is int8 in {-1, +1}. One row of the matrix O has a diagonal element and a few others,
+
+    <sigma|O|sigma>    and    <sigma|O|sigma'_c>,   c = 1 ... n_connected,
+
+where sigma'_c is sigma with a fixed set of sites flipped. This is all that variational Monte Carlo needs: the
+local estimator is O_loc(sigma) = sum_sigma' <sigma|O|sigma'> psi(sigma') / psi(sigma) (Becca & Sorella,
+Quantum Monte Carlo Approaches for Correlated Systems, Cambridge 2017, chapter 5).
+
+Basis of the full space: the spins are the bits of the index, site 0 the most significant one, bit 0 is spin
+up (+1). It is the order of Kronecker products sigma_0 (x) sigma_1 (x) ... with sigma^z = diag(+1, -1).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .lattices import Lattice
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+_ROWS_AT_ONCE = 1 << 14
+
+
+class Operator(ABC):
+    """A Hermitian operator with real matrix elements.
+
+    ``flips`` (n_connected, k) int32: the sites on which sigma'_c differs from sigma. Subclasses set
+    ``n_sites`` and ``flips`` and give ``diagonal`` and ``element``.
+    """
+
+    n_sites: int
+    flips: np.ndarray
+
+    @abstractmethod
+    def diagonal(self, sigma: np.ndarray) -> np.ndarray:
+        """<sigma|O|sigma>: (n, n_sites) int8 -> (n,) float64."""
+
+    @abstractmethod
+    def element(self, sigma: np.ndarray) -> np.ndarray:
+        """<sigma|O|sigma'_c>: (n, n_sites) int8 -> (n, n_connected) float64, zero where there is none."""
+
+    @property
+    def n_connected(self) -> int:
+        """Number of off-diagonal elements in a row."""
+        return len(self.flips)
+
+    def connected(self, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All sigma'_c (n, n_connected, n_sites) int8 and <sigma|O|sigma'_c> (n, n_connected) float64."""
+        return sigma[:, None, :] * self._signs, self.element(sigma)
+
+    @cached_property
+    def _signs(self) -> np.ndarray:
+        signs = np.ones((self.n_connected, self.n_sites), dtype=np.int8)
+        np.put_along_axis(signs, self.flips, np.int8(-1), axis=1)
+        return signs
+
+    def to_sparse(self) -> csr_matrix:
+        """The matrix (2^n, 2^n) float64, for up to 20 sites. Raises ValueError beyond."""
+        from scipy.sparse import csr_matrix
+
+        if self.n_sites > 20:
+            raise ValueError(f"the full matrix of {self.n_sites} sites does not fit: at most 20")
+        dimension = 1 << self.n_sites
+        shape = (dimension, 1 + self.n_connected)
+        columns, elements = np.empty(shape, np.int32), np.empty(shape)
+        for start in range(0, dimension, _ROWS_AT_ONCE):
+            rows = np.arange(start, min(start + _ROWS_AT_ONCE, dimension))
+            sigma = configurations(rows, self.n_sites)
+            neighbours, off_diagonal = self.connected(sigma)
+            columns[rows, 0], elements[rows, 0] = rows, self.diagonal(sigma)
+            columns[rows, 1:], elements[rows, 1:] = basis_index(neighbours), off_diagonal
+        row_ends = np.arange(dimension + 1, dtype=np.int32) * np.int32(shape[1])
+        matrix = csr_matrix((elements.ravel(), columns.ravel(), row_ends), shape=(dimension, dimension))
+        matrix.sum_duplicates()
+        matrix.eliminate_zeros()
+        return matrix
+
+
+class SigmaX(Operator):
+    """Transverse magnetization per site, (1/N) sum_i sigma^x_i."""
+
+    def __init__(self, lattice: Lattice) -> None:
+        self.n_sites = lattice.n_sites
+        self.flips = np.arange(self.n_sites, dtype=np.int32)[:, None]
+
+    def diagonal(self, sigma: np.ndarray) -> np.ndarray:
+        return np.zeros(len(sigma))
+
+    def element(self, sigma: np.ndarray) -> np.ndarray:
+        return np.full((len(sigma), self.n_sites), 1.0 / self.n_sites)
+
+
+def configurations(index: np.ndarray, n_sites: int) -> np.ndarray:
+    """Configurations (..., n_sites) int8 of the basis states ``index`` (...): site 0 is the highest bit, bit
+    0 is +1.
+    """
+    bits = (np.asarray(index)[..., None] >> np.arange(n_sites - 1, -1, -1)) & 1
+    return (1 - 2 * bits).astype(np.int8)
+
+
+def basis_index(sigma: np.ndarray) -> np.ndarray:
+    """Index (...) int64 of the configurations (..., n_sites): the inverse of ``configurations``."""
+    n_sites = sigma.shape[-1]
+    return (sigma < 0) @ (np.int64(1) << np.arange(n_sites - 1, -1, -1))

@@ -1,0 +1,77 @@
+"""The figures of a run as files: drawn on matplotlib ``Figure`` objects (no pyplot, no global state), PNG and SVG."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Literal
+
+import matplotlib as mpl
+import xarray as xr
+from matplotlib.figure import Figure
+
+from ..datasets.files import replace_atomically
+from .plots.correlations import correlation_figure
+from .plots.steering import steering_figure
+from .plots.style import STYLE
+from .plots.sweep import sweep_figures
+from .plots.training import dictionary_figure, energy_figure
+from .reading import Run, Sweep, read
+from .values import labels
+
+DPI = 150
+
+
+def write_figures(run_dir: Path | str) -> list[Path]:
+    """Write every figure the run or sweep has data for to ``<run>/figures/``; returns the paths.
+
+    Raises ``UserError`` when the directory is neither, OSError when it cannot be written.
+    """
+    directory = Path(run_dir) / "figures"
+    figures = draw(read(run_dir))
+    directory.mkdir(exist_ok=True)
+    return [
+        _write(directory, name, figure, kind) for name, figure in figures.items() for kind in ("png", "svg")
+    ]
+
+
+def draw(found: Run | Sweep) -> dict[str, Figure]:
+    """Name to figure, in the order of the report; a figure without a single finite number is left out."""
+    with mpl.rc_context(STYLE):
+        if isinstance(found, Sweep):
+            return sweep_figures(found)
+        drawn = {
+            name: figure for stage, data in found.stages.items() for name, figure in _of(stage, data).items()
+        }
+        return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def render(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
+    """The figure as the bytes of a file, without a date: equal data give equal bytes."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+    return buffer.getvalue()
+
+
+def _of(stage: str, dataset: xr.Dataset) -> dict[str, Figure | None]:
+    if stage == "ground_state":
+        return {"energy": energy_figure(dataset)}
+    if stage == "sae":
+        return {"sae": dictionary_figure(dataset)}
+    if stage == "features":
+        return {"correlations": correlation_figure(dataset)}
+    if stage == "steering":
+        return {
+            "steering_" + re.sub(r"[^\w.-]", "_", str(target)): steering_figure(dataset, target)
+            for target in labels(dataset, "target")
+        }
+    return {}
+
+
+def _write(directory: Path, name: str, figure: Figure, kind: Literal["png", "svg"]) -> Path:
+    path = directory / f"{name}.{kind}"
+    content = render(figure, kind)
+    replace_atomically(path, lambda temporary: temporary.write_bytes(content))
+    return path

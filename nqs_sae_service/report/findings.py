@@ -1,0 +1,228 @@
+"""What was found: which feature means which observable beside the controls, and what turning it does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from .numbers import NOTHING, number, span, with_error, with_interval
+from .records import Kind, Table, Verdict
+from .values import attribute, cell, energy_budget, finite, index, labels, most_trusted, plain
+
+# how the stage's own sentences begin; any other is coloured by the interval of the gain
+JUDGEMENTS: dict[str, Kind] = {"feature found": "good", "SAE not informative": "note", "undefined": "note"}
+GAIN = ("gain", "gain_low", "gain_high")
+
+FEATURES = {
+    "feature": "the feature with the largest |r| on the select chains",
+    "r": "its Pearson correlation on the test chains, with the bootstrap interval over chains",
+    "best control": "the control with the largest |r| on the same test chains",
+    "gain": "|r| of the feature minus |r| of the best control, with the paired-bootstrap interval",
+    "q": "q-value: chance of a false discovery, from permutations of whole chains, over features and observables",
+    "stability": "mean |cosine| of the decoder row with its match in the dictionaries of the other seeds",
+}
+CONTROLS = {
+    "best feature": "the feature of the table above",
+    "untrained": "the same pipeline on untrained networks",
+    "neuron": "best single neuron of the layer",
+    "pca": "best principal component of the layer",
+    "raw spins": "linear regression on the spins themselves",
+    "random direction": "best of as many random directions as there are features",
+    "shuffled": "best feature against the observable of another chain",
+}
+STEERING = {
+    "direction": "what is turned: the feature, then controls of matched infidelity",
+    "estimator": "reweighted: original samples; resampled: fresh samples of the steered state; exact: full summation",
+    "predicted slope": "2 Re Cov(O, d log psi / d strength) at the original state",
+    "measured slope": "slope of the measured curve there",
+    "reach": "largest change of the target while |dE/E| stays within the energy budget",
+    "monotone": "scales over which the target moves in one direction",
+    "efficiency": "slope^2 / (chi d2E/d strength^2); 1 is the best any state can do",
+    "min ESS": "smallest effective sample size over the scales, as a share of the samples",
+}
+
+
+def feature_verdicts(dataset: xr.Dataset) -> list[Verdict]:
+    """The stage's own sentence for every layer and observable."""
+    places = [
+        {"layer": layer, "observable": observable}
+        for layer in labels(dataset, "layer")
+        for observable in labels(dataset, "observable")
+    ]
+    return [_feature_verdict(dataset, at) for at in places]
+
+
+def _feature_verdict(dataset: xr.Dataset, at: Mapping[str, Any]) -> Verdict:
+    sentence = _text(dataset, "verdict", at)
+    low, high = cell(dataset, "gain_low", **at), cell(dataset, "gain_high", **at)
+    kind: Kind = "bad" if high < 0 else "open"
+    if sentence == NOTHING:
+        gain = with_interval(*(cell(dataset, name, **at) for name in GAIN), sign=True)
+        kind = "good" if low > 0 else kind
+        return Verdict(kind, f"{at['layer']}, {at['observable']}: gain over the best control {gain}.")
+    judged = next((known for start, known in JUDGEMENTS.items() if sentence.startswith(start)), kind)
+    named = all(str(label) in sentence for label in at.values())
+    return Verdict(judged, sentence if named else f"{at['layer']}, {at['observable']}: {sentence}")
+
+
+def feature_tables(dataset: xr.Dataset) -> list[Table]:
+    """The best feature of every layer and observable; below it, feature and controls side by side."""
+    confidence = attribute(dataset, "confidence")
+    level = "" if math.isnan(confidence) else f" ({confidence:.0%} intervals)"
+    best, beside = [], []
+    for layer in labels(dataset, "layer"):
+        ratio = number(cell(dataset, "participation_ratio", layer=layer), 3)
+        heading = f"{layer} (participation ratio {ratio})"
+        best += [(heading, *_best(dataset, layer, name)) for name in labels(dataset, "observable")]
+        beside += [(str(layer), *row) for row in _beside(dataset, layer)]
+    observables = [str(name) for name in labels(dataset, "observable")]
+    tables = [
+        Table(f"Features{level}", ("layer", "observable", *FEATURES), best, 1, FEATURES),
+        Table(
+            f"Features and controls, r on test chains{level}",
+            ("layer", "r of", *observables),
+            beside,
+            1,
+            CONTROLS,
+        ),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def _best(dataset: xr.Dataset, layer: Any, observable: Any) -> tuple[str, ...]:
+    at = {"layer": layer, "observable": observable}
+    feature = index(cell(dataset, "best_feature", **at))
+    return (
+        str(observable),
+        NOTHING if feature < 0 else str(feature),
+        _best_correlation(dataset, at),
+        _text(dataset, "best_control", at),
+        with_interval(*(cell(dataset, name, **at) for name in GAIN), sign=True),
+        number(cell(dataset, "q_value", **at, feature=feature), 2),
+        number(cell(dataset, "stability", layer=layer, feature=feature), 3),
+    )
+
+
+def _best_correlation(dataset: xr.Dataset, at: Mapping[str, Any]) -> str:
+    """r of the best feature with its interval."""
+    feature = index(cell(dataset, "best_feature", **at))
+    ends = (cell(dataset, f"pearson_{end}", **at, feature=feature) for end in ("low", "high"))
+    return with_interval(cell(dataset, "best_pearson", **at), *ends)
+
+
+def _beside(dataset: xr.Dataset, layer: Any) -> list[tuple[str, ...]]:
+    """A row for the best feature and one for every control; a column per observable."""
+    places = [{"layer": layer, "observable": name} for name in labels(dataset, "observable")]
+    rows = [("best feature", *(_best_correlation(dataset, at) for at in places))]
+    for control in labels(dataset, "control"):
+        names = ("control_pearson", "control_low", "control_high")
+        cells = [with_interval(*(cell(dataset, n, **at, control=control) for n in names)) for at in places]
+        rows.append((plain(control), *cells))
+    return rows
+
+
+def _text(dataset: xr.Dataset, name: str, at: Mapping[str, Any]) -> str:
+    """A text at some labels, a dash when there is none."""
+    return str(dataset[name].sel(at).item()).strip() or NOTHING if name in dataset else NOTHING
+
+
+def steering_verdicts(dataset: xr.Dataset) -> list[Verdict]:
+    """For every layer and target: reach of the feature beside the best control, and slope against its prediction."""
+    verdicts = []
+    for layer in labels(dataset, "layer"):
+        for target in labels(dataset, "target"):
+            verdicts += _steering_verdict(dataset, {"layer": layer, "target": target})
+    return verdicts
+
+
+def _steering_verdict(dataset: xr.Dataset, at: dict[str, Any]) -> list[Verdict]:
+    estimator = most_trusted(dataset, {**at, "direction": "feature"}, "reach")
+    if estimator is None:
+        return []
+    feature = {**at, "direction": "feature", "estimator": estimator}
+    reach, error = cell(dataset, "reach", **feature), cell(dataset, "reach_error", **feature)
+    text = f"{at['layer']}, {at['target']}: turning {_turned(dataset, at)} moves it by {with_error(reach, error)} within "
+    text += f"|dE/E| <= {number(energy_budget(dataset), 1)} ({estimator})"
+    low, high = cell(dataset, "monotone_low", **feature), cell(dataset, "monotone_high", **feature)
+    if math.isfinite(low) and math.isfinite(high):
+        text += f", monotone over scales {span(low, high)}"
+    efficiency = cell(dataset, "efficiency", **feature)
+    if math.isfinite(efficiency):
+        text += f", efficiency {number(efficiency, 2)}"
+    kind, beside = _beside_controls(dataset, at, abs(reach), error)
+    verdicts = [Verdict(kind, f"{text}{beside}.")]
+    return verdicts + _slope_verdict(dataset, feature)
+
+
+def _beside_controls(
+    dataset: xr.Dataset, at: Mapping[str, Any], reach: float, error: float
+) -> tuple[Kind, str]:
+    """Kind of the comparison with the control that reaches furthest (two standard errors decide), and its words."""
+    found = []
+    for direction in (name for name in labels(dataset, "direction") if name != "feature"):
+        where = {**at, "direction": direction}
+        estimator = most_trusted(dataset, where, "reach")
+        if estimator is not None:
+            values = [cell(dataset, name, **where, estimator=estimator) for name in ("reach", "reach_error")]
+            found.append((abs(values[0]), values[1], direction))
+    if not found:
+        return "open", ""
+    best, best_error, direction = max(found)
+    difference, sigma = reach - best, float(np.hypot(np.nan_to_num(error), np.nan_to_num(best_error)))
+    kind: Kind = "good" if difference > 2 * sigma else "bad" if difference < -2 * sigma else "open"
+    return kind, f"; the best control, {plain(direction)}, by {with_error(best, best_error)}"
+
+
+def _slope_verdict(dataset: xr.Dataset, at: Mapping[str, Any]) -> list[Verdict]:
+    """A warning where predicted and measured slope differ by more than three standard errors."""
+    here = {**at, "observable": at["target"]}
+    predicted, measured = cell(dataset, "slope_predicted", **here), cell(dataset, "slope_measured", **here)
+    errors = [cell(dataset, f"slope_{kind}_error", **here) for kind in ("predicted", "measured")]
+    sigma = float(np.hypot(*np.nan_to_num(errors)))
+    if math.isnan(predicted) or math.isnan(measured) or not 0 < 3 * sigma < abs(predicted - measured):
+        return []
+    text = f"{at['layer']}, {at['target']}: the slope of steering is {with_error(measured, errors[1])}, predicted "
+    return [Verdict("bad", f"{text}{with_error(predicted, errors[0])}: more than 3 sigma apart.")]
+
+
+def steering_tables(dataset: xr.Dataset) -> list[Table]:
+    """One row per layer, target, direction and estimator that was computed."""
+    rows = []
+    for layer in labels(dataset, "layer"):
+        for target in labels(dataset, "target"):
+            for direction in labels(dataset, "direction"):
+                for estimator in labels(dataset, "estimator"):
+                    at = {"layer": layer, "target": target, "direction": direction, "estimator": estimator}
+                    cells = _steering_cells(dataset, at)
+                    if any(text != NOTHING for text in cells):
+                        name = _turned(dataset, at) if direction == "feature" else plain(direction)
+                        rows.append((f"{layer} · {target}", f"{name}, {estimator}", *cells))
+    title = f"Steering (energy budget |dE/E| <= {number(energy_budget(dataset), 1)})"
+    columns = ("layer, target", "direction, estimator", *list(STEERING)[2:])
+    return [Table(title, columns, rows, 1, STEERING)] if rows else []
+
+
+def _steering_cells(dataset: xr.Dataset, at: dict[str, Any]) -> tuple[str, ...]:
+    here = {**at, "observable": at["target"]}
+    predicted, measured = (
+        with_error(cell(dataset, f"slope_{kind}", **here), cell(dataset, f"slope_{kind}_error", **here))
+        for kind in ("predicted", "measured")
+    )
+    ess = finite(dataset["ess"].sel(at)) if "ess" in dataset else np.empty(0)
+    return (
+        predicted,
+        measured,
+        with_error(cell(dataset, "reach", **at), cell(dataset, "reach_error", **at)),
+        span(cell(dataset, "monotone_low", **at), cell(dataset, "monotone_high", **at)),
+        number(cell(dataset, "efficiency", **at), 3),
+        number(float(ess.min()), 2) if ess.size else NOTHING,
+    )
+
+
+def _turned(dataset: xr.Dataset, at: Mapping[str, Any]) -> str:
+    feature = index(cell(dataset, "feature", layer=at["layer"], target=at["target"]))
+    return "feature" if feature < 0 else f"feature {feature}"

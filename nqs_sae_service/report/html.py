@@ -1,0 +1,149 @@
+"""One self-contained page about a run: verdicts on top, then numbers, figures, provenance and the resolved spec.
+
+Figures are inlined, styles too; nothing is fetched and no script runs, so the page can be mailed and archived.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from ..datasets.files import write_text
+from .figures import draw, render
+from .reading import Run, Sweep, read
+from .records import Kind, Table, Verdict
+from .summary import summarise
+
+WORDS: dict[Kind, str] = {"good": "Shown.", "bad": "Against.", "open": "Open.", "note": "Note."}
+LEGEND = (
+    "Shown: holds beyond its error bar. Against: the numbers say the opposite. Open: the error bars decide nothing. "
+    "Note: to keep in mind."
+)
+CAPTIONS = {
+    "energy": "Training of the ground state: energy, and its distance to the exact one.",
+    "sae": "Training of the dictionaries.",
+    "correlations": "The best feature beside its controls, chosen on select chains and measured on test chains.",
+    "steering": "Turning the feature, beside controls that disturb the state as much (matched infidelity). The energy "
+    "axis is linear inside the shaded budget and logarithmic outside.",
+    "sweep_observables": "Observables against the swept parameter.",
+    "sweep_correlations": "The best feature of the last layer and its best control against the swept parameter.",
+}
+
+
+def write_report(run_dir: Path | str) -> Path:
+    """Write ``report.html`` into a run or sweep directory and return its path.
+
+    Raises ``UserError`` when the directory is neither, OSError when it cannot be written.
+    """
+    path = Path(run_dir) / "report.html"
+    write_text(path, page(read(run_dir)))
+    return path
+
+
+def page(found: Run | Sweep) -> str:
+    """The page as text."""
+    summary = summarise(found)
+    verdicts = "\n".join(_verdict(verdict) for verdict in summary.verdicts) or "<p>None.</p>"
+    return _template("page.html").substitute(
+        title=escape(summary.title),
+        style=_resource("style.css"),
+        state=escape(_state(found)),
+        verdicts=f'{verdicts}\n<p class="legend">{LEGEND}</p>',
+        tables="\n".join(_table(table) for table in summary.tables) or "<p>None yet.</p>",
+        figures="\n".join(_figure(name, figure) for name, figure in draw(found).items())
+        or "<p>None yet.</p>",
+        provenance=_provenance(found),
+        spec=_spec(found),
+    )
+
+
+def _state(found: Run | Sweep) -> str:
+    if isinstance(found, Sweep):
+        return f"A sweep of {len(found.points)} points."
+    return f"State: {found.state}." + (
+        f" Not there yet: {', '.join(found.missing)}." if found.missing else ""
+    )
+
+
+def _verdict(verdict: Verdict) -> str:
+    return f'<p class="verdict {verdict.kind}"><b>{WORDS[verdict.kind]}</b>{escape(verdict.text)}</p>'
+
+
+def _table(table: Table) -> str:
+    """Title, definitions of the quantities, and the rows under their headings."""
+    head = "".join(f"<th>{escape(column)}</th>" for column in table.body)
+    body = []
+    for heading, rows in table.groups():
+        if heading:
+            body.append(f'<tr><th colspan="{len(table.body)}">{escape(heading)}</th></tr>')
+        body += ["<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows]
+    rows_text = "\n".join(body)
+    return (
+        f'<h3>{escape(table.title)}</h3>\n<div class="wide"><table><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{rows_text}\n</tbody></table></div>\n{_definitions(table.definitions)}"
+    )
+
+
+def _definitions(definitions: Mapping[str, Any]) -> str:
+    if not definitions:
+        return ""
+    lines = "\n".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in definitions.items())
+    return f"<dl>\n{lines}\n</dl>"
+
+
+def _figure(name: str, figure: Figure) -> str:
+    """The figure as an SVG image in the page itself."""
+    image = base64.b64encode(render(figure, "svg")).decode("ascii")
+    kind = "steering" if name.startswith("steering_") else name
+    label = name.replace("_", " ")
+    return (
+        f'<figure><img alt="{escape(label)}" src="data:image/svg+xml;base64,{image}">\n'
+        f"<figcaption><b>{escape(label.capitalize())}.</b> {escape(CAPTIONS.get(kind, ''))}</figcaption></figure>"
+    )
+
+
+def _provenance(found: Run | Sweep) -> str:
+    """Root attributes of every stage file; for a sweep, of its points."""
+    if isinstance(found, Sweep):
+        points = [f"<h3>{escape(p.run.directory.name)}</h3>\n{_provenance(p.run)}" for p in found.points]
+        return "\n".join(points)
+    parts = [_folded(f"{stage}.nc", _definitions(_attributes(data))) for stage, data in found.stages.items()]
+    return "\n".join(parts) or "<p>No stage has finished.</p>"
+
+
+def _attributes(dataset: xr.Dataset) -> dict[str, str]:
+    """Root attributes as short texts."""
+    return {str(k): str(np.asarray(v).tolist()) if np.ndim(v) else str(v) for k, v in dataset.attrs.items()}
+
+
+def _spec(found: Run | Sweep) -> str:
+    if isinstance(found, Sweep):
+        return "\n".join(
+            _folded(p.run.directory.name, f"<pre>{escape(p.run.spec_text)}</pre>") for p in found.points
+        )
+    return (
+        f"<pre>{escape(found.spec_text)}</pre>"
+        if found.spec_text
+        else "<p>No spec.toml in this directory.</p>"
+    )
+
+
+def _folded(title: str, content: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>\n{content}\n</details>"
+
+
+def _template(name: str) -> Template:
+    return Template(_resource(name))
+
+
+def _resource(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")

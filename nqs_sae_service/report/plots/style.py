@@ -1,0 +1,112 @@
+"""What all figures share: colours, markers, and a few strokes that survive missing numbers.
+
+The colours are those of Okabe and Ito (Color Universal Design, 2008), told apart with every common form of colour
+blindness; every control also has its own marker. The feature is always the blue circle.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from itertools import cycle
+from typing import Any, TypeVar
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from ..values import labels, plain
+
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+SKY, PURPLE, OLIVE, GREY = "#56B4E9", "#CC79A7", "#A89B00", "#666666"
+
+Look = tuple[str, str]  # colour, marker
+FEATURE: Look = (BLUE, "o")
+CONTROLS: tuple[Look, ...] = (
+    (ORANGE, "s"),
+    (GREEN, "^"),
+    (RED, "D"),
+    (PURPLE, "v"),
+    (SKY, "P"),
+    (OLIVE, "X"),
+    (GREY, "<"),
+)
+STYLE: Any = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "figure.facecolor": "white",
+    "figure.constrained_layout.h_pad": 0.06,
+    "svg.hashsalt": "nqs_sae_service",  # equal figures are equal files
+}
+
+T = TypeVar("T")
+
+
+def paired(items: Sequence[T], looks: Sequence[Look]) -> Iterator[tuple[T, Look]]:
+    """Each item with a colour and marker; looks are used again when there are more items."""
+    return zip(items, cycle(looks), strict=False)
+
+
+def series(dataset: xr.Dataset, name: str, dim: str, **at: Any) -> np.ndarray:
+    """A variable along ``dim`` at some labels, float64 (size of dim,); NaN when it or a label is missing."""
+    nothing = np.full(dataset.sizes.get(dim, 0), np.nan)
+    try:
+        found = np.asarray(dataset[name].sel(at), dtype=float)
+    except (KeyError, ValueError):
+        return nothing
+    return found if found.shape == nothing.shape else nothing
+
+
+def axis(dataset: xr.Dataset, dim: str) -> np.ndarray:
+    """Labels of a dimension as numbers."""
+    return np.asarray(labels(dataset, dim), dtype=float)
+
+
+def known(dataset: xr.Dataset, name: str, **at: Any) -> bool:
+    """Whether a variable holds any finite number at some labels."""
+    return name in dataset and bool(np.isfinite(np.asarray(dataset[name].sel(at), dtype=float)).any())
+
+
+def positive(values: np.ndarray) -> np.ndarray:
+    """Values for a logarithmic axis: what is not positive becomes NaN, a gap in the line."""
+    return np.where(np.nan_to_num(values) > 0, values, np.nan)
+
+
+def bars(errors: np.ndarray) -> np.ndarray:
+    """Lengths of error bars: an unknown error has no bar."""
+    return np.nan_to_num(np.abs(errors), posinf=0.0)
+
+
+def log_axis(axes: Axes) -> None:
+    """A logarithmic y axis with at most six labels, none between the decades."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(numticks=6))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def wrapped(label: Any, width: int = 14) -> str:
+    """A label in words, over several short lines."""
+    return "\n".join(textwrap.wrap(plain(label), width, break_long_words=True))
+
+
+def legend_above(figure: Figure) -> None:
+    """One legend for all panels, each label once, in as many columns as the figure is wide."""
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if not handles:
+        return
+    entry = 0.45 + 0.085 * max(len(label) for label in handles)  # inches, at the legend's font size
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / entry)))
+    figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=columns)

@@ -1,0 +1,180 @@
+"""Can the run be trusted? Sentences and tables on the ground state, the observables and the dictionaries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from .numbers import NOTHING, number, with_error
+from .records import Table, Verdict
+from .values import attribute, cell, finite, labels
+
+R_HAT_LIMIT = 1.05  # above it chains disagree (Gelman et al., Bayesian Data Analysis, section 11.5, uses 1.1)
+SIMPLE_R2_LIMIT = 0.99  # above it no feature can show more than simple functions of the input do
+ENERGY_LIMIT = 1e-3  # relative energy error (with two standard errors) up to which the state is called good
+
+GROUND_STATE = {
+    "energy": "mean local energy of the final state on fresh samples (total, in J), with its standard error over chains",
+    "exact energy": "ground-state energy of the Hamiltonian where it is known (total, in J)",
+    "relative error": "(E - E_exact) / |E_exact|",
+    "V-score": "N Var(H) / E^2; 0 for an eigenstate",
+    "R-hat": "split R-hat of the local energy between chains; 1 when the chains agree",
+    "tau": "integrated autocorrelation time of the local energy, in recorded samples",
+    "acceptance": "accepted share of the Metropolis proposals",
+    "sectors": "share of the final samples with positive and with negative magnetization",
+    "bounded steps": "training steps in which the bound on the step length held the update back",
+}
+OBSERVABLES = {
+    "mean": "Born expectation value with its standard error (batch means over chains)",
+    "exact": "ground-state expectation value where it is known",
+    "R-hat": "split R-hat between chains",
+    "simple R2": "variance share that {1, m, |m|, m^2, zz, C_half} explain; above 0.99 no feature can show more",
+}
+DICTIONARIES = {
+    "explained": "explained variance 1 - sum |e|^2 / sum |x - mean|^2 on the select split",
+    "L0": "mean number of active features at the end of training",
+    "dead": "share of features that no longer fire at the end of training",
+    "density": "median share of inputs on which a feature is active",
+    "energy recovered": "(E_ablated - E_sae) / (E_ablated - E) with the layer replaced by its reconstruction",
+    "infidelity": "1 - fidelity of that state with the original",
+}
+
+
+def ground_state_verdicts(dataset: xr.Dataset) -> list[Verdict]:
+    """How far the energy is from the exact one, and whether the chains agree."""
+    energy, error = attribute(dataset, "final_energy"), attribute(dataset, "final_energy_error")
+    exact, r_hat = attribute(dataset, "exact_energy"), attribute(dataset, "r_hat")
+    if math.isnan(energy):
+        return [Verdict("open", "Ground state: the final energy is not known.")]
+    text = f"Ground state: E = {with_error(energy, error)} J (total)"
+    if math.isnan(exact):
+        text += f", V-score {number(attribute(dataset, 'v_score'), 2)}; no exact energy to compare with."
+        verdicts = [Verdict("open", text)]
+    else:
+        text += f", relative error {relative_error(dataset)} against the exact {number(exact, 9)} J."
+        worst = abs(attribute(dataset, "relative_error")) + 2 * abs(error / exact if error > 0 else 0.0)
+        verdicts = [Verdict("good" if worst <= ENERGY_LIMIT else "open", text)]
+    if r_hat > R_HAT_LIMIT:
+        verdicts.append(
+            Verdict("bad", f"The chains disagree (R-hat {r_hat:.3f}): error bars are not to be trusted.")
+        )
+    return verdicts
+
+
+def ground_state_tables(dataset: xr.Dataset) -> list[Table]:
+    """Final energy and the quality of the state and of its sampling."""
+    values = {
+        "energy": with_error(attribute(dataset, "final_energy"), attribute(dataset, "final_energy_error")),
+        "exact energy": number(attribute(dataset, "exact_energy"), 12),
+        "relative error": relative_error(dataset),
+        "V-score": number(attribute(dataset, "v_score"), 3),
+        "R-hat": number(attribute(dataset, "r_hat"), 5),
+        "tau": number(attribute(dataset, "tau"), 3),
+        "acceptance": number(attribute(dataset, "acceptance"), 3),
+        "sectors": _sectors(dataset.attrs.get("sector_occupancy")),
+        "bounded steps": _bounded_steps(dataset),
+    }
+    return [Table("Ground state", ("quantity", "value"), list(values.items()), definitions=GROUND_STATE)]
+
+
+def relative_error(dataset: xr.Dataset) -> str:
+    error, exact = attribute(dataset, "final_energy_error"), attribute(dataset, "exact_energy")
+    return with_error(attribute(dataset, "relative_error"), abs(error / exact) if exact else math.nan)
+
+
+def _sectors(value: Any) -> str:
+    if value is None:
+        return NOTHING
+    if np.size(value) != 2 or isinstance(value, str):
+        return str(value)
+    up, down = np.asarray(value, dtype=float)
+    return f"{number(up, 3)} up, {number(down, 3)} down"
+
+
+def _bounded_steps(dataset: xr.Dataset) -> str:
+    bounded = finite(dataset.get("step_bounded"))
+    return f"{int((bounded > 0).sum())} of {bounded.size}" if bounded.size else NOTHING
+
+
+def observable_verdicts(dataset: xr.Dataset) -> list[Verdict]:
+    """Observables that simple functions of the input already explain, and those whose chains disagree."""
+    names = labels(dataset, "observable")
+    simple = {name: cell(dataset, "simple_function_r2", observable=name) for name in names}
+    explained = [f"{name} ({r2:.4f})" for name, r2 in simple.items() if r2 > SIMPLE_R2_LIMIT]
+    apart = [name for name in names if cell(dataset, "r_hat", observable=name) > R_HAT_LIMIT]
+    verdicts = []
+    if explained:
+        text = "Simple functions of the input explain (R2) " + ", ".join(explained)
+        verdicts.append(Verdict("note", text + ": no feature can show more than those functions do."))
+    if apart:
+        verdicts.append(
+            Verdict("bad", f"The chains disagree on {', '.join(apart)} (R-hat above {R_HAT_LIMIT}).")
+        )
+    return verdicts
+
+
+def observable_tables(dataset: xr.Dataset) -> list[Table]:
+    """Born expectation values."""
+    rows = []
+    for name in labels(dataset, "observable"):
+        mean, error, exact, r_hat, simple = (
+            cell(dataset, variable, observable=name)
+            for variable in ("mean", "error", "exact", "r_hat", "simple_function_r2")
+        )
+        rows.append(
+            (str(name), with_error(mean, error), number(exact, 6), number(r_hat, 4), number(simple, 4))
+        )
+    columns = ("observable", "mean", "exact", "R-hat", "simple R2")
+    return [Table("Observables", columns, rows, definitions=OBSERVABLES)]
+
+
+def dictionary_verdicts(dataset: xr.Dataset) -> list[Verdict]:
+    """Dictionaries of which most features are dead."""
+    verdicts = []
+    for layer in labels(dataset, "layer"):
+        dead = finite(_last(dataset, "dead_fraction", layer=layer))
+        if dead.size and dead.mean() > 0.5:
+            verdicts.append(
+                Verdict("note", f"{layer}: {dead.mean():.0%} of the dictionary's features are dead.")
+            )
+    return verdicts
+
+
+def dictionary_tables(dataset: xr.Dataset) -> list[Table]:
+    """Quality of each dictionary."""
+    rows = []
+    for layer in labels(dataset, "layer"):
+        for seed in labels(dataset, "sae_seed"):
+            at = {"layer": layer, "sae_seed": seed}
+            density = (
+                finite(dataset["feature_density"].sel(at)) if "feature_density" in dataset else np.empty(0)
+            )
+            cells = (
+                number(cell(dataset, "explained_variance", **at)),
+                _last_number(dataset, "l0", at),
+                _last_number(dataset, "dead_fraction", at),
+                number(float(np.median(density)), 2) if density.size else NOTHING,
+                number(cell(dataset, "energy_recovered", **at)),
+                number(cell(dataset, "infidelity", **at), 3),
+            )
+            rows.append((str(layer), str(seed), *cells))
+    settings = ", ".join(
+        f"{key} = {dataset.attrs[key]}" for key in ("kind", "k", "input") if key in dataset.attrs
+    )
+    title = f"Dictionaries ({settings})" if settings else "Dictionaries"
+    return [Table(title, ("layer", "seed", *DICTIONARIES), rows, group=1, definitions=DICTIONARIES)]
+
+
+def _last(dataset: xr.Dataset, name: str, **at: Any) -> xr.DataArray | None:
+    if name not in dataset or not dataset.sizes.get("step"):
+        return None
+    return dataset[name].sel(at).isel(step=-1)
+
+
+def _last_number(dataset: xr.Dataset, name: str, at: Mapping[str, Any]) -> str:
+    last = finite(_last(dataset, name, **at))
+    return number(float(last[0]), 3) if last.size else NOTHING

@@ -1,0 +1,138 @@
+"""A run directory as the report sees it: its status, its resolved spec, and the summaries of the stages that are there.
+
+Only summaries are read: variables over chains, parameters or widths (samples, activations, dictionaries) stay
+on disk, so a report costs the same for a run of 16 sites and for one of 10,000.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli
+import xarray as xr
+
+from ..datasets.schema import SCHEMA
+from ..errors import UserError
+
+LEFT_ON_DISK = {"chain", "parameter", "width"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run directory holds. ``stages`` maps the name of each finished stage to its summary dataset."""
+
+    directory: Path
+    status: Mapping[str, Any]
+    spec_text: str
+    stages: Mapping[str, xr.Dataset]
+
+    @property
+    def name(self) -> str:
+        return self.directory.resolve().name
+
+    @property
+    def state(self) -> str:
+        """The state told by ``status.json``; without that file, what the stage files show."""
+        return str(self.status.get("state") or ("partial" if self.missing else "done"))
+
+    @property
+    def missing(self) -> list[str]:
+        return [stage for stage in SCHEMA if stage not in self.stages]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep and the values it has of the swept keys."""
+
+    coordinates: Mapping[str, Any]
+    run: Run
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The runs of a sweep directory, in the order of their coordinates."""
+
+    directory: Path
+    points: tuple[Point, ...]
+
+    @property
+    def name(self) -> str:
+        return self.directory.resolve().name
+
+
+def read(directory: Path | str) -> Run | Sweep:
+    """The run or the sweep in ``directory``. Raises ``UserError`` when it is neither."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such run directory")
+    points = [child for child in directory.iterdir() if "=" in child.name and _is_run(child)]
+    if points:
+        return Sweep(directory, tuple(sorted(map(_read_point, points), key=_order)))
+    if not _is_run(directory):
+        raise UserError(f"{directory}: not a run directory (no spec.toml, status.json or stage file inside)")
+    return read_run(directory)
+
+
+def read_run(directory: Path) -> Run:
+    """The run in ``directory``; stages, status and spec may each be missing."""
+    status, spec = directory / "status.json", directory / "spec.toml"
+    files = {stage: directory / f"{stage}.nc" for stage in SCHEMA}
+    return Run(
+        directory=directory,
+        status=_read_status(status) if status.is_file() else {},
+        spec_text=spec.read_text(encoding="utf-8", errors="replace") if spec.is_file() else "",
+        stages={stage: _read_summary(path) for stage, path in files.items() if path.is_file()},
+    )
+
+
+def _read_point(directory: Path) -> Point:
+    """A point of a sweep; its ``status.json`` states the coordinates, without it the name of the directory does."""
+    run = read_run(directory)
+    stated = run.status.get("coordinates")
+    return Point(stated if isinstance(stated, dict) and stated else coordinates(directory.name), run)
+
+
+def coordinates(point: str) -> dict[str, Any]:
+    """Swept keys and values from the name of a point, ``hamiltonian.h=0.5,sae.k=8``: TOML values, else text."""
+    pairs = (part.partition("=") for part in re.split(r",(?=[\w.-]+=)", point))
+    return {key: _value(text) for key, _, text in pairs}
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomli.loads(f"value = {text}")["value"]
+    except tomli.TOMLDecodeError:
+        return text
+
+
+def _order(point: Point) -> list[tuple[int, float, str]]:
+    """Sort numbers as numbers and everything else as text."""
+    values = point.coordinates.values()
+    return [(0, float(v), "") if isinstance(v, (int, float)) else (1, 0.0, str(v)) for v in values]
+
+
+def _is_run(directory: Path) -> bool:
+    names = ["spec.toml", "status.json", *(f"{stage}.nc" for stage in SCHEMA)]
+    return any((directory / name).is_file() for name in names)
+
+
+def _read_status(path: Path) -> dict[str, Any]:
+    try:
+        status = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {"state": "unknown", "message": f"{path.name} is not valid JSON"}
+    return status if isinstance(status, dict) else {}
+
+
+def _read_summary(path: Path) -> xr.Dataset:
+    try:
+        with xr.open_dataset(path, engine="netcdf4") as stored:
+            large = [name for name, variable in stored.variables.items() if LEFT_ON_DISK & set(variable.dims)]
+            return stored.drop_vars(large).load()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: cannot be read as NetCDF ({error})") from error

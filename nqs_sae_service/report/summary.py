@@ -1,0 +1,111 @@
+"""From the datasets of a run to the sentences and tables of its report.
+
+The order is that of the argument: is the state good (energy, R-hat, V-score), is the dictionary good (explained variance,
+energy recovered), does a feature say more than its controls (gain with its interval), does turning it move the observable
+further than the controls do at the same infidelity (reach within the energy budget, efficiency).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import xarray as xr
+
+from . import findings, quality
+from .numbers import NOTHING, number, with_error
+from .reading import Run, Sweep
+from .records import Kind, Summary, Table, Verdict
+from .values import attribute, cell, finite, labels
+
+SWEEP = {
+    "energy": "total, in J, with its standard error",
+    "relative error": "(E - E_exact) / |E_exact|",
+    "explained": "explained variance of the dictionaries of the last layer, mean over seeds",
+    "|r| columns": "|r| of the best feature of the last layer on test chains, and its gain over the best control",
+}
+
+
+def summarise(found: Run | Sweep) -> Summary:
+    """Sentences and tables of a run or a sweep."""
+    if isinstance(found, Sweep):
+        return Summary(found.name, _sweep_verdicts(found), [sweep_table(found)])
+    builders = {
+        "ground_state": (quality.ground_state_verdicts, quality.ground_state_tables),
+        "observables": (quality.observable_verdicts, quality.observable_tables),
+        "sae": (quality.dictionary_verdicts, quality.dictionary_tables),
+        "features": (findings.feature_verdicts, findings.feature_tables),
+        "steering": (findings.steering_verdicts, findings.steering_tables),
+    }
+    verdicts, tables = _state_verdicts(found), []
+    for stage, (verdicts_of, tables_of) in builders.items():
+        if stage in found.stages:
+            verdicts += verdicts_of(found.stages[stage])
+            tables += tables_of(found.stages[stage])
+    return Summary(found.name, verdicts, tables)
+
+
+def _state_verdicts(run: Run) -> list[Verdict]:
+    missing = f" Not there yet: {', '.join(run.missing)}." if run.missing else ""
+    if run.state == "done" and not run.missing:
+        return []
+    where = f" in stage {run.status['stage']}" if run.status.get("stage") and run.state != "done" else ""
+    reason = next((str(run.status[key]) for key in ("error", "message", "reason") if run.status.get(key)), "")
+    kind: Kind = "bad" if run.state == "failed" else "note"
+    text = f"State of the run: {run.state}{where}{_progress(run.status)}.{missing}"
+    return [Verdict(kind, f"{text} {reason}".strip())]
+
+
+def _progress(status: Mapping[str, Any]) -> str:
+    progress = status.get("progress")
+    if isinstance(progress, Mapping) and progress.get("total"):
+        return f" ({progress.get('done', 0)} of {progress['total']})"
+    if isinstance(progress, (int, float)) and 0 < progress <= 1:
+        return f" ({progress:.0%})"
+    return ""
+
+
+def _sweep_verdicts(sweep: Sweep) -> list[Verdict]:
+    states = [point.run.state for point in sweep.points]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    failed: Kind = "bad" if "failed" in states else "note"
+    return [Verdict(failed, f"Sweep of {len(states)} points: {counts}.")]
+
+
+def sweep_table(sweep: Sweep) -> Table:
+    """One row per point: state, energy, dictionary, and the best feature of the last layer for every observable."""
+    keys = _in_order(key for point in sweep.points for key in point.coordinates)
+    features = [point.run.stages.get("features", xr.Dataset()) for point in sweep.points]
+    observables = _in_order(name for dataset in features for name in labels(dataset, "observable"))
+    rows = []
+    for point, found in zip(sweep.points, features, strict=True):
+        swept = [str(point.coordinates.get(key, NOTHING)) for key in keys]
+        rows.append((*swept, *_point_cells(point.run), *(_headline(found, name) for name in observables)))
+    columns = (*keys, "state", "energy", "relative error", "explained", *(f"|r| {o}" for o in observables))
+    return Table("Points of the sweep", columns, rows, definitions=SWEEP)
+
+
+def _point_cells(run: Run) -> tuple[str, ...]:
+    ground_state = run.stages.get("ground_state", xr.Dataset())
+    energy, error = (attribute(ground_state, name) for name in ("final_energy", "final_energy_error"))
+    explained = number(_explained(run.stages.get("sae", xr.Dataset())), 3)
+    return run.state, with_error(energy, error), quality.relative_error(ground_state), explained
+
+
+def _headline(features: xr.Dataset, observable: Any) -> str:
+    """``|r| (gain)`` of the last layer."""
+    at = {"layer": (labels(features, "layer") or [None])[-1], "observable": observable}
+    r, gain = abs(cell(features, "best_pearson", **at)), cell(features, "gain", **at)
+    return NOTHING if math.isnan(r) else f"{r:.3f} ({gain:+.3f})"
+
+
+def _explained(dictionaries: xr.Dataset) -> float:
+    if "explained_variance" not in dictionaries:
+        return math.nan
+    values = finite(dictionaries["explained_variance"].isel(layer=-1))
+    return float(values.mean()) if values.size else math.nan
+
+
+def _in_order(items: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(items))

@@ -1,0 +1,67 @@
+"""Values of a dataset that may be absent: a missing variable, label or attribute is NaN, never an exception.
+
+A report is also made of runs that are not finished, and of files written by other versions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+# where two estimators of a steered expectation disagree, the fresh samples are right
+MOST_TRUSTED_FIRST = ("exact", "resampled", "reweighted")
+
+
+def attribute(dataset: xr.Dataset, name: str) -> float:
+    """A numeric attribute, NaN when it is missing or not a number."""
+    try:
+        return float(dataset.attrs[name])
+    except (KeyError, TypeError, ValueError):
+        return math.nan
+
+
+def cell(dataset: xr.Dataset, name: str, **labels: Any) -> float:
+    """One number of a variable at some labels, NaN when the variable or a label is missing."""
+    if name not in dataset:
+        return math.nan
+    try:
+        value = dataset[name].sel(labels)
+        return float(value) if value.ndim == 0 else math.nan
+    except (KeyError, TypeError, ValueError):
+        return math.nan
+
+
+def labels(dataset: xr.Dataset, dimension: str) -> list[Any]:
+    """Labels of a dimension, its positions when it has none, nothing when it is absent."""
+    return dataset[dimension].values.tolist() if dimension in dataset.dims else []
+
+
+def finite(values: xr.DataArray | None) -> np.ndarray:
+    """The finite numbers of a variable as a flat array."""
+    array = np.asarray([] if values is None else values, dtype=float).ravel()
+    return array[np.isfinite(array)]
+
+
+def most_trusted(dataset: xr.Dataset, at: Mapping[str, Any], name: str) -> str | None:
+    """The most trustworthy estimator for which ``name`` holds a finite number at these labels, or None."""
+    present = [e for e in MOST_TRUSTED_FIRST if e in labels(dataset, "estimator")] if name in dataset else []
+    return next((e for e in present if finite(dataset[name].sel(at).sel(estimator=e)).size), None)
+
+
+def energy_budget(dataset: xr.Dataset) -> float:
+    """The budget of |dE/E| that the reach refers to (NaN when the file does not say)."""
+    return attribute(dataset, "energy_budget")
+
+
+def plain(name: Any) -> str:
+    """A label in words."""
+    return str(name).replace("_", " ")
+
+
+def index(value: float) -> int:
+    """The number of a feature, -1 when there is none."""
+    return -1 if math.isnan(value) else int(value)

@@ -1,0 +1,137 @@
+"""A trained sparse dictionary: few active features f explain an activation x.
+
+    z = W_e (x - b_d) + b_e        f = act(z)        x_hat = W_d^T f + b_d
+
+with act(z) = ReLU(z), or for ``topk`` the ReLU of the k largest entries of z and zero elsewhere (Gao et al. 2024,
+arXiv:2406.04093; Templeton et al. 2024, Scaling Monosemanticity). The arrays act on raw activations: the centring and
+scaling of training are folded in. Where two pre-activations tie, the lower index wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+BLOCK_ELEMENTS = 2**24  # of a dense (rows, F) array: nothing larger is held by the blocked methods
+
+
+def select_topk(z: np.ndarray, k: int) -> np.ndarray:
+    """Mask, shaped like ``z`` (..., F), of the k largest entries along the last axis; the lower index wins a tie."""
+    n_features = z.shape[-1]
+    if k >= n_features:
+        return np.ones(z.shape, bool)
+    kth = np.partition(z, n_features - k, axis=-1)[..., n_features - k, None]
+    above, tied = z > kth, z == kth
+    room = k - above.sum(axis=-1, keepdims=True)
+    return above | (tied & (np.cumsum(tied, axis=-1) <= room))
+
+
+@dataclass(frozen=True, eq=False)
+class Dictionary:
+    """Encoder and decoder rows (F, d), biases (F,) and (d,), float32; ``k`` is 0 for kinds without one."""
+
+    kind: str
+    k: int
+    encoder: np.ndarray
+    decoder: np.ndarray
+    encoder_bias: np.ndarray
+    decoder_bias: np.ndarray
+
+    @property
+    def n_features(self) -> int:
+        """Number of features F."""
+        return self.encoder.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Width d of the activations."""
+        return self.encoder.shape[1]
+
+    def encode(self, x: np.ndarray) -> np.ndarray:
+        """Features f (..., F) of activations ``x`` (..., d), dense, in the precision of ``x`` (float32 or float64)."""
+        z = (x - self.decoder_bias) @ self.encoder.T + self.encoder_bias
+        f = np.maximum(z, 0)
+        return np.where(select_topk(z, self.k), f, 0) if self.kind == "topk" else f
+
+    def encode_sparse(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The active features of ``x`` (n, d): values (n, k) float32 > 0 and indices (n, k) int32, ``topk`` only.
+
+        The fused kernel: equal to ``encode`` in float32 up to rounding, without an (n, F) array. Entries of a row come in
+        no particular order; where fewer than k pre-activations are positive the rest has value 0 and index -1.
+        """
+        if self.kind != "topk":
+            raise ValueError(f"a {self.kind} dictionary has no fixed number of active features; use encode")
+        from .kernels import encode_topk
+
+        x = np.ascontiguousarray(x, np.float32)
+        return encode_topk(x, self.encoder, self.encoder_bias, self.decoder_bias, min(self.k, self.n_features))
+
+    def decode(self, f: np.ndarray) -> np.ndarray:
+        """Reconstruction x_hat (..., d) from dense features ``f`` (..., F)."""
+        return f @ self.decoder + self.decoder_bias
+
+    def reconstruct(self, x: np.ndarray) -> np.ndarray:
+        """x_hat (..., d), in the precision of ``x`` (..., d)."""
+        rows = x.reshape(-1, self.width)
+        if self._sparse(x):
+            from .kernels import decode_error
+
+            values, indices = self.encode_sparse(rows)
+            error, _ = decode_error(np.ascontiguousarray(rows), self.decoder, self.decoder_bias, values, indices)
+            return (rows - error).reshape(x.shape)
+        return self._blocked(rows, lambda block: self.decode(self.encode(block))).reshape(x.shape)
+
+    def feature(self, x: np.ndarray, i: int) -> np.ndarray:
+        """Activation (...,) of feature ``i`` on ``x`` (..., d), never holding more than a block of the (n, F) features."""
+        rows = x.reshape(-1, self.width)
+        if self.kind != "topk":
+            f = np.maximum((rows - self.decoder_bias) @ self.encoder[i].astype(x.dtype) + self.encoder_bias[i], 0)
+        elif self._sparse(x):
+            values, indices = self.encode_sparse(rows)
+            f = np.where(indices == i, values, 0).sum(axis=1, dtype=np.float32)
+        else:
+            f = self._blocked(rows, lambda block: self.encode(block)[:, i])
+        return f.reshape(x.shape[:-1])
+
+    def token_mean(self, x: np.ndarray) -> np.ndarray:
+        """Features averaged over tokens, (n, F), of ``x`` (n, token, d): a sample's activations when tokens are rows."""
+        n_tokens = x.shape[1]
+        if not self._sparse(x):
+            return self._blocked(x, lambda block: self.encode(block).mean(axis=1), rows_each=n_tokens)
+        from .kernels import scatter_mean
+
+        values, indices = self.encode_sparse(x.reshape(-1, self.width))
+        shape = (len(x), n_tokens * values.shape[1])
+        return scatter_mean(values.reshape(shape), indices.reshape(shape), n_tokens, self.n_features)
+
+    def _sparse(self, x: np.ndarray) -> bool:
+        return self.kind == "topk" and x.dtype == np.float32
+
+    def _blocked(
+        self, x: np.ndarray, function: Callable[[np.ndarray], np.ndarray], rows_each: int = 1
+    ) -> np.ndarray:
+        """``function`` on blocks of the first axis so that a block's dense features stay below BLOCK_ELEMENTS."""
+        size = max(1, BLOCK_ELEMENTS // (self.n_features * rows_each))
+        return np.concatenate([function(x[a : a + size]) for a in range(0, max(len(x), 1), size)])
+
+    @classmethod
+    def from_dataset(cls, ds: xr.Dataset, layer: str, sae_seed: int) -> Dictionary:
+        """The dictionary of one layer and seed in an ``sae.nc`` dataset."""
+        return cls._read(ds.sel(layer=layer, sae_seed=sae_seed), "")
+
+    @classmethod
+    def untrained_from_dataset(cls, ds: xr.Dataset, layer: str, initialisation: int) -> Dictionary:
+        """The dictionary of one layer of an untrained control network in an ``sae.nc`` dataset."""
+        return cls._read(ds.sel(layer=layer, initialisation=initialisation), "untrained_")
+
+    @classmethod
+    def _read(cls, ds: xr.Dataset, prefix: str) -> Dictionary:
+        names = ("encoder", "decoder", "encoder_bias", "decoder_bias")
+        arrays = (np.ascontiguousarray(ds[prefix + name].values, np.float32) for name in names)
+        return cls(str(ds.attrs["kind"]), int(ds.attrs.get("k", 0)), *arrays)

@@ -1,0 +1,1 @@
+"""From a spec to finished runs: the plan, the runner, checkpoints, signals, progress and logs."""

@@ -1,0 +1,274 @@
+"""Executes a plan: each stage from the store, from its checkpoint, or from scratch; what it makes appears whole or not at all.
+
+A run directory belongs to one process at a time (a kernel lock, gone with the process), and so does a key of the store while
+it is computed. A point that fails does not stop the others of a sweep; a request to stop ends everything at the next tick.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+from loguru import logger
+
+from ..datasets import Origin, read_attributes, read_stage
+from ..datasets.files import locked, sweep_temporaries, write_text
+from ..engine.threads import configure_threads
+from ..errors import Stopped, UserError
+from .checkpoint import load_checkpoint, save_checkpoint
+from .log import run_log
+from .plan import PointPlan, Step
+from .progress import StageProgress, duration
+from .status import Status, now
+from .stop import EXIT_AGAIN, StopRequest
+
+if TYPE_CHECKING:
+    from ..spec import Spec
+
+_SPARE = 10  # at most one part in ten of the time goes into writing checkpoints
+
+
+class Locked(Exception):
+    """Another process works in this run directory."""
+
+
+@dataclass
+class StageContext:
+    """The context of one running stage (``stages.stage.Context``): progress, checkpoints, and the request to stop."""
+
+    spec: Spec
+    upstream: Mapping[str, xr.Dataset]
+    checkpoint: Path
+    progress: StageProgress
+    status: Status
+    stop: StopRequest
+    _due: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._due = time.monotonic() + self.spec.engine.checkpoint_seconds
+
+    def tick(
+        self,
+        done: int,
+        total: int,
+        message: str = "",
+        state: Callable[[], dict[str, np.ndarray]] | None = None,
+    ) -> None:
+        """Show progress, write a checkpoint when one is due, raise Stopped when a stop was asked for."""
+        if state is not None and (self.stop.asked or time.monotonic() >= self._due):
+            began = time.monotonic()
+            save_checkpoint(self.checkpoint, state())
+            ended = time.monotonic()
+            self._due = ended + max(self.spec.engine.checkpoint_seconds, _SPARE * (ended - began))
+        if self.stop.asked:
+            raise Stopped
+        self.progress.update(done, total, message)
+        self.status.report(progress=self.progress.share, eta=self.progress.eta, message=message)
+
+    def restore(self) -> dict[str, np.ndarray] | None:
+        """The arrays of the last checkpoint of this stage, or None."""
+        arrays = load_checkpoint(self.checkpoint)
+        if arrays is not None:
+            logger.info("continuing from the checkpoint of an earlier attempt")
+        return arrays
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Exit code of a batch of runs, and the run directories that are complete."""
+
+    code: int
+    directories: tuple[Path, ...]
+
+
+def run_plans(plans: Sequence[PointPlan]) -> Outcome:
+    """Execute every plan in turn. Code 0: all done; 1: a run failed; 75: stopped, or locked by another process."""
+    done: list[Path] = []
+    code = 0
+    with StopRequest() as stop:
+        for plan in plans:
+            try:
+                run_point(plan, stop)
+                done.append(plan.directory)
+            except Stopped:
+                return Outcome(code or EXIT_AGAIN, tuple(done))
+            except Locked as problem:
+                logger.error("{}", problem)
+                code = code or EXIT_AGAIN
+            except Exception:  # said and logged where it happened
+                code = 1
+    return Outcome(code, tuple(done))
+
+
+def run_point(plan: PointPlan, stop: StopRequest) -> None:
+    """Execute one plan in its directory. Raises Stopped, Locked, or the error that ended it (already reported)."""
+    with ExitStack() as stack:
+        try:
+            plan.directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_owned(plan.directory))
+            sweep_temporaries(plan.directory)
+            stack.enter_context(run_log(plan.directory / "run.jsonl"))
+            status = Status(plan.directory / "status.json", plan.point.run, dict(plan.point.coordinates))
+            status.set()
+        except OSError as problem:
+            logger.error("{}", _plainly(plan, problem))
+            raise
+        with _reported(plan, status):
+            _prepare(plan)
+            _Run(plan, stop, status).execute()
+
+
+@contextmanager
+def _owned(directory: Path) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(directory / ".lock"))
+        except BlockingIOError:
+            raise Locked(f"{directory} is locked by another process; run again when it has ended") from None
+        yield
+
+
+@contextmanager
+def _reported(plan: PointPlan, status: Status) -> Iterator[None]:
+    """Leave the end of a run, however it ends, in its status, its log and, as one line, on stderr."""
+    try:
+        yield
+    except Stopped:
+        with suppress(OSError):
+            status.set(state="stopped", eta=None)
+        logger.info("{}: stopped; run the same command again to continue", plan.point.run)
+        raise
+    except Exception as problem:
+        text = _plainly(plan, problem)
+        logger.opt(exception=not isinstance(problem, UserError)).error("{}", text)
+        with suppress(OSError):
+            status.set(state="failed", eta=None, error=text)
+        raise
+    status.set(state="done", stage=None, progress=1.0, eta=None, message="")
+
+
+def _plainly(plan: PointPlan, problem: Exception) -> str:
+    """What went wrong in one line that says where and, if possible, what to do."""
+    run = plan.point.run
+    if isinstance(problem, UserError):
+        return f"{run}: {problem}"
+    if isinstance(problem, OSError):
+        return f"{run}: {problem.filename or plan.directory}: {problem.strerror or problem}"
+    if isinstance(problem, MemoryError):
+        return f"{run}: out of memory; use fewer samples or set a smaller engine.chunk ({problem})"
+    log = plan.directory / "run.jsonl"
+    return f"{run}: unexpected {type(problem).__name__}: {problem}; the traceback is in {log}"
+
+
+def _prepare(plan: PointPlan) -> None:
+    """Check the device, write the resolved spec, and take away stage files that belong to an earlier version of it."""
+    if plan.point.spec.engine.device == "gpu":
+        raise UserError('this version computes on the CPU only: set engine.device = "cpu" or "auto"')
+    spec, text = plan.directory / "spec.toml", plan.point.toml()
+    if not spec.exists() or spec.read_text(encoding="utf-8") != text:
+        write_text(spec, text)
+    for step in plan.steps:
+        present = plan.directory / f"{step.stage.name}.nc"
+        if present.exists() and read_attributes(present).get("key") != step.key:
+            present.unlink()
+            (plan.directory / "report.html").unlink(missing_ok=True)
+    for step in plan.steps:
+        if step.forced:
+            with plan.store.lock(step.stage.name, step.key, lambda: None):
+                plan.store.forget(step.stage.name, step.key)
+
+
+@dataclass
+class _Run:
+    """One point on its way through its stages."""
+
+    plan: PointPlan
+    stop: StopRequest
+    status: Status
+    seconds: dict[str, float] = field(default_factory=dict)
+    changed: bool = False
+
+    def execute(self) -> None:
+        for step in self.plan.steps:
+            if step.wanted:
+                self._obtain(step)
+            if self.stop.asked:
+                raise Stopped
+        if self.changed:
+            self._draw()
+        timings = [f"{name} {duration(seconds)}" for name, seconds in self.seconds.items()]
+        total = duration(sum(self.seconds.values()))
+        logger.info(
+            "{}: {}",
+            self.plan.point.run,
+            f"{', '.join(timings)}, total {total}" if timings else "nothing to compute",
+        )
+
+    def _obtain(self, step: Step) -> None:
+        """Link a stage into the run directory, computing it first unless the store has it."""
+        store, name, key = self.plan.store, step.stage.name, step.key
+        self.status.set(stage=name, progress=0.0, eta=None, message="")
+        with store.lock(name, key, self._wait):
+            if store.has(name, key) and not store.intact(name, key):
+                logger.warning(
+                    "{}: damaged (its checksum differs); computing it again", store.path(name, key)
+                )
+                store.forget(name, key)
+            if not store.has(name, key):
+                self._compute(step)
+            self.changed |= name in self.seconds or not self._file(name).exists()
+            store.link(name, key, self._file(name))
+
+    def _compute(self, step: Step) -> None:
+        store, name, spec = self.plan.store, step.stage.name, self.plan.point.spec
+        checkpoint = store.checkpoint(name, step.key)
+        began, start = time.monotonic(), now()
+        threads = configure_threads(spec.engine.threads)
+        with ExitStack() as stack:
+            upstream = {
+                above: stack.enter_context(read_stage(self._file(above))) for above in step.stage.upstream
+            }
+            progress = StageProgress(self.plan.point.run, name)
+            stack.callback(progress.close)
+            context = StageContext(spec, upstream, checkpoint, progress, self.status, self.stop)
+            dataset = step.stage.run(context)
+            seed = getattr(getattr(spec, name, None), "seed", spec.seed)
+            store.put(
+                dataset,
+                Origin(name, step.key, step.stage.version, step.sections, seed, threads, start, now()),
+            )
+        checkpoint.unlink(missing_ok=True)
+        self.seconds[name] = time.monotonic() - began
+        logger.info("{}: {} done in {}", self.plan.point.run, name, duration(self.seconds[name]))
+
+    def _file(self, stage: str) -> Path:
+        return self.plan.directory / f"{stage}.nc"
+
+    def _wait(self) -> None:
+        """Called while another process computes the stage that is needed next."""
+        self.status.report(message="waiting for another process that computes this stage")
+        if self.stop.asked:
+            raise Stopped
+
+    def _draw(self) -> None:
+        """Figures and report. The numbers are safe by now: what fails here is said, and the run is still done."""
+        output = self.plan.point.spec.output
+        if not (output.report or output.figures):
+            return
+        began = time.monotonic()
+        try:
+            from .. import report
+
+            if output.figures:
+                report.write_figures(self.plan.directory)
+            if output.report:
+                report.write_report(self.plan.directory)
+        except Exception as problem:
+            logger.opt(exception=True).error("{}: the report failed: {}", self.plan.point.run, problem)
+        self.seconds["report"] = time.monotonic() - began

@@ -1,0 +1,52 @@
+"""``status.json``: what a run is doing, for people and programs that look in from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ..datasets.files import write_text
+
+_EVERY = 2.0  # seconds between updates that only report progress
+
+
+def now() -> str:
+    """The time as ISO 8601 in UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+class Status:
+    """The fields of one run's ``status.json``: run, state, stage, progress (0 to 1), eta (s), pid, host, and the like."""
+
+    def __init__(self, path: Path, run: str, coordinates: dict[str, Any]) -> None:
+        self._path = path
+        self._written = 0.0
+        self._fields: dict[str, Any] = {
+            "run": run,
+            "coordinates": coordinates,
+            "state": "running",
+            "stage": None,
+            "progress": 0.0,
+            "eta": None,
+            "message": "",
+            "pid": os.getpid(),
+            "host": platform.node(),
+            "started": now(),
+        }
+
+    def set(self, **fields: Any) -> None:
+        """Change fields and write the file."""
+        self._fields |= fields
+        self._written = time.monotonic()
+        write_text(self._path, json.dumps(self._fields | {"updated": now()}, indent=2) + "\n")
+
+    def report(self, **fields: Any) -> None:
+        """Change fields; the file follows at most every two seconds."""
+        self._fields |= fields
+        if time.monotonic() - self._written >= _EVERY:
+            self.set()

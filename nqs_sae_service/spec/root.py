@@ -1,0 +1,134 @@
+"""The whole spec: one frozen record that holds the record of every section.
+
+Lattices, Hamiltonians, states and dictionaries come in kinds; the rooms that own them register a record for
+each kind, and ``kind`` in the TOML section chooses among them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, Union
+
+from pydantic import Field, field_validator
+
+from ..physics.hamiltonians import HAMILTONIANS
+from ..physics.lattices import LATTICES
+from ..sae import KINDS
+from ..states import STATES
+from .section import Section
+from .sections import (
+    DEFAULT_SEED,
+    Activations,
+    Engine,
+    Features,
+    GroundState,
+    Observables,
+    Output,
+    Samples,
+    Sampling,
+    Steering,
+)
+
+REGISTRIES: Mapping[str, Mapping[str, type[Section]]] = {
+    "lattice": LATTICES,
+    "hamiltonian": HAMILTONIANS,
+    "state": STATES,
+    "sae": KINDS,
+}
+DEFAULT_KINDS = {"state": "transformer", "sae": "topk"}
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_LONGEST_NAME = 100
+
+
+def _one_of(registry: Mapping[str, type[Section]]) -> Any:
+    """Type of a section that comes in kinds. (A tagged union needs two members.)"""
+    records = tuple(registry.values())
+    return Annotated[Union[records], Field(discriminator="kind")] if len(records) > 1 else records[0]  # noqa: UP007
+
+
+if TYPE_CHECKING:
+    Lattice: TypeAlias = Any
+    Hamiltonian: TypeAlias = Any
+    State: TypeAlias = Any
+    Dictionary: TypeAlias = Any
+else:
+    Lattice, Hamiltonian, State, Dictionary = map(_one_of, REGISTRIES.values())
+
+
+class Heading(Section):
+    """What stands above the first section."""
+
+    name: str = Field(description="name of the run and of its directory: letters, digits, '.', '_', '-'")
+    seed: int = Field(
+        DEFAULT_SEED, ge=0, le=2**31 - 1, description="seed of every stage that does not set its own"
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _is_one_directory(cls, name: str) -> str:
+        if len(name) > _LONGEST_NAME:
+            raise ValueError(f"a name has at most {_LONGEST_NAME} characters, this one {len(name)}")
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                "a name is made of letters, digits, '.', '_' and '-', does not start with '.', and is no path"
+                f" (results go to results/<name>); got {name!r}"
+            )
+        return name
+
+
+class Spec(Heading):
+    """One experiment: from a Hamiltonian to a steered wave function."""
+
+    lattice: Lattice = Field(description="the sites and who neighbours whom")
+    hamiltonian: Hamiltonian = Field(description="the Hamiltonian whose ground state is sought")
+    state: State = Field(default_factory=lambda: default_record("state"), description="the wave function")
+    sampling: Sampling = Field(default_factory=Sampling)
+    ground_state: GroundState = Field(default_factory=GroundState)
+    samples: Samples = Field(default_factory=Samples)
+    observables: Observables = Field(default_factory=Observables)
+    activations: Activations = Field(default_factory=Activations)
+    sae: Dictionary = Field(default_factory=lambda: default_record("sae"), description="the dictionary")
+    features: Features = Field(default_factory=Features)
+    steering: Steering = Field(default_factory=Steering)
+    engine: Engine = Field(default_factory=Engine)
+    output: Output = Field(default_factory=Output)
+
+    def sections(self) -> dict[str, Section]:
+        """The record of every section, in the order of the spec."""
+        return {name: getattr(self, name) for name in SECTIONS}
+
+    def completed(self) -> Spec:
+        """The same experiment with every default filled in that depends on another section or on ``seed``."""
+        return self.model_copy(update=resolve(self.seed, self.sections()))
+
+
+SECTIONS = tuple(name for name in Spec.model_fields if name not in Heading.model_fields)
+REQUIRED_SECTIONS = tuple(name for name in SECTIONS if Spec.model_fields[name].is_required())
+
+
+def default_record(section: str) -> Section:
+    """The record of a section that comes in kinds when the spec says nothing about it."""
+    kind = DEFAULT_KINDS[section]
+    return REGISTRIES[section][kind].model_validate({"kind": kind})
+
+
+def records_of(section: str) -> tuple[type[Section], ...]:
+    """Every record class that a section may turn out to be."""
+    if section in REGISTRIES:
+        return tuple(REGISTRIES[section].values())
+    return (Spec.model_fields[section].annotation,)  # type: ignore[return-value]
+
+
+def resolve(seed: int, sections: Mapping[str, Section]) -> dict[str, Section]:
+    """Fill in what depends on other sections, in the order of the spec. Some sections may be missing."""
+    resolved = dict(sections)
+    for name in SECTIONS:
+        if name not in resolved:
+            continue
+        record = resolved[name]
+        if "seed" in type(record).model_fields and "seed" not in record.model_fields_set:
+            record = record.model_copy(update={"seed": seed})
+        resolved[name] = record.resolved(resolved)
+    return resolved

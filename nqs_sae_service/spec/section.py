@@ -1,0 +1,41 @@
+"""The base of every typed record of a TOML section.
+
+A record is strict (no silent conversions), closed (an unknown key is an error), frozen, and finite (no nan,
+no inf). Records of things that come in kinds (a lattice, a Hamiltonian, a state, a dictionary) live beside the
+thing itself, so that a new kind is one file; the others live in ``spec/sections.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with a section: the ``key`` in it (``"patch"``, ``"names[2]"``), what, and names it may mean."""
+
+    key: str
+    what: str
+    candidates: tuple[str, ...] = ()
+
+
+class Section(BaseModel):
+    """One TOML section. Subclasses describe every field with its unit; defaults live there and nowhere else."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
+    )
+
+    def resolved(self, sections: Mapping[str, Section]) -> Section:
+        """This record with its defaults that depend on other sections filled in, or itself when there are none.
+
+        ``sections`` holds those that validated, resolved as far as they come earlier; one may be missing.
+        """
+        return self
+
+    def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
+        """Check this section against the others. ``sections`` holds those that validated; one may be missing."""
+        return iter(())

@@ -1,0 +1,284 @@
+"""The sections of a spec that do not come in kinds. Every default of theirs lives here and nowhere else.
+
+A sweep is as many proposals as there are spins. Energies are in units of J. Bounds are wide:
+they refuse what can only be a slip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from .section import Finding, Section
+
+DEFAULT_SEED = 1
+StageSeed = Annotated[
+    int,
+    Field(ge=0, le=2**31 - 1, description="seed of this stage's random numbers; default: the top-level seed"),
+]
+SweptValues = Annotated[tuple[Any, ...], Field(min_length=1)]
+
+_SCALES = (0.0, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5, 2.0)
+_SPLIT_NAMES = ("train", "select", "test")
+
+
+class Sampling(Section):
+    """Metropolis sampling of |psi|^2: single spin flips and flips of all spins, many chains side by side."""
+
+    chains: int = Field(1024, ge=1, le=2**20, description="Markov chains that run side by side")
+    sweeps: int = Field(
+        1,
+        ge=1,
+        le=10_000,
+        description="sweeps between recorded samples; one sweep is as many proposals as spins",
+    )
+    global_flip: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="share of proposals that flip all spins (else ordered phases stick in one sector)",
+    )
+    burn_in: int = Field(20, ge=0, le=1_000_000, description="sweeps before the first recorded sample")
+
+
+class GroundState(Section):
+    """Variational Monte Carlo by stochastic reconfiguration (minSR), with the momentum of SPRING."""
+
+    seed: StageSeed = DEFAULT_SEED
+    steps: int = Field(300, ge=1, le=1_000_000, description="optimisation steps")
+    samples: int = Field(
+        1024, ge=2, le=2**16, description="Born samples per step; a multiple of sampling.chains"
+    )
+    learning_rate: float = Field(0.03, gt=0, le=10, description="step length at the start")
+    final_learning_rate: float = Field(
+        0.05, ge=0, le=1, description="share of learning_rate left at the end of the cosine decay"
+    )
+    momentum: float = Field(
+        0.8, ge=0, lt=1, description="SPRING: share of the last update that carries on; 0 is plain minSR"
+    )
+    shift: float = Field(
+        1e-3, gt=0, le=1e3, description="diagonal shift of the minSR matrix after the first shift_steps"
+    )
+    shift_start: float = Field(
+        1e-1, gt=0, le=1e3, description="diagonal shift at the first step, decays geometrically to shift"
+    )
+    shift_steps: int = Field(50, ge=0, le=1_000_000, description="steps over which the shift decays")
+    max_step: float = Field(0.3, gt=0, le=1e3, description="largest update, as a length in the metric S")
+    final_samples: int = Field(
+        16384, ge=2, le=10**8, description="fresh samples for the final energy; a multiple of sampling.chains"
+    )
+
+    def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
+        yield from _multiple_of_chains("samples", self.samples, sections)
+        yield from _multiple_of_chains("final_samples", self.final_samples, sections)
+
+
+class Samples(Section):
+    """Born samples of the trained state, split by chain so that nothing is chosen on what it is tested on."""
+
+    seed: StageSeed = DEFAULT_SEED
+    count: int = Field(
+        32768, ge=1, le=10**8, description="number of samples over all chains; a multiple of sampling.chains"
+    )
+    split: tuple[float, ...] = Field(
+        (0.5, 0.25, 0.25),
+        min_length=3,
+        max_length=3,
+        description="shares of the chains that train the dictionary, select the feature, test it; they sum to 1",
+    )
+
+    @field_validator("split")
+    @classmethod
+    def _shares(cls, split: tuple[float, ...]) -> tuple[float, ...]:
+        if min(split) <= 0:
+            raise ValueError("all three shares (train, select, test) must be greater than 0")
+        if abs(sum(split) - 1) > 1e-9:
+            raise ValueError(f"the shares (train, select, test) must sum to 1, they sum to {sum(split):.6g}")
+        return split
+
+    def split_chains(self, chains: int) -> tuple[int, int, int]:
+        """How many of the chains train, select and test; they sum to ``chains``."""
+        train = round(self.split[0] * chains)
+        select = round((self.split[0] + self.split[1]) * chains) - train
+        return train, select, chains - train - select
+
+    def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
+        yield from _multiple_of_chains("count", self.count, sections)
+        sampling = sections.get("sampling")
+        if not isinstance(sampling, Sampling):
+            return
+        parts = self.split_chains(sampling.chains)
+        if min(parts) < 2:
+            shares = ", ".join(f"{part} {name}" for part, name in zip(parts, _SPLIT_NAMES, strict=True))
+            what = (
+                f"each part needs at least 2 chains; the {sampling.chains} of sampling.chains give {shares}"
+            )
+            yield Finding("split", what)
+
+
+class Observables(Section):
+    """What is measured on every sample and compared with the features."""
+
+    names: tuple[str, ...] = Field(
+        ("magnetization", "abs_magnetization", "half_chain_correlation", "sigma_x"),
+        min_length=1,
+        max_length=1000,
+        description="observables to measure; single pairs are called like correlation_0_20",
+    )
+
+    def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
+        yield from _repeated("names", self.names)
+        lattice: Any = sections.get("lattice")
+        if lattice is None:
+            return
+        from ..physics.observables import UnknownObservable, check_observable
+
+        n_sites = lattice.build().n_sites
+        for index, name in enumerate(self.names):
+            try:
+                check_observable(name, n_sites)
+            except UnknownObservable as unknown:
+                yield Finding(f"names[{index}]", unknown.what, tuple(unknown.candidates))
+
+
+class Activations(Section):
+    """Which layers of the network are recorded and taken apart."""
+
+    layers: tuple[str, ...] = Field(
+        (), max_length=1000, description="layers to record; empty: the residual stream after every block"
+    )
+
+    def resolved(self, sections: Mapping[str, Section]) -> Section:
+        state: Any = sections.get("state")
+        if self.layers or state is None:
+            return self
+        residual = tuple(name for name in state.layer_names() if name.startswith("residual_"))
+        return self.model_copy(update={"layers": residual})
+
+    def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
+        yield from _repeated("layers", self.layers)
+        state: Any = sections.get("state")
+        if state is None:
+            return
+        known = tuple(state.layer_names())
+        for index, layer in enumerate(self.layers):
+            if layer not in known:
+                what = f'the state has no layer "{layer}"; its layers: {", ".join(known)}'
+                yield Finding(f"layers[{index}]", what, known)
+
+
+class Features(Section):
+    """Statistics of the match between features and observables."""
+
+    seed: StageSeed = DEFAULT_SEED
+    bootstrap: int = Field(
+        1000, ge=10, le=1_000_000, description="resamplings of the test chains for confidence intervals"
+    )
+    permutations: int = Field(
+        1000, ge=10, le=1_000_000, description="permutations of whole chains for p-values"
+    )
+    confidence: float = Field(0.95, gt=0, lt=1, description="level of the confidence intervals")
+
+
+class Steering(Section):
+    """Turning the best feature of an observable and watching the state follow, beside controls."""
+
+    seed: StageSeed = DEFAULT_SEED
+    targets: tuple[str, ...] = Field(
+        (),
+        max_length=100,
+        description="observables whose best feature is turned; empty: the first two of observables.names",
+    )
+    scales: tuple[Annotated[float, Field(ge=-1000, le=1000)], ...] = Field(
+        _SCALES,
+        min_length=1,
+        max_length=1000,
+        description="factors on the feature's activation; 1 is the state itself and always there",
+    )
+    layers: tuple[str, ...] = Field(
+        (), max_length=1000, description="layers to steer at; empty: activations.layers"
+    )
+    samples: int = Field(4096, ge=2, le=10**8, description="Born samples that are reweighted")
+    draws: int = Field(4, ge=1, le=1_000_000, description="fresh samples of the steered state per chain")
+    burn_in: int = Field(
+        10,
+        ge=0,
+        le=1_000_000,
+        description="sweeps of each chain in the steered state before its first sample",
+    )
+    resample_controls: bool = Field(False, description="draw fresh samples for the controls too (slower)")
+    energy_budget: float = Field(
+        2e-4, gt=0, le=1, description="largest |dE/E| within which the reach of a feature is measured"
+    )
+
+    @field_validator("scales")
+    @classmethod
+    def _with_the_state_itself(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(sorted({*scales, 1.0}))
+
+    def resolved(self, sections: Mapping[str, Section]) -> Section:
+        update: dict[str, Any] = {}
+        observables, activations = sections.get("observables"), sections.get("activations")
+        if not self.targets and isinstance(observables, Observables):
+            update["targets"] = observables.names[:2]
+        if not self.layers and isinstance(activations, Activations):
+            update["layers"] = activations.layers
+        return self.model_copy(update=update) if update else self
+
+    def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
+        yield from _repeated("targets", self.targets)
+        yield from _repeated("layers", self.layers)
+        observables, activations = sections.get("observables"), sections.get("activations")
+        if isinstance(observables, Observables):
+            yield from _among("targets", self.targets, "observables.names", observables.names)
+        if isinstance(activations, Activations):
+            yield from _among("layers", self.layers, "activations.layers", activations.layers)
+
+
+class Engine(Section):
+    """How to run: never part of a stage's key."""
+
+    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="where to compute")
+    threads: int = Field(0, ge=0, le=4096, description="threads of the kernels; 0: all cores")
+    chunk: int = Field(
+        0, ge=0, le=10**8, description="configurations per forward pass; 0: from the free memory"
+    )
+    checkpoint_seconds: float = Field(30.0, ge=0, le=86_400, description="seconds between checkpoints")
+
+
+class Output(Section):
+    """What to draw and write besides the data: never part of a stage's key."""
+
+    report: bool = Field(True, description="write report.html")
+    figures: bool = Field(True, description="write figures as PNG and SVG")
+
+
+class Sweep(Section):
+    """Several runs from one spec. Keys are quoted, "section.key"; each value of an array is a point."""
+
+    grid: dict[str, SweptValues] = Field({}, description="all combinations of the values; the last key varies fastest")
+    zip: dict[str, SweptValues] = Field({}, description="arrays of equal length that move together")
+
+
+def _multiple_of_chains(key: str, count: int, sections: Mapping[str, Section]) -> Iterator[Finding]:
+    sampling = sections.get("sampling")
+    if isinstance(sampling, Sampling) and count % sampling.chains:
+        chains = sampling.chains
+        below, above = count // chains * chains, -(-count // chains) * chains
+        remedy = f"{below} or {above}" if below else f"{above}"
+        what = f"{count} must be a multiple of sampling.chains = {chains}: use {remedy}, or change sampling.chains"
+        yield Finding(key, what)
+
+
+def _repeated(key: str, names: tuple[str, ...]) -> Iterator[Finding]:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield Finding(f"{key}[{index}]", f'"{name}" is listed twice')
+
+
+def _among(key: str, names: tuple[str, ...], where: str, allowed: tuple[str, ...]) -> Iterator[Finding]:
+    for index, name in enumerate(names):
+        if name not in allowed:
+            yield Finding(f"{key}[{index}]", f'"{name}" is not listed in {where}: add it there', allowed)

@@ -1,0 +1,167 @@
+"""Sweeps: one document becomes many, one for each point.
+
+``[sweep.grid]`` is the product of its arrays in the order written; the arrays of ``[sweep.zip]`` move together
+and are, as a whole, the last axis of the product. Keys are dotted, ``"hamiltonian.h"``; ``seed`` may be swept too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .document import Document, Setting
+from .problems import Origin, Path, Problem, dotted, nearest, show
+from .root import SECTIONS, records_of
+
+MOST_POINTS = 10_000
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One swept key: where its array stands in the document, the path that it sets, its values."""
+
+    place: Path
+    target: Path
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """The documents of all points without ``[sweep]``, the swept paths, and what is wrong with the sweep.
+
+    Without a sweep, and with a wrong one, the only document is that of the spec itself.
+    """
+
+    documents: list[Document]
+    targets: tuple[Path, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+def expand(document: Document, settings: Sequence[Setting]) -> Expansion:
+    """All points of a spec; ``settings`` are the values of the command line, which a sweep must not touch."""
+    rest = {key: value for key, value in document.values.items() if key != "sweep"}
+    single = Document(rest, document.origins)
+    if "sweep" not in document.values:
+        return Expansion([single])
+    problems: list[Problem] = []
+    grid, zipped = _read_axes(document, problems)
+    for axis in (*grid, *zipped):
+        problems += _axis_problems(document, axis, settings)
+    problems += _repetition_problems(document, [*grid, *zipped])
+    problems += _size_problems(document, grid, zipped)
+    if problems:
+        return Expansion([single], problems=tuple(problems))
+    moving = [(axis,) for axis in grid] + ([tuple(zipped)] if zipped else [])
+    axes = [[[(axis, i) for axis in together] for i in range(len(together[0].values))] for together in moving]
+    documents = [_point(single, itertools.chain(*choice)) for choice in itertools.product(*axes)]
+    return Expansion(documents, tuple(axis.target for axis in (*grid, *zipped)))
+
+
+def _point(document: Document, choice: Iterable[tuple[Axis, int]]) -> Document:
+    for axis, index in choice:
+        place = (*axis.place, index)
+        origins = {
+            axis.target + path[len(place) :]: origin
+            for path, origin in document.origins.items()
+            if path[: len(place)] == place
+        }
+        origins.setdefault(axis.target, document.origin(place))
+        try:
+            document = document.assigned(axis.target, axis.values[index], origins)
+        except KeyError:  # the section is no table, which is a problem of the section
+            continue
+    return document
+
+
+def _read_axes(document: Document, problems: list[Problem]) -> tuple[list[Axis], list[Axis]]:
+    sweep = document.values["sweep"]
+    if not isinstance(sweep, dict):
+        what = f"must be a table, [sweep.grid] or [sweep.zip], got {show(sweep)}"
+        problems.append(Problem(document.origin(("sweep",)), "sweep", what))
+        return [], []
+    for key in sweep.keys() - {"grid", "zip"}:
+        path = ("sweep", key)
+        what = 'unknown key: a sweep is written as [sweep.grid] or [sweep.zip] with keys like "hamiltonian.h"'
+        problems.append(Problem(document.origin(path), dotted(path), what, nearest(key, ("grid", "zip"))))
+    grid, zipped = (
+        list(_axes(document, ("sweep", kind), sweep.get(kind, {}), problems)) for kind in ("grid", "zip")
+    )
+    return grid, zipped
+
+
+def _axes(document: Document, place: Path, table: Any, problems: list[Problem]) -> Iterator[Axis]:
+    """The arrays in a table. An unquoted dotted key makes tables in tables; it is read like the quoted one."""
+    if isinstance(table, dict):
+        for key, value in table.items():
+            yield from _axes(document, (*place, key), value, problems)
+    elif isinstance(table, list) and table and len(place) > 2:
+        target = tuple(".".join(map(str, place[2:])).split("."))
+        yield Axis(place, target, tuple(table))
+    else:
+        what = f"must be an array of values with at least one element, got {show(table)}"
+        problems.append(Problem(document.origin(place), dotted(place), what))
+
+
+def _axis_problems(document: Document, axis: Axis, settings: Sequence[Setting]) -> Iterator[Problem]:
+    origin, key = document.origin(axis.place), ".".join(map(str, axis.target))
+    section, *rest = map(str, axis.target)
+    for setting in settings:
+        shared = min(len(setting.path), len(axis.target))
+        if setting.path[:shared] == axis.target[:shared]:
+            what = f"{key} is swept, at {origin}: change the sweep instead"
+            yield Problem(setting.origin, dotted(setting.path), what)
+    written = document.origins.get(axis.target, origin)
+    if written.rank < origin.rank:
+        yield Problem(written, key, f"is swept by a base of this spec, at {origin}: sweep it here instead")
+    if axis.target == ("seed",):
+        return
+    if section not in SECTIONS or len(rest) != 1:
+        what = f'cannot be swept: a swept key is "seed" or reads "section.key", got {show(key)}'
+        near = nearest(section, SECTIONS) if section not in SECTIONS else ()
+        yield Problem(origin, dotted(axis.place), what, near)
+        return
+    fields = {name for record in records_of(section) for name in record.model_fields}
+    if rest[0] not in fields:
+        near = tuple(f"{section}.{name}" for name in nearest(rest[0], fields))
+        yield Problem(origin, dotted(axis.place), f"unknown key {show(key)}", near)
+
+
+def _repetition_problems(document: Document, axes: Sequence[Axis]) -> Iterator[Problem]:
+    first: dict[Path, Origin] = {}
+    for axis in axes:
+        origin = document.origin(axis.place)
+        if axis.target in first:
+            yield Problem(origin, dotted(axis.place), f"is swept twice, first at {first[axis.target]}")
+        first.setdefault(axis.target, origin)
+
+
+def _size_problems(document: Document, grid: Sequence[Axis], zipped: Sequence[Axis]) -> Iterator[Problem]:
+    lengths = {len(axis.values) for axis in zipped}
+    if len(lengths) > 1:
+        sizes = ", ".join(f"{'.'.join(map(str, axis.target))} has {len(axis.values)}" for axis in zipped)
+        what = f"arrays must have equal lengths: {sizes}"
+        yield Problem(document.origin(("sweep", "zip")), "sweep.zip", what)
+    points = math.prod(len(axis.values) for axis in grid) * max(lengths, default=1)
+    if points > MOST_POINTS:
+        what = f"makes {points} points; at most {MOST_POINTS} are allowed"
+        yield Problem(document.origin(("sweep",)), "sweep", what)
+
+
+def label(coordinates: Mapping[str, Any]) -> str:
+    """Directory of a point inside its sweep, ``hamiltonian.h=0.5,sae.k=8``, safe on every file system.
+
+    Characters other than letters, digits and ``._+=-`` become ``_``; the caller sees to it that names differ.
+    """
+    text = ",".join(f"{key}={_word(value)}" for key, value in coordinates.items())
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._+=,-") else "_" for c in text)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return "+".join(map(_word, value))
+    return str(value)

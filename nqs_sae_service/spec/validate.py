@@ -1,0 +1,228 @@
+"""From a document to validated records: each section on its own, then against those that are sound.
+
+Nothing stops at the first problem. Sections are handed to pydantic as JSON, where arrays may become tuples
+although the records are strict.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from pydantic import ValidationError
+
+from .document import Document
+from .problems import Path, Problem, dotted, nearest, show
+from .root import DEFAULT_KINDS, REGISTRIES, REQUIRED_SECTIONS, SECTIONS, Heading, Spec, records_of, resolve
+from .section import Finding, Section
+
+_LARGEST_INTEGER = 2**63 - 1
+_KEY_PARTS = re.compile(r"[^.\[\]]+")
+
+# What is expected, by pydantic's name of the error, in our words; {...} is filled from the error's context.
+_EXPECTED = {
+    "int_type": "must be an integer",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "string_type": "must be a string",
+    "tuple_type": "must be an array",
+    "list_type": "must be an array",
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+    "literal_error": "must be {expected}",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "multiple_of": "must be a multiple of {multiple_of}",
+    "too_short": "must have at least {min_length} elements",
+    "too_long": "must have at most {max_length} elements",
+}
+
+
+class Missing(Problem):
+    """Something required that is not there."""
+
+
+def validate(document: Document, complete: bool = True) -> tuple[Spec | None, list[Problem]]:
+    """The resolved spec of a document without sweep, or None and everything that is wrong with it.
+
+    ``complete=False`` says that part of the document is known to be lost (an unreadable base): nothing counts
+    as missing.
+    """
+    problems = list(_unknown_sections(document))
+    heading, found = _record(document, (), Heading)
+    problems += found
+    sections: dict[str, Section] = {}
+    for name in SECTIONS:
+        record, found = _section(document, name)
+        problems += found
+        if record is not None:
+            sections[name] = record
+    seed = heading.seed if isinstance(heading, Heading) else 1
+    sections = resolve(seed, sections)
+    problems += _findings(document, sections)
+    if not complete:
+        problems = [problem for problem in problems if not isinstance(problem, Missing)]
+    if problems or not isinstance(heading, Heading) or len(sections) < len(SECTIONS):
+        return None, problems
+    fields: dict[str, Any] = {"name": heading.name, "seed": heading.seed, **sections}
+    return Spec(**fields), []
+
+
+def _section(document: Document, name: str) -> tuple[Section | None, list[Problem]]:
+    values = document.values.get(name)
+    if values is None:
+        if name in REQUIRED_SECTIONS:
+            what = f"the section [{name}] is required and missing ({Spec.model_fields[name].description})"
+            return None, [Missing(document.origin(()), name, what)]
+        values = {}
+    if not isinstance(values, dict):
+        what = f"must be one table, [{name}], got {show(values)}"
+        return None, [Problem(document.origin((name,)), name, what)]
+    if name not in REGISTRIES:
+        return _record(document, (name,), records_of(name)[0])
+    record, found = _kind(document, name, values)
+    return (None, found) if record is None else _record(document, (name,), record)
+
+
+def _kind(
+    document: Document, name: str, values: Mapping[str, Any]
+) -> tuple[type[Section] | None, list[Problem]]:
+    """The record class that ``kind`` asks for."""
+    registry, path = REGISTRIES[name], (name, "kind")
+    kind = values.get("kind", DEFAULT_KINDS.get(name))
+    known = " or ".join(map(show, registry))
+    if kind is None:
+        return None, [Missing(document.origin(path), dotted(path), f"required key is missing: {known}")]
+    if not isinstance(kind, str):
+        what = f"must be a string, {known}, got {show(kind)}"
+        return None, [Problem(document.origin(path), dotted(path), what)]
+    if kind not in registry:
+        what = f"unknown kind {show(kind)}; known: {known}"
+        return None, [Problem(document.origin(path), dotted(path), what, nearest(kind, registry))]
+    return registry[kind], []
+
+
+def _record(document: Document, path: Path, record: type[Section]) -> tuple[Section | None, list[Problem]]:
+    """Validate one section (or, for the empty path, the keys above all sections)."""
+    values: Any = document.values
+    for part in path:
+        values = values.get(part, {})
+    if not path:
+        values = {key: value for key, value in values.items() if key in record.model_fields}
+    foreign: dict[Path, str] = {}
+    values = _as_json(values, path, foreign)
+    if path and path[0] in DEFAULT_KINDS:
+        values.setdefault("kind", DEFAULT_KINDS[str(path[0])])
+    text = json.dumps(values)
+    validated, errors = _validate(record, text)
+    problems = [Problem(document.origin(place), dotted(place), what) for place, what in foreign.items()]
+    for error in errors:
+        place = (*path, *error["loc"])
+        if not any(place[:n] in foreign for n in range(len(place) + 1)):
+            problems.append(_problem(document, place, error, record))
+    return (None if problems else validated), problems
+
+
+@lru_cache(maxsize=4096)
+def _validate(record: type[Section], text: str) -> tuple[Section | None, list[Any]]:
+    try:
+        return record.model_validate_json(text), []
+    except ValidationError as error:
+        return None, error.errors(include_url=False)
+
+
+def _as_json(value: Any, path: Path, foreign: dict[Path, str]) -> Any:
+    """The value without what JSON has no word for; ``foreign`` collects where that was and what is wrong."""
+    if isinstance(value, dict):
+        return {key: _as_json(inner, (*path, key), foreign) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_as_json(inner, (*path, index), foreign) for index, inner in enumerate(value)]
+    if isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
+        foreign[path] = "is an integer of more than 64 bits"
+        return None
+    if isinstance(value, str | int | float):
+        return value
+    foreign[path] = f"dates and times have no place in a spec, got {value}"
+    return None
+
+
+def _problem(document: Document, place: Path, error: Mapping[str, Any], record: type[Section]) -> Problem:
+    """One error of pydantic in our words."""
+    kind, origin = error["type"], document.origin(place)
+    if kind == "missing":
+        return Missing(origin, dotted(place), f"required key is missing{_described(record, place)}")
+    if kind == "extra_forbidden":
+        what, candidates = _unknown_key(place, record)
+        return Problem(origin, dotted(place), what, candidates)
+    context = error.get("ctx", {})
+    if kind == "value_error":
+        return Problem(origin, dotted(place), str(context["error"]))
+    what = _EXPECTED[kind].format(**context) if kind in _EXPECTED else error["msg"]
+    candidates = ()
+    if kind == "literal_error" and isinstance(error["input"], str):
+        candidates = nearest(error["input"], re.findall("'(.*?)'", context["expected"]))
+    return Problem(origin, dotted(place), f"{what}, got {show(error['input'])}", candidates)
+
+
+def _described(record: type[Section], place: Path) -> str:
+    field = record.model_fields.get(str(place[-1]))
+    return f" ({field.description})" if field is not None and field.description else ""
+
+
+def _unknown_key(place: Path, record: type[Section]) -> tuple[str, tuple[str, ...]]:
+    """What to say about a key that the section does not have, and where it may belong."""
+    section, key = str(place[0]), str(place[-1])
+    kinds = [kind for kind, other in REGISTRIES.get(section, {}).items() if key in other.model_fields]
+    if kinds:
+        return f"unknown key here; it belongs to kind {' or '.join(map(show, kinds))}", ()
+    near = (*nearest(key, record.model_fields), *_sections_with(key))
+    if near:
+        return "unknown key", near
+    return f"unknown key; [{section}] has {', '.join(record.model_fields) or 'none'}", ()
+
+
+def _sections_with(key: str) -> tuple[str, ...]:
+    """The dotted names of this key in all sections that have it."""
+    return tuple(
+        f"{section}.{key}"
+        for section in SECTIONS
+        if any(key in record.model_fields for record in records_of(section))
+    )
+
+
+def _unknown_sections(document: Document) -> Iterator[Problem]:
+    known = (*Heading.model_fields, "extends", *SECTIONS, "sweep")
+    for key, value in document.values.items():
+        if key in known:
+            continue
+        what = "unknown section" if isinstance(value, dict) else "unknown key"
+        near = nearest(key, known) or _sections_with(key)
+        if not near:
+            what += f"; a spec has {', '.join(known)}"
+        yield Problem(document.origin((key,)), dotted((key,)), what, near)
+
+
+def _findings(document: Document, sections: Mapping[str, Section]) -> Iterator[Problem]:
+    for name, record in sections.items():
+        for finding in record.findings(sections):
+            inner = tuple(int(part) if part.isdigit() else part for part in _KEY_PARTS.findall(finding.key))
+            place = (name, *inner)
+            candidates = _closest(finding, document, place)
+            yield Problem(document.origin(place), dotted(place), finding.what, candidates)
+
+
+def _closest(finding: Finding, document: Document, place: Path) -> tuple[str, ...]:
+    """The candidate nearest to what is written there; all of them when that is no word."""
+    value: Any = document.values
+    try:
+        for part in place:
+            value = value[part]
+    except (KeyError, IndexError, TypeError):
+        return finding.candidates
+    return nearest(value, finding.candidates) if isinstance(value, str) else finding.candidates

@@ -1,0 +1,33 @@
+"""Forecasts for ``--dry-run``: good to a factor of two or three on two cores of a present-day server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..spec import Spec
+
+_SUSTAINED_FLOPS = 6e10  # float32, two cores, fused kernels
+_DOUBLE_PENALTY = 12.0  # float64 networks run on the reference bricks
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A rough forecast: seconds on 2 cores, bytes on disk, peak bytes of memory."""
+
+    seconds: float
+    disk: float
+    memory: float
+
+
+def network_flops(spec: Spec) -> float:
+    """Arithmetic of one log psi: every parameter multiplies once per token."""
+    state = spec.state.build(spec.lattice.build())
+    flops = 2.0 * state.n_parameters * state.n_tokens
+    return flops * (_DOUBLE_PENALTY if state.dtype == "float64" else 1.0)
+
+
+def seconds_for(flops: float) -> float:
+    """Wall time of so much arithmetic."""
+    return flops / _SUSTAINED_FLOPS

@@ -1,0 +1,363 @@
+"""features.nc: which feature means which observable, beside everything that would do as well without it.
+
+Chains are split three ways. Dictionaries, principal components and regressions are fitted on the train chains; on
+the select chains the best feature and the best candidate of every control are chosen; every number comes from the
+test chains. The dictionary of the first ``sae.seeds`` is reported, the others measure how stable it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from ..datasets.schema import labelled
+from ..errors import UserError
+from ..interpret import controls, correlation
+from ..interpret.gain import Gain, gain_over_controls
+from ..interpret.series import Average, Load, Rows, density, per_sample, row_moments
+from ..interpret.verdict import Evidence, verdict
+from ..sae.dictionary import Dictionary
+from .stage import Context, Cost, Stage
+
+if TYPE_CHECKING:
+    from ..spec import Spec
+
+Tables = dict[str, Any]
+
+_STEPS = ("dictionary", "controls", "intervals", "p-values", "ranks", "stability")
+
+
+class _Progress:
+    """Ticks of the runner in steps of a layer."""
+
+    def __init__(self, context: Context, n_layers: int) -> None:
+        self.context, self.total = context, n_layers * len(_STEPS)
+        self.done, self.message = -1, ""
+
+    def begin(self, layer: str, step: str) -> None:
+        self.done, self.message = self.done + 1, f"{layer}: {step}"
+        self.tick()
+
+    def tick(self) -> None:
+        self.context.tick(max(self.done, 0), self.total, self.message)
+
+
+@dataclass(frozen=True)
+class _Experiment:
+    """What the layers share: samples, observables, the split, the random numbers of the statistics."""
+
+    context: Context
+    progress: _Progress
+    rng: np.random.Generator
+    split: dict[str, NDArray[np.int64]]
+    counts: NDArray[np.float64]
+    permutations: NDArray[np.int64]
+    partner: dict[str, NDArray[np.int64]]
+
+    @classmethod
+    def of(cls, context: Context) -> _Experiment:
+        labels = context.upstream["samples"]["split"].values.astype(str)
+        split = {part: np.flatnonzero(labels == part) for part in ("train", "select", "test")}
+        for part, chains in split.items():
+            if len(chains) < 2:
+                raise UserError(
+                    f"features: {len(chains)} {part} chains are too few, at least 2 are needed; "
+                    "raise sampling.chains or change samples.split"
+                )
+        section, n_test = context.spec.features, len(split["test"])
+        rng = np.random.Generator(np.random.Philox(section.seed))
+        return cls(
+            context=context,
+            progress=_Progress(context, context.upstream["sae"].sizes["layer"]),
+            rng=rng,
+            split=split,
+            counts=correlation.chain_counts(n_test, section.bootstrap, rng),
+            permutations=correlation.chain_permutations(n_test, section.permutations, rng),
+            partner={part: controls.other_chain(len(split[part]), rng) for part in ("select", "test")},
+        )
+
+    @property
+    def sae(self) -> xr.Dataset:
+        return self.context.upstream["sae"]
+
+    @property
+    def observables(self) -> list[str]:
+        return [str(name) for name in self.context.upstream["observables"]["observable"].values]
+
+    @property
+    def sae_seeds(self) -> list[int]:
+        return [int(seed) for seed in self.sae["sae_seed"].values]
+
+    @property
+    def initialisations(self) -> list[int]:
+        """Labels of the untrained control networks; none if the spec asks for none."""
+        return (
+            [int(i) for i in self.sae["initialisation"].values] if "initialisation" in self.sae.dims else []
+        )
+
+    @property
+    def controls(self) -> list[str]:
+        return [name for name in controls.CONTROLS if name != "untrained" or self.initialisations]
+
+    @cached_property
+    def observed(self) -> dict[str, NDArray[np.float64]]:
+        """Observables (chain, draw, observable) of every part of the split."""
+        value = self.context.upstream["observables"]["value"]
+        return {
+            part: value.isel(chain=chains).values.astype(np.float64) for part, chains in self.split.items()
+        }
+
+    @cached_property
+    def state(self) -> Any:
+        return self.context.spec.state.build(self.context.spec.lattice.build())
+
+    @property
+    def n_draws(self) -> int:
+        return self.context.upstream["samples"].sizes["draw"]
+
+    def rows(self, load: Load, part: str, n_tokens: int, pooled: bool = False) -> Rows:
+        return Rows(load, self.split[part], self.n_draws, n_tokens, pooled, self.progress.tick)
+
+    def spins(self, chains: NDArray[np.int64], draws: slice) -> NDArray:
+        """Configurations (chain, draw, spin)."""
+        return self.context.upstream["samples"]["configuration"].isel(chain=chains, draw=draws).values
+
+    @cached_property
+    def raw_spins(self) -> NDArray:
+        """Linear prediction of every observable from the spins, (chain, draw, observable), test chains."""
+        value, n_sites = self.context.upstream["observables"]["value"], self.state.n_sites
+
+        def joint(chains: NDArray[np.int64], draws: slice) -> NDArray:
+            observed = value.isel(chain=chains, draw=draws).values
+            return np.concatenate([self.spins(chains, draws), observed], axis=-1)[:, :, None]
+
+        moments = row_moments(self.rows(joint, "train", 1), n_sites + value.shape[-1])
+        predict = controls.spin_regression(moments, n_sites)
+        spins = self.rows(lambda chains, draws: self.spins(chains, draws)[:, :, None], "test", 1)
+        return per_sample(predict, spins, value.shape[-1])
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer of the trained network and of the untrained ones."""
+
+    experiment: _Experiment
+    name: str
+
+    @property
+    def stored(self) -> xr.DataArray:
+        return self.experiment.context.upstream["activations"][self.name]
+
+    @property
+    def width(self) -> int:
+        return self.stored.shape[3]
+
+    @property
+    def participation_ratio(self) -> float:
+        return float(
+            self.experiment.context.upstream["activations"]["participation_ratio"].sel(layer=self.name)
+        )
+
+    @property
+    def pooled(self) -> bool:
+        return self.experiment.context.spec.sae.input == "pooled"
+
+    def trained(self, part: str) -> Rows:
+        def load(chains: NDArray[np.int64], draws: slice) -> NDArray:
+            return self.stored.isel(chain=chains, draw=draws).values.astype(np.float32, copy=False)
+
+        return self.experiment.rows(load, part, self.stored.shape[2], self.pooled)
+
+    def untrained(self, initialisation: int, part: str) -> Rows:
+        stored = self.experiment.sae["untrained_parameters"].sel(initialisation=initialisation).values
+        parameters = np.ascontiguousarray(stored, dtype=self.experiment.state.dtype)
+
+        def load(chains: NDArray[np.int64], draws: slice) -> NDArray:
+            sigma = self.experiment.spins(chains, draws)
+            flat = np.ascontiguousarray(sigma.reshape(-1, sigma.shape[-1]))
+            x = self.experiment.state.activations(parameters, flat, [self.name])[self.name]
+            return np.asarray(x, np.float32).reshape(*sigma.shape[:2], *x.shape[1:])
+
+        return self.experiment.rows(load, part, self.stored.shape[2], self.pooled)
+
+    def measured(self, average: Average, rows: Callable[[str], Rows], candidates: int) -> NDArray:
+        """For every observable the series, on the test chains, of the candidate best on the select chains."""
+        select = per_sample(average, rows("select"), candidates)
+        best = controls.best_candidate(select, self.experiment.observed["select"])
+        return controls.chosen(per_sample(average, rows("test"), candidates), best)
+
+
+def run(context: Context) -> xr.Dataset:
+    """Correlations, controls, gains, verdicts and stability of every layer."""
+    experiment = _Experiment.of(context)
+    layers = [str(name) for name in experiment.sae["layer"].values]
+    tables = [_tables(_Layer(experiment, name)) for name in layers]
+    variables = {name: np.stack([table[name] for table in tables]) for name in tables[0]}
+    coords = {
+        "layer": layers,
+        "feature": experiment.sae["feature"].values,
+        "observable": experiment.observables,
+        "control": experiment.controls,
+        "initialisation": experiment.initialisations,
+    }
+    if not experiment.initialisations:
+        del variables["untrained_pearson"], coords["initialisation"]
+    return labelled("features", variables, coords)
+
+
+def _tables(layer: _Layer) -> Tables:
+    """All variables of features.nc for one layer, without the dimension ``layer``."""
+    experiment = layer.experiment
+    experiment.progress.begin(layer.name, "dictionary")
+    dictionary = Dictionary.from_dataset(experiment.sae, layer.name, experiment.sae_seeds[0])
+    f = {
+        part: per_sample(dictionary.token_mean, layer.trained(part), dictionary.n_features)
+        for part in ("select", "test")
+    }
+    best = controls.best_candidate(f["select"], experiment.observed["select"])
+    experiment.progress.begin(layer.name, "controls")
+    named = list(_controls(layer, f))
+    gain = gain_over_controls(
+        controls.chosen(f["test"], best),
+        np.stack([series for _, series in named]),
+        experiment.observed["test"],
+        experiment.counts,
+        experiment.context.spec.features.confidence,
+    )
+    tables = _correlations(layer, f["test"]) | _compared(experiment, [name for name, _ in named], gain)
+    tables |= {"best_feature": best, "best_pearson": _of_best(tables["pearson"], best)}
+    tables["density"] = density(dictionary.encode, layer.trained("test"), dictionary.n_features)
+    tables["participation_ratio"] = layer.participation_ratio
+    tables["verdict"] = [_verdict(layer, tables, i) for i in range(len(experiment.observables))]
+    return tables | _stability(layer, dictionary, f["test"])
+
+
+def _of_best(pearson: NDArray, best: NDArray) -> NDArray:
+    """r of every observable's best feature; 0 (or NaN, where undefined) if there is none."""
+    r = pearson[np.maximum(best, 0), np.arange(len(best))]
+    return np.where(best < 0, 0.0 * r, r)
+
+
+def _controls(layer: _Layer, f: dict[str, NDArray]) -> Iterator[tuple[str, NDArray]]:
+    """Name and series (chain, draw, observable), test chains, of every control; several ``untrained``."""
+    experiment, width, features = layer.experiment, layer.width, f["test"].shape[-1]
+    for i in experiment.initialisations:
+        average = Dictionary.untrained_from_dataset(experiment.sae, layer.name, i).token_mean
+        yield "untrained", layer.measured(average, partial(layer.untrained, i), features)
+    moments = row_moments(layer.trained("train"), width)
+    principal = controls.principal_directions(moments)
+    random = controls.random_average(width, features, moments.mean, experiment.rng)
+    yield "neuron", layer.measured(lambda x: x.mean(axis=1), layer.trained, width)
+    yield "pca", layer.measured(controls.linear_average(principal, moments.mean), layer.trained, width)
+    yield "raw_spins", experiment.raw_spins
+    yield "random_direction", layer.measured(random, layer.trained, features)
+    partner, observed = experiment.partner, experiment.observed["select"]
+    best = controls.best_candidate(f["select"], observed[partner["select"]])
+    yield "shuffled", controls.chosen(f["test"], best)[partner["test"]]
+
+
+def _correlations(layer: _Layer, f: NDArray) -> Tables:
+    """Every feature with every observable, on the test chains."""
+    experiment, o = layer.experiment, layer.experiment.observed["test"]
+    tick, confidence = experiment.progress.tick, experiment.context.spec.features.confidence
+    experiment.progress.begin(layer.name, "intervals")
+    low, high = correlation.bootstrap_interval(f, o, experiment.counts, confidence, tick)
+    experiment.progress.begin(layer.name, "p-values")
+    p = correlation.permutation_p_values(f, o, experiment.permutations, tick)
+    experiment.progress.begin(layer.name, "ranks")
+    return {
+        "pearson": correlation.pearson(f, o),
+        "pearson_low": low,
+        "pearson_high": high,
+        "spearman": correlation.spearman(f, o, tick),
+        "p_value": p,
+        "q_value": correlation.q_values(p, correlation.varies(f)),
+    }
+
+
+def _compared(experiment: _Experiment, names: list[str], gain: Gain) -> Tables:
+    """The controls of every name (of several the strongest) and the gain over the best of all."""
+    size = np.nan_to_num(np.abs(gain.control), nan=-1.0)
+    label = np.array(names)
+    rows = [np.where((label == name)[:, None], size, -2.0).argmax(axis=0) for name in experiment.controls]
+    of_control = (np.stack(rows), np.arange(size.shape[1]))
+    return {
+        "control_pearson": gain.control[of_control],
+        "control_low": gain.control_low[of_control],
+        "control_high": gain.control_high[of_control],
+        "untrained_pearson": gain.control[label == "untrained"],
+        "best_control": np.where(size.max(axis=0) < 0.0, "", label[size.argmax(axis=0)]),
+        "gain": gain.value,
+        "gain_low": gain.low,
+        "gain_high": gain.high,
+    }
+
+
+def _verdict(layer: _Layer, tables: Tables, i: int) -> str:
+    """The sentence for observable ``i``."""
+    experiment, feature = layer.experiment, int(tables["best_feature"][i])
+    section, controls_here = experiment.context.spec.features, experiment.controls
+    control = str(tables["best_control"][i])
+    explained = experiment.context.upstream["observables"].get("simple_function_r2")
+    return verdict(
+        Evidence(
+            layer=layer.name,
+            observable=experiment.observables[i],
+            feature=feature,
+            pearson=float(tables["best_pearson"][i]),
+            p_value=float(tables["p_value"][feature, i]),
+            q_value=float(tables["q_value"][feature, i]),
+            control=control,
+            control_pearson=float(tables["control_pearson"][controls_here.index(control), i])
+            if control
+            else np.nan,
+            gain=float(tables["gain"][i]),
+            gain_low=float(tables["gain_low"][i]),
+            gain_high=float(tables["gain_high"][i]),
+            confidence=section.confidence,
+            permutations=section.permutations,
+            participation_ratio=layer.participation_ratio,
+            test_chains=len(experiment.split["test"]),
+            simple_function_r2=np.nan if explained is None else float(explained[i]),
+        )
+    )
+
+
+def _stability(layer: _Layer, dictionary: Dictionary, f: NDArray) -> Tables:
+    """Agreement with the dictionaries of the other seeds."""
+    layer.experiment.progress.begin(layer.name, "stability")
+    raise NotImplementedError
+
+
+def estimate(spec: Spec) -> Cost:
+    """Encoding of half the samples by every dictionary, and one product per permutation."""
+    n_layers, n_observables = len(spec.activations.layers), len(spec.observables.names)
+    features, chains = spec.sae.features, spec.sampling.chains
+    _, select, test = (share * spec.samples.count for share in spec.samples.split)
+    n_sites = spec.lattice.build().n_sites
+    dictionaries = len(spec.sae.seeds) + 1 + spec.sae.untrained
+    encoded = (select + test) * n_sites * features * dictionaries  # at most one token per site
+    products = test * features * n_observables * spec.features.permutations
+    ranks = test * features
+    resampled = spec.features.bootstrap * features * n_observables
+    seconds = n_layers * (2.0 + encoded * 3e-9 + products * 2 / 3e10 + ranks * 2e-7 + resampled * 1e-7)
+    disk = 8.0 * n_layers * features * (6 * n_observables + 3) + 1e5
+    held = 4.0 * features * (2 * select + 2 * test) + 8.0 * spec.samples.count * n_observables
+    drawn = 8.0 * chains * (spec.features.bootstrap + spec.features.permutations)
+    return Cost(seconds=seconds, disk=disk, memory=held + drawn + 5e8)
+
+
+STAGE = Stage(
+    name="features",
+    reads=("lattice", "state", "sae", "features"),
+    upstream=("samples", "observables", "activations", "sae"),
+    version=1,
+    run=run,
+    estimate=estimate,
+)

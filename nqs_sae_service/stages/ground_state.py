@@ -1,0 +1,137 @@
+"""Stage ``ground_state``: train the network on energy alone, then measure the energy on fresh samples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from ..datasets.schema import labelled
+from ..engine.random import Stream
+from ..sampling import Metropolis
+from ..vmc.estimators import local_values
+from ..vmc.statistics import autocorrelation_time, mean_and_error, split_r_hat, v_score
+from ..vmc.training import HISTORIES, Trainer, Training
+from .cost import Cost, network_flops, seconds_for
+from .stage import Context, Stage
+
+if TYPE_CHECKING:
+    from ..spec import Spec
+
+
+def run(context: Context) -> xr.Dataset:
+    """Train for ``steps`` steps (checkpointed after any of them), then the final energy."""
+    spec = context.spec
+    lattice = spec.lattice.build()
+    trainer = Trainer(
+        spec.state.build(lattice),
+        spec.hamiltonian.build(lattice),
+        spec.sampling,
+        spec.ground_state,
+        spec.engine.chunk,
+    )
+    exact = spec.hamiltonian.exact_energy(lattice)
+    saved = context.restore()
+    training = Training.from_arrays(saved) if saved else trainer.start()
+    steps = spec.ground_state.steps
+    final_draws = spec.ground_state.final_samples // spec.sampling.chains
+    total = steps + final_draws
+    while training.step < steps:
+        context.tick(training.step, total, _message(training, exact), training.arrays)
+        trainer.advance(training)
+    context.tick(steps, total, "final energy", training.arrays)
+    final = _final_energy(context, trainer, training, total, final_draws)
+    if exact is not None:
+        final |= {"exact_energy": exact, "relative_error": (final["final_energy"] - exact) / abs(exact)}
+    variables = {name: np.asarray(training.history[name]) for name in HISTORIES}
+    variables["step_bounded"] = variables["step_bounded"].astype(np.int8)
+    variables["parameters"] = training.parameters
+    variables["initial_parameters"] = trainer.state.initial_parameters(spec.ground_state.seed)
+    variables["mean_configuration"] = final.pop("mean_configuration")
+    return labelled("ground_state", variables, {"step": np.arange(steps)}, final)
+
+
+def _message(training: Training, exact: float | None) -> str:
+    if not training.step:
+        return "E = ?"
+    energy = training.history["energy"][-1]
+    return f"E = {energy:.4f}" + (f" ({(energy - exact) / abs(exact):+.1e})" if exact else "")
+
+
+def _final_energy(context: Context, trainer: Trainer, training: Training, total: int, draws: int) -> dict:
+    """Energy with an honest error from samples that no step was taken on."""
+    spec, state = context.spec, trainer.state
+    psi = state.bind(training.parameters)
+    metropolis = Metropolis(
+        state.n_sites, spec.sampling.global_flip, spec.ground_state.seed, Stream.FINAL_ENERGY
+    )
+    chains = metropolis.start(psi, training.sigma)
+    for _ in range(spec.sampling.burn_in):
+        metropolis.sweep(psi, chains)
+        context.tick(spec.ground_state.steps, total, "final energy", training.arrays)
+    chains.clear_counters()
+    energies, spins = [], []
+    for draw in range(draws):
+        for _ in range(spec.sampling.sweeps):
+            metropolis.sweep(psi, chains)
+        (values,) = local_values(psi, [trainer.hamiltonian], chains.sigma, chains.log_psi, spec.engine.chunk)
+        energies.append(values)
+        spins.append(chains.sigma.copy())
+        context.tick(spec.ground_state.steps + draw + 1, total, "final energy", training.arrays)
+    values = np.stack(energies, axis=1)
+    sigma = np.stack(spins, axis=1)
+    mean, error = mean_and_error(values.real)
+    moment = sigma.mean(axis=2)
+    return {
+        "final_energy": float(mean),
+        "final_energy_error": float(error),
+        "final_energy_variance": float(values.var()),
+        "r_hat": float(split_r_hat(values.real)),
+        "tau": float(autocorrelation_time(values.real)),
+        "v_score": float(v_score(float(mean), float(values.var()), state.n_sites)),
+        "acceptance": chains.acceptance,
+        "sector_occupancy": [float((moment > 0).mean()), float((moment < 0).mean())],
+        "sampling_drift": psi_drift(psi, chains),
+        "mean_configuration": sigma.mean(axis=(0, 1)),
+    }
+
+
+def psi_drift(psi, chains) -> float:
+    """Disagreement between cached and recomputed log |psi|^2, reported with the result."""
+    from ..sampling import drift
+
+    return drift(psi, psi.reference, chains)
+
+
+def estimate(spec: Spec) -> Cost:
+    """Sampling and local energies dominate: (sweeps + 1) x sites network calls per sample, plus the minSR matrix."""
+    lattice = spec.lattice.build()
+    state = spec.state.build(lattice)
+    options, n = spec.ground_state, state.n_sites
+    draws = options.samples // spec.sampling.chains
+    calls = options.steps * options.samples * n * (spec.sampling.sweeps + 1)
+    calls += (
+        options.final_samples * n * (spec.sampling.sweeps + 1)
+        + 2 * spec.sampling.burn_in * spec.sampling.chains * n
+    )
+    rows = options.samples * (2 if state.complex_amplitude else 1)
+    gram = options.steps * (rows * rows * state.n_parameters + rows**3 / 3 + draws * 3e7)
+    memory = (
+        3 * 8 * rows * rows + 40 * 4 * options.samples * state.n_tokens * state.width * spec.state.layers * 4
+    )
+    return Cost(
+        seconds_for(network_flops(spec) * calls + 2 * gram),
+        8.0 * (2 * state.n_parameters + 9 * options.steps),
+        memory,
+    )
+
+
+STAGE = Stage(
+    name="ground_state",
+    reads=("lattice", "hamiltonian", "state", "sampling", "ground_state"),
+    upstream=(),
+    version=1,
+    run=run,
+    estimate=estimate,
+)

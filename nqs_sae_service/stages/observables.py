@@ -1,0 +1,97 @@
+"""Stage ``observables``: every observable on every sample; off-diagonal ones by their local estimators."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from ..datasets.schema import labelled
+from ..physics.exact import exact_observables
+from ..physics.observables import Observable, explained_r2, make_observable, simple_functions
+from ..states import Wavefunction
+from ..vmc.estimators import local_values
+from ..vmc.statistics import mean_and_error, split_r_hat
+from .cost import Cost, network_flops, seconds_for
+from .inputs import born_samples, trained
+from .stage import Context, Stage
+
+if TYPE_CHECKING:
+    from ..spec import Spec
+
+_SAMPLES_AT_ONCE = 1024
+
+
+def run(context: Context) -> xr.Dataset:
+    """Values (chain, draw, observable), their means with errors, exact values where known, and what simple functions explain."""
+    spec = context.spec
+    lattice = spec.lattice.build()
+    hamiltonian = spec.hamiltonian.build(lattice)
+    observables = [make_observable(name, lattice, hamiltonian) for name in spec.observables.names]
+    samples = context.upstream["samples"]
+    psi = trained(context)
+    sigma, log_psi = born_samples(samples, psi.state.complex_amplitude)
+    shape = log_psi.shape
+    sigma, log_psi = sigma.reshape(-1, lattice.n_sites), log_psi.reshape(-1)
+    values = np.empty((len(sigma), len(observables)))
+    for start in range(0, len(sigma), _SAMPLES_AT_ONCE):
+        context.tick(start, len(sigma), "observables")
+        rows = slice(start, start + _SAMPLES_AT_ONCE)
+        values[rows] = measure(psi, observables, sigma[rows], log_psi[rows], spec.engine.chunk)
+    design = simple_functions(lattice, sigma)
+    by_chain = values.reshape(*shape, -1)
+    mean, error = mean_and_error(by_chain)
+    exact = exact_observables(spec.hamiltonian, lattice, spec.observables.names)
+    return labelled(
+        "observables",
+        {
+            "value": by_chain,
+            "mean": mean,
+            "error": error,
+            "r_hat": split_r_hat(by_chain),
+            "exact": np.asarray([exact[name] for name in spec.observables.names]),
+            "simple_function_r2": np.atleast_1d(explained_r2(design, values)),
+        },
+        {
+            "chain": samples["chain"].values,
+            "draw": samples["draw"].values,
+            "observable": np.asarray(spec.observables.names, dtype=object),
+            "split": ("chain", samples["split"].values),
+        },
+    )
+
+
+def measure(
+    psi: Wavefunction, observables: list[Observable], sigma: np.ndarray, log_psi: np.ndarray, chunk: int
+) -> np.ndarray:
+    """Real part of every observable's value or local estimator: (n, observable) float64. Operators share network calls."""
+    local = [o.operator for o in observables if o.operator is not None]
+    estimates = iter(local_values(psi, local, sigma, log_psi, chunk) if local else [])
+    columns = []
+    for observable in observables:
+        if observable.operator is not None:
+            columns.append(next(estimates).real)
+        else:
+            columns.append(observable.values(log_psi if observable.kind == "log_psi" else sigma))
+    return np.stack(columns, axis=-1)
+
+
+def estimate(spec: Spec) -> Cost:
+    """One network call per connected configuration, if any observable is off-diagonal."""
+    lattice = spec.lattice.build()
+    hamiltonian = spec.hamiltonian.build(lattice)
+    local = any(make_observable(name, lattice, hamiltonian).operator for name in spec.observables.names)
+    calls = spec.samples.count * hamiltonian.n_connected if local else 0
+    size = 8.0 * spec.samples.count * len(spec.observables.names)
+    return Cost(seconds_for(network_flops(spec) * calls), size, 3 * size)
+
+
+STAGE = Stage(
+    name="observables",
+    reads=("lattice", "hamiltonian", "state", "observables"),
+    upstream=("ground_state", "samples"),
+    version=1,
+    run=run,
+    estimate=estimate,
+)

@@ -1,0 +1,73 @@
+"""Stage ``samples``: Born samples of the trained state, split by chain into train, select and test."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from ..datasets.schema import labelled
+from ..engine.random import Stream
+from ..sampling import Metropolis
+from .cost import Cost, network_flops, seconds_for
+from .inputs import trained
+from .stage import Context, Stage
+
+if TYPE_CHECKING:
+    from ..spec import Spec
+
+SPLITS = ("train", "select", "test")
+
+
+def run(context: Context) -> xr.Dataset:
+    """Thermalise independent chains from random configurations, then record ``count`` samples over all of them."""
+    spec = context.spec
+    psi = trained(context)
+    metropolis = Metropolis(psi.state.n_sites, spec.sampling.global_flip, spec.samples.seed, Stream.SAMPLES)
+    chains = metropolis.start(psi, metropolis.random_chains(spec.sampling.chains))
+    draws = spec.samples.count // spec.sampling.chains
+    total = spec.sampling.burn_in + draws
+    for sweep in range(spec.sampling.burn_in):
+        context.tick(sweep, total, "thermalising")
+        metropolis.sweep(psi, chains)
+    sigma, log_psi = metropolis.draws(
+        psi,
+        chains,
+        draws,
+        spec.sampling.sweeps,
+        after=lambda draw: context.tick(spec.sampling.burn_in + draw + 1, total, "sampling"),
+    )
+    n_chains = spec.sampling.chains
+    return labelled(
+        "samples",
+        {"configuration": sigma, "log_psi": log_psi},
+        {
+            "chain": np.arange(n_chains),
+            "draw": np.arange(draws),
+            "spin": np.arange(psi.state.n_sites),
+            "split": ("chain", np.repeat(SPLITS, spec.samples.split_chains(n_chains))),
+        },
+    )
+
+
+def estimate(spec: Spec) -> Cost:
+    """One network call per proposal."""
+    n = spec.lattice.build().n_sites
+    sweeps = spec.sampling.burn_in + spec.samples.count // spec.sampling.chains * spec.sampling.sweeps
+    calls = sweeps * n * spec.sampling.chains
+    return Cost(
+        seconds_for(network_flops(spec) * calls),
+        spec.samples.count * (n / 6 + 16),
+        spec.samples.count * (n + 16),
+    )
+
+
+STAGE = Stage(
+    name="samples",
+    reads=("lattice", "state", "sampling", "samples"),
+    upstream=("ground_state",),
+    version=1,
+    run=run,
+    estimate=estimate,
+)

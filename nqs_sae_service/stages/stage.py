@@ -1,0 +1,59 @@
+"""What a stage is: a function of spec sections and upstream datasets that returns one labelled dataset.
+
+One name, three places: the TOML section ``[sae]``, the module ``stages/sae.py``, the file ``sae.nc``. A stage module defines
+
+    STAGE = Stage(name=..., reads=(sections...), upstream=(stages...), version=1, run=run, estimate=estimate)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from .cost import Cost
+
+if TYPE_CHECKING:
+    import numpy as np
+    import xarray as xr
+
+    from ..spec import Spec
+
+
+class Context(Protocol):
+    """What the runner hands to a stage."""
+
+    spec: Spec
+    upstream: Mapping[str, xr.Dataset]
+
+    def tick(
+        self,
+        done: int,
+        total: int,
+        message: str = "",
+        state: Callable[[], dict[str, np.ndarray]] | None = None,
+    ) -> None:
+        """Report progress, and give the runner a chance to checkpoint and to stop. Call it at least once a second.
+
+        ``state()`` returns everything needed to continue from here with the same bits; it is called only when a
+        checkpoint is due or a stop was asked for. Without ``state`` the last checkpoint, or none, stands.
+        Raises ``Stopped`` when a stop was asked for.
+        """
+
+    def restore(self) -> dict[str, np.ndarray] | None:
+        """The arrays last given to ``tick`` by an earlier, interrupted attempt at this very stage, or None."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A link of the chain. ``version`` is bumped whenever the stage's numbers change: it is part of the key."""
+
+    name: str
+    reads: tuple[str, ...]
+    upstream: tuple[str, ...]
+    version: int
+    run: Callable[[Context], xr.Dataset]
+    estimate: Callable[[Spec], Cost]
+
+
+__all__ = ["Context", "Cost", "Stage"]

@@ -1,0 +1,323 @@
+"""The building bricks of every network: small maps between named edges, with their exact derivatives.
+
+A brick reads one or more edges of shape (sample, token, channel) and writes one. Samples never mix. Hence ONE backward pass
+with cotangent 1 gives every sample its own delta = d log psi / d edge, and each brick turns (input, delta) into per-sample
+parameter gradients O_k(sigma) = d log psi(sigma) / d theta_k, or into their weighted sum. Parameters are real; the cotangent may be
+complex (a complex log psi is linear in it). Everything runs on NumPy or CuPy arrays, in any precision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..engine.arrays import namespace
+
+Array = Any
+Weights = Mapping[str, Array]
+
+LAYER_NORM_EPSILON = 1e-6  # as in flax
+_GELU_SLOPE = math.sqrt(2 / math.pi)
+_GELU_CUBIC = 0.044715
+
+
+@dataclass(frozen=True)
+class Brick:
+    """A map from the edges ``inputs`` to the edge ``output``; parameters are called ``<name>.<role>``."""
+
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every parameter, by full name."""
+        return {}
+
+    def forward(self, w: Weights, *x: Array) -> Array:
+        """Value of the output edge."""
+        raise NotImplementedError
+
+    def backward(self, w: Weights, x: tuple[Array, ...], y: Array, delta: Array) -> tuple[Array, ...]:
+        """Cotangent of every input edge, given the cotangent ``delta`` of the output edge."""
+        raise NotImplementedError
+
+    def gradient(self, w: Weights, x: tuple[Array, ...], delta: Array, total: bool) -> dict[str, Array]:
+        """Parameter gradients: per sample (n, *shape), or summed over samples (*shape) when ``total``."""
+        return {}
+
+
+def real_times(a: Array, b: Array) -> Array:
+    """Matrix product a @ b of a real ``a`` with a possibly complex ``b``, at the cost of two real products, not four."""
+    xp = namespace(b)
+    if not xp.iscomplexobj(b):
+        return a @ b
+    b = xp.ascontiguousarray(b)
+    return (a @ b.view(b.real.dtype)).view(b.dtype)
+
+
+def times_real(a: Array, b: Array) -> Array:
+    """Matrix product a @ b of a possibly complex ``a`` with a real ``b``."""
+    xp = namespace(a)
+    return a.real @ b + 1j * (a.imag @ b) if xp.iscomplexobj(a) else a @ b
+
+
+def _over_samples(a: Array, total: bool) -> Array:
+    return a.sum(axis=0) if total else a
+
+
+def _outer(x: Array, delta: Array, total: bool) -> Array:
+    """Sum over tokens of x (outer) delta: (n, i, o), or summed over samples too: (i, o)."""
+    if total:
+        return real_times(x.reshape(-1, x.shape[-1]).T, delta.reshape(-1, delta.shape[-1]))
+    return real_times(x.swapaxes(-1, -2), delta)
+
+
+@dataclass(frozen=True)
+class Dense(Brick):
+    """y = x W + b, with W (fan_in, fan_out)."""
+
+    fan_in: int
+    fan_out: int
+    bias: bool = True
+
+    def shapes(self):
+        shapes = {f"{self.name}.weight": (self.fan_in, self.fan_out)}
+        return shapes | {f"{self.name}.bias": (self.fan_out,)} if self.bias else shapes
+
+    def forward(self, w, x):
+        y = x @ w[f"{self.name}.weight"]
+        return y + w[f"{self.name}.bias"] if self.bias else y
+
+    def backward(self, w, x, y, delta):
+        return (times_real(delta, w[f"{self.name}.weight"].T),)
+
+    def gradient(self, w, x, delta, total):
+        gradients = {f"{self.name}.weight": _outer(x[0], delta, total)}
+        if self.bias:
+            gradients[f"{self.name}.bias"] = _over_samples(delta.sum(axis=1), total)
+        return gradients
+
+
+@dataclass(frozen=True)
+class PositionCode(Brick):
+    """y = x + p, one learned vector p (token, width) for each token: breaks translation symmetry on purpose."""
+
+    tokens: int
+    width: int
+
+    def shapes(self):
+        return {f"{self.name}.code": (self.tokens, self.width)}
+
+    def forward(self, w, x):
+        return x + w[f"{self.name}.code"]
+
+    def backward(self, w, x, y, delta):
+        return (delta,)
+
+    def gradient(self, w, x, delta, total):
+        return {f"{self.name}.code": _over_samples(delta, total)}
+
+
+def _normalised(x: Array) -> tuple[Array, Array]:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    inverse_std = 1 / namespace(x).sqrt((centred * centred).mean(axis=-1, keepdims=True) + LAYER_NORM_EPSILON)
+    return centred * inverse_std, inverse_std
+
+
+@dataclass(frozen=True)
+class LayerNorm(Brick):
+    """y = gain (x - mean) / sqrt(var + 1e-6) + bias, over the channels of each token (Ba et al., arXiv:1607.06450)."""
+
+    width: int
+
+    def shapes(self):
+        return {f"{self.name}.gain": (self.width,), f"{self.name}.bias": (self.width,)}
+
+    def forward(self, w, x):
+        return _normalised(x)[0] * w[f"{self.name}.gain"] + w[f"{self.name}.bias"]
+
+    def backward(self, w, x, y, delta):
+        unit, inverse_std = _normalised(x[0])
+        g = delta * w[f"{self.name}.gain"]
+        along = (g * unit).mean(axis=-1, keepdims=True)
+        return ((g - g.mean(axis=-1, keepdims=True) - unit * along) * inverse_std,)
+
+    def gradient(self, w, x, delta, total):
+        unit, _ = _normalised(x[0])
+        return {
+            f"{self.name}.gain": _over_samples((delta * unit).sum(axis=1), total),
+            f"{self.name}.bias": _over_samples(delta.sum(axis=1), total),
+        }
+
+
+@dataclass(frozen=True)
+class Gelu(Brick):
+    """y = x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, the tanh form (Hendrycks & Gimpel, arXiv:1606.08415)."""
+
+    def forward(self, w, x):
+        return 0.5 * x * (1 + namespace(x).tanh(_GELU_SLOPE * (x + _GELU_CUBIC * x * x * x)))
+
+    def backward(self, w, x, y, delta):
+        (x,) = x
+        t = namespace(x).tanh(_GELU_SLOPE * (x + _GELU_CUBIC * x * x * x))
+        inner = _GELU_SLOPE * (1 + 3 * _GELU_CUBIC * x * x)
+        return (delta * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * inner),)
+
+
+@dataclass(frozen=True)
+class Add(Brick):
+    """y = a + b: the residual connection."""
+
+    def forward(self, w, a, b):
+        return a + b
+
+    def backward(self, w, x, y, delta):
+        return delta, delta
+
+
+def circulant(xp, tokens: int) -> Array:
+    """Index (i - j) mod tokens, shape (tokens, tokens): how translation-invariant weights are laid out."""
+    position = xp.arange(tokens)
+    return (position[:, None] - position[None, :]) % tokens
+
+
+@dataclass(frozen=True)
+class _Heads(Brick):
+    """Shared by both attentions: ``heads`` of ``width // heads`` channels over ``tokens``; one number per pair or distance."""
+
+    tokens: int
+    width: int
+    heads: int
+    translation_invariant: bool
+
+    def split(self, x: Array) -> Array:
+        """(n, token, width) -> (n, head, token, width / heads)."""
+        return x.reshape(len(x), self.tokens, self.heads, -1).swapaxes(1, 2)
+
+    def join(self, x: Array) -> Array:
+        """Inverse of ``split``."""
+        return x.swapaxes(1, 2).reshape(len(x), self.tokens, self.width)
+
+    def pair_shape(self) -> tuple[int, ...]:
+        """Shape of a learned number per (head, i, j), or per (head, i - j) when translation-invariant."""
+        return (
+            (self.heads, self.tokens)
+            if self.translation_invariant
+            else (self.heads, self.tokens, self.tokens)
+        )
+
+    def pairs(self, xp, stored: Array) -> Array:
+        """Stored numbers laid out as (head, i, j)."""
+        return stored[:, circulant(xp, self.tokens)] if self.translation_invariant else stored
+
+    def pairs_gradient(self, d_pairs: Array, total: bool) -> Array:
+        """Gradient of the stored numbers from that of the laid-out ones (n, head, i, j)."""
+        xp = namespace(d_pairs)
+        d_pairs = _over_samples(d_pairs, total)
+        if not self.translation_invariant:
+            return d_pairs
+        i = xp.arange(self.tokens)
+        return xp.stack(
+            [d_pairs[..., i, (i - r) % self.tokens].sum(axis=-1) for r in range(self.tokens)], axis=-1
+        )
+
+
+@dataclass(frozen=True)
+class Mix(_Heads):
+    """Positional attention: y_i = sum_j a_ij v_j in each head, weights independent of the input (Rende et al., arXiv:2405.18874)."""
+
+    def shapes(self):
+        return {f"{self.name}.weight": self.pair_shape()}
+
+    def forward(self, w, v):
+        a = self.pairs(namespace(v), w[f"{self.name}.weight"])
+        return self.join(a @ self.split(v))
+
+    def backward(self, w, x, y, delta):
+        a = self.pairs(namespace(x[0]), w[f"{self.name}.weight"])
+        return (self.join(real_times(a.swapaxes(-1, -2), self.split(delta))),)
+
+    def gradient(self, w, x, delta, total):
+        v, d = self.split(x[0]), self.split(delta)
+        return {f"{self.name}.weight": self.pairs_gradient(times_real(d, v.swapaxes(-1, -2)), total)}
+
+
+@dataclass(frozen=True)
+class Attention(_Heads):
+    """Full attention: y_i = sum_j softmax_j(q_i . k_j / sqrt(d_head) + b_ij) v_j in each head (Vaswani et al., arXiv:1706.03762).
+
+    The learned bias b depends on i - j when translation-invariant; otherwise there is none and a ``PositionCode`` tells tokens apart.
+    """
+
+    def shapes(self):
+        return {f"{self.name}.bias": self.pair_shape()} if self.translation_invariant else {}
+
+    def _weights(self, w, q, k):
+        xp = namespace(q)
+        scores = (
+            self.split(q) @ self.split(k).swapaxes(-1, -2) * q.dtype.type((self.width // self.heads) ** -0.5)
+        )
+        if self.translation_invariant:
+            scores = scores + self.pairs(xp, w[f"{self.name}.bias"])
+        scores = xp.exp(scores - scores.max(axis=-1, keepdims=True))
+        return scores / scores.sum(axis=-1, keepdims=True)
+
+    def _score_delta(self, a, v, delta):
+        d_weights = times_real(self.split(delta), self.split(v).swapaxes(-1, -2))
+        return a * (d_weights - (a * d_weights).sum(axis=-1, keepdims=True))
+
+    def forward(self, w, q, k, v):
+        return self.join(self._weights(w, q, k) @ self.split(v))
+
+    def backward(self, w, x, y, delta):
+        q, k, v = x
+        a = self._weights(w, q, k)
+        d_scores = self._score_delta(a, v, delta) * q.dtype.type((self.width // self.heads) ** -0.5)
+        return (
+            self.join(times_real(d_scores, self.split(k))),
+            self.join(times_real(d_scores.swapaxes(-1, -2), self.split(q))),
+            self.join(real_times(a.swapaxes(-1, -2), self.split(delta))),
+        )
+
+    def gradient(self, w, x, delta, total):
+        if not self.translation_invariant:
+            return {}
+        q, k, v = x
+        d_scores = self._score_delta(self._weights(w, q, k), v, delta)
+        return {f"{self.name}.bias": self.pairs_gradient(d_scores, total)}
+
+
+@dataclass(frozen=True)
+class SumTokens(Brick):
+    """y = sum over tokens, kept as a single token: (n, token, width) -> (n, 1, width)."""
+
+    def forward(self, w, x):
+        return x.sum(axis=1, keepdims=True)
+
+    def backward(self, w, x, y, delta):
+        return (namespace(delta).broadcast_to(delta, x[0].shape),)
+
+
+@dataclass(frozen=True)
+class LogCosh(Brick):
+    """log psi = sum over channels of log cosh(a), or of log cosh(a + i b) with a second input: (n, 1, width) -> (n,).
+
+    The sum over channels is taken in double precision. ``softened`` makes it safe: log cosh z = z + log(1 + e^(-2z)) - log 2, Re z >= 0.
+    """
+
+    def _argument(self, x):
+        return x[0] + 1j * x[1] if len(x) == 2 else x[0]
+
+    def forward(self, w, *x):
+        xp = namespace(x[0])
+        z = self._argument(x)
+        z = xp.where(z.real < 0, -z, z)
+        softened = z + xp.log1p(xp.exp(-2 * z)) - math.log(2)
+        return softened.astype(xp.complex128 if len(x) == 2 else xp.float64).sum(axis=(1, 2))
+
+    def backward(self, w, x, y, delta):
+        xp = namespace(x[0])
+        slope = xp.tanh(self._argument(x)) * delta.reshape(-1, 1, 1)
+        return (slope, 1j * slope) if len(x) == 2 else (slope,)

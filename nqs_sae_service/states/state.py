@@ -1,0 +1,258 @@
+"""A neural quantum state: bricks with named edges between a configuration and log psi.
+
+``State`` knows the shape of the network; ``Wavefunction`` is a state bound to parameters: something with ``log_psi(sigma)``. An
+``EditedWavefunction`` is the same network with one layer changed on the way: steering and dictionary reconstruction are edits.
+A *layer* is an edge with a public name: ``embedding``, ``attention_1``, ``mlp_1``, ``residual_1``, ..., ``head``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..engine.arrays import namespace
+from .primitives import Brick
+
+Array = Any
+Edit = Callable[[Array], Array]
+
+# Configurations per pass of the bricks: fixed, because the number of rows in a BLAS call may change its last bits.
+PASS = 512
+
+
+class LogPsi(Protocol):
+    """Anything with the logarithm of a wave function."""
+
+    def log_psi(self, sigma: Array) -> Array:
+        """log psi of configurations (n, n_sites): (n,) float64, or complex128 with a phase."""
+
+
+class Fused(Protocol):
+    """A fast twin of the bricks for one set of parameters."""
+
+    def log_psi(self, sigma: Array) -> Array: ...
+
+    def stream_at(self, sigma: Array, layer: str) -> Array: ...
+
+    def log_psi_from(self, layer: str, stream: Array) -> Array: ...
+
+
+@dataclass(frozen=True)
+class State:
+    """Shape of a network.
+
+    ``tokens`` cuts configurations (n, n_sites) int8 into the first edge ``tokens`` (n, token, spins per token); ``bricks`` lead from
+    there to the edge ``log_psi``. ``initial`` draws one parameter array from a NumPy generator. ``fuse`` makes the fast
+    twin for float32 NumPy parameters, ``fused_layers`` are the layers it can stop at.
+    """
+
+    n_sites: int
+    n_tokens: int
+    width: int
+    layers: tuple[str, ...]
+    bricks: tuple[Brick, ...]
+    dtype: np.dtype
+    complex_amplitude: bool
+    tokens: Callable[[Array], Array]
+    initial: Callable[[str, tuple[int, ...], np.random.Generator], np.ndarray]
+    fuse: Callable[[State, Array], Fused] | None = None
+    fused_layers: tuple[str, ...] = ()
+
+    @cached_property
+    def layout(self) -> dict[str, tuple[slice, tuple[int, ...]]]:
+        """Place of every parameter array in the flat vector, in the order of the bricks."""
+        layout: dict[str, tuple[slice, tuple[int, ...]]] = {}
+        start = 0
+        for brick in self.bricks:
+            for name, shape in brick.shapes().items():
+                size = int(np.prod(shape))
+                layout[name] = (slice(start, start + size), shape)
+                start += size
+        return layout
+
+    @cached_property
+    def n_parameters(self) -> int:
+        """Number of real parameters."""
+        return max((place.stop for place, _ in self.layout.values()), default=0)
+
+    def initial_parameters(self, seed: int) -> np.ndarray:
+        """Random parameters (n_parameters,) that a training can start from."""
+        generator = np.random.default_rng([seed, 0x6E7173])
+        parts = [self.initial(name, shape, generator).ravel() for name, (_, shape) in self.layout.items()]
+        return np.concatenate(parts).astype(self.dtype)
+
+    def unpack(self, parameters: Array) -> dict[str, Array]:
+        """Named views into the flat parameter vector."""
+        return {name: parameters[place].reshape(shape) for name, (place, shape) in self.layout.items()}
+
+    def bind(self, parameters: Array) -> Wavefunction:
+        """The wave function with these parameters. float64 parameters are evaluated by the bricks, the reference."""
+        if parameters.shape != (self.n_parameters,):
+            raise ValueError(f"this network has {self.n_parameters} parameters, not {parameters.shape}")
+        return Wavefunction(self, parameters)
+
+    def log_psi(self, parameters: Array, sigma: Array) -> Array:
+        """log psi (n,) of configurations (n, n_sites)."""
+        return self.bind(parameters).log_psi(sigma)
+
+    def activations(self, parameters: Array, sigma: Array, layers: Iterable[str]) -> dict[str, Array]:
+        """Activations (n, token, width) of the named layers (one token for ``head``)."""
+        return self.bind(parameters).activations(sigma, layers)
+
+    def edited_log_psi(self, parameters: Array, sigma: Array, layer: str, edit: Edit) -> Array:
+        """log psi (n,) with the activations x of ``layer`` replaced by ``edit(x)``."""
+        return self.bind(parameters).edited(layer, edit).log_psi(sigma)
+
+    def layer_gradient(self, parameters: Array, sigma: Array, layer: str) -> Array:
+        """d log psi / d x for the activations x of ``layer``: (n, token, width), complex with a phase."""
+        return self.bind(parameters).layer_gradient(sigma, layer)
+
+    def check_layer(self, layer: str) -> None:
+        """Raise KeyError naming the layers there are."""
+        if layer not in self.layers:
+            raise KeyError(f"no layer {layer!r}; this network has {', '.join(self.layers)}")
+
+
+@dataclass(frozen=True)
+class Tape:
+    """All edges of one forward pass and, after ``backward``, d log psi / d edge of each: the source of every derivative."""
+
+    state: State
+    weights: dict[str, Array]
+    edges: dict[str, Array]
+
+    @classmethod
+    def record(
+        cls, state: State, weights: dict[str, Array], sigma: Array, edits: dict[str, Edit] | None = None
+    ) -> Tape:
+        """Run the bricks on configurations (n, n_sites), changing the layers in ``edits`` on the way."""
+        dtype = next(iter(weights.values())).dtype
+        edges = {"tokens": state.tokens(sigma).astype(dtype)}
+        for brick in state.bricks:
+            y = brick.forward(weights, *(edges[name] for name in brick.inputs))
+            edges[brick.output] = edits[brick.output](y) if edits and brick.output in edits else y
+        return cls(state, weights, edges)
+
+    @property
+    def log_psi(self) -> Array:
+        """log psi (n,)."""
+        return self.edges["log_psi"]
+
+    def backward(self, until: str | None = None) -> dict[str, Array]:
+        """d log psi / d edge for every edge (or down to the edge ``until``), from one pass with cotangent 1."""
+        xp = namespace(self.log_psi)
+        real = next(iter(self.weights.values())).dtype
+        dtype = np.result_type(real, np.complex64) if self.state.complex_amplitude else real
+        deltas = {"log_psi": xp.ones(len(self.log_psi), dtype=dtype)}
+        for brick in reversed(self.state.bricks):
+            if brick.output == until:
+                break
+            x = tuple(self.edges[name] for name in brick.inputs)
+            for name, delta in zip(
+                brick.inputs,
+                brick.backward(self.weights, x, self.edges[brick.output], deltas[brick.output]),
+                strict=True,
+            ):
+                deltas[name] = deltas[name] + delta if name in deltas else delta
+        return deltas
+
+    def gradients(self, deltas: dict[str, Array], total: bool = False) -> Iterator[tuple[slice, Array]]:
+        """Per-sample parameter gradients, array by array: (place in the flat vector, (n, size)); (size,) when summed."""
+        for brick in self.state.bricks:
+            if not brick.shapes():
+                continue
+            x = tuple(self.edges[name] for name in brick.inputs)
+            gradients = brick.gradient(self.weights, x, deltas[brick.output], total)
+            for name in brick.shapes():
+                g = gradients[name]
+                yield self.state.layout[name][0], g.reshape(-1) if total else g.reshape(len(g), -1)
+
+
+@dataclass(frozen=True)
+class Wavefunction:
+    """A state with parameters. float32 NumPy parameters are evaluated by the fused twin where the state has one."""
+
+    state: State
+    parameters: Array
+
+    @cached_property
+    def weights(self) -> dict[str, Array]:
+        """Parameter arrays by name."""
+        return self.state.unpack(self.parameters)
+
+    @cached_property
+    def fused(self) -> Fused | None:
+        """The fast twin, if these parameters have one."""
+        fast = isinstance(self.parameters, np.ndarray) and self.parameters.dtype == np.float32
+        return self.state.fuse(self.state, self.parameters) if fast and self.state.fuse else None
+
+    @property
+    def reference(self) -> Wavefunction:
+        """The same wave function evaluated by the bricks in double precision: what fast paths are checked against."""
+        return Wavefunction(self.state, self.parameters.astype(np.float64))
+
+    def tape(self, sigma: Array, edits: dict[str, Edit] | None = None) -> Tape:
+        """Record one pass over configurations (n, n_sites)."""
+        return Tape.record(self.state, self.weights, sigma, edits)
+
+    def _passes(self, evaluate: Callable[[Array], Array], sigma: Array) -> Array:
+        if len(sigma) <= PASS:
+            return evaluate(sigma)
+        xp = namespace(sigma)
+        return xp.concatenate([evaluate(sigma[i : i + PASS]) for i in range(0, len(sigma), PASS)])
+
+    def log_psi(self, sigma: Array) -> Array:
+        """log psi (n,), float64 or complex128."""
+        if self.fused:
+            return self.fused.log_psi(sigma)
+        return self._passes(lambda s: self.tape(s).log_psi, sigma)
+
+    def stream_at(self, sigma: Array, layer: str) -> Array:
+        """Activations (n, token, width) of one layer."""
+        self.state.check_layer(layer)
+        if self.fused and layer in self.state.fused_layers:
+            return self.fused.stream_at(sigma, layer)
+        return self._passes(lambda s: self.tape(s).edges[layer], sigma)
+
+    def activations(self, sigma: Array, layers: Iterable[str]) -> dict[str, Array]:
+        """Activations (n, token, width) of several layers."""
+        return {layer: self.stream_at(sigma, layer) for layer in layers}
+
+    def edited(self, layer: str, edit: Edit) -> EditedWavefunction:
+        """This wave function with the activations x of ``layer`` replaced by ``edit(x)``, x (n, token, width)."""
+        self.state.check_layer(layer)
+        return EditedWavefunction(self, layer, edit)
+
+    def layer_gradient(self, sigma: Array, layer: str) -> Array:
+        """d log psi / d x for the activations of ``layer``: (n, token, width)."""
+        self.state.check_layer(layer)
+        return self._passes(lambda s: self.tape(s).backward(until=layer)[layer], sigma)
+
+    def per_sample_gradients(self, sigma: Array) -> Array:
+        """O (n, n_parameters) held whole: for tests and small systems."""
+        tape = self.tape(sigma)
+        return namespace(self.parameters).concatenate([g for _, g in tape.gradients(tape.backward())], axis=1)
+
+
+@dataclass(frozen=True)
+class EditedWavefunction:
+    """psi with one layer changed on the way."""
+
+    psi: Wavefunction
+    layer: str
+    edit: Edit
+
+    def log_psi(self, sigma: Array) -> Array:
+        """log psi (n,) of the edited network."""
+        if self.psi.fused and self.layer in self.psi.state.fused_layers:
+            return self.log_psi_from(self.edit(self.psi.stream_at(sigma, self.layer)))
+        return self.psi._passes(lambda s: self.psi.tape(s, {self.layer: self.edit}).log_psi, sigma)
+
+    def log_psi_from(self, stream: Array) -> Array:
+        """log psi (n,) from already edited activations of a layer that the fused twin can start at."""
+        assert self.psi.fused
+        return self.psi.fused.log_psi_from(self.layer, stream)

@@ -1,0 +1,162 @@
+"""The transformer wave function (Viteritti, Rende, Becca, PRL 130, 236401; Rende et al., arXiv:2405.18874), as bricks.
+
+    sigma -> patches of b spins -> embedding -> L pre-LayerNorm blocks -> sum over tokens -> LayerNorm -> head -> log psi
+
+A block adds attention(LayerNorm(x)) and then mlp(LayerNorm(x)) to the residual stream. The head is a dense map and LayerNorm
+(for a complex amplitude two of them, a and b) followed by the sum over channels of log cosh(a), or log cosh(a + i b). The fused CPU
+twin is ``transformer_cpu.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import Field
+
+from ..spec.section import Finding, Section
+from .primitives import Add, Attention, Brick, Dense, Gelu, LayerNorm, LogCosh, Mix, PositionCode, SumTokens
+from .state import State
+
+if TYPE_CHECKING:
+    from ..physics.lattices import Lattice
+
+
+class Transformer(Section):
+    """Transformer over patches of neighbouring spins."""
+
+    kind: Literal["transformer"] = "transformer"
+    patch: int = Field(4, ge=1, le=4096, description="spins per token; must divide the number of sites")
+    width: int = Field(32, ge=1, le=4096, description="channels of the residual stream")
+    heads: int = Field(4, ge=1, le=256, description="attention heads; must divide the width")
+    layers: int = Field(2, ge=1, le=64, description="blocks of attention and feed-forward network")
+    mlp_ratio: int = Field(
+        4, ge=1, le=64, description="hidden width of the feed-forward network, in units of the width"
+    )
+    attention: Literal["full", "positional"] = Field(
+        "full",
+        description="softmax of queries and keys, or learned weights that depend on the positions alone",
+    )
+    translation_invariant: bool | None = Field(
+        None, description="attention depends on distances only; default: true on a periodic lattice"
+    )
+    amplitude: Literal["positive", "complex"] = Field("positive", description="psi > 0, or psi with a phase")
+    precision: Literal["float32", "float64"] = Field(
+        "float32", description="precision of the network; energies are float64"
+    )
+
+    def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
+        """Widths and patches must divide; distances need a periodic lattice."""
+        if self.width % self.heads:
+            yield Finding("heads", f"{self.heads} heads do not divide the width {self.width}")
+        if self.width * self.mlp_ratio > 65536:
+            yield Finding("mlp_ratio", f"a hidden width of {self.width * self.mlp_ratio} is more than 65536")
+        if "lattice" not in sections:
+            return
+        lattice = sections["lattice"].build()  # type: ignore[attr-defined]
+        if lattice.n_sites % self.patch:
+            divisors = [b for b in range(1, lattice.n_sites + 1) if lattice.n_sites % b == 0]
+            yield Finding(
+                "patch", f"{self.patch} does not divide the {lattice.n_sites} sites; one of {divisors} would"
+            )
+        if self.translation_invariant and not lattice.periodic:
+            yield Finding(
+                "translation_invariant",
+                "an open lattice has no translations; leave it out or set it to false",
+            )
+
+    def layer_names(self) -> tuple[str, ...]:
+        """Public names of the places in the network, from the input to the output."""
+        blocks = range(1, self.layers + 1)
+        return (
+            "embedding",
+            *(f"{kind}_{i}" for i in blocks for kind in ("attention", "mlp", "residual")),
+            "head",
+        )
+
+    def residual_names(self) -> tuple[str, ...]:
+        """The residual stream after each block."""
+        return tuple(f"residual_{i}" for i in range(1, self.layers + 1))
+
+    def build(self, lattice: Lattice) -> State:
+        """The network on a lattice."""
+        invariant = lattice.periodic if self.translation_invariant is None else self.translation_invariant
+        tokens = lattice.n_sites // self.patch
+        return State(
+            n_sites=lattice.n_sites,
+            n_tokens=tokens,
+            width=self.width,
+            layers=self.layer_names(),
+            bricks=tuple(_bricks(self, tokens, invariant)),
+            dtype=np.dtype(self.precision),
+            complex_amplitude=self.amplitude == "complex",
+            tokens=lambda sigma: sigma.reshape(len(sigma), tokens, self.patch),
+            initial=lambda name, shape, generator: _initial(name, shape, generator, self.layers),
+            fuse=_fuse,
+            fused_layers=("embedding", *self.residual_names()),
+        )
+
+
+def _fuse(state: State, parameters: np.ndarray):
+    from .transformer_cpu import FusedTransformer
+
+    return FusedTransformer(state, parameters)
+
+
+def _bricks(record: Transformer, tokens: int, invariant: bool) -> Iterator[Brick]:
+    d = record.width
+    positional = record.attention == "positional"
+    if positional or invariant:
+        yield Dense("embedding", ("tokens",), "embedding", record.patch, d)
+    else:
+        yield Dense("embedding", ("tokens",), ".patches", record.patch, d)
+        yield PositionCode("position", (".patches",), "embedding", tokens, d)
+    stream = "embedding"
+    for i in range(1, record.layers + 1):
+        a, m = f"attention_{i}", f"mlp_{i}"
+        yield LayerNorm(f"{a}.norm", (stream,), f"{a}.x", d)
+        yield Dense(f"{a}.value", (f"{a}.x",), f"{a}.v", d, d)
+        if positional:
+            yield Mix(f"{a}.mix", (f"{a}.v",), f"{a}.y", tokens, d, record.heads, invariant)
+        else:
+            yield Dense(f"{a}.query", (f"{a}.x",), f"{a}.q", d, d)
+            yield Dense(f"{a}.key", (f"{a}.x",), f"{a}.k", d, d)
+            yield Attention(
+                f"{a}.mix", (f"{a}.q", f"{a}.k", f"{a}.v"), f"{a}.y", tokens, d, record.heads, invariant
+            )
+        yield Dense(f"{a}.out", (f"{a}.y",), a, d, d)
+        yield Add(f"{a}.add", (stream, a), f"{a}.stream")
+        yield LayerNorm(f"{m}.norm", (f"{a}.stream",), f"{m}.x", d)
+        yield Dense(f"{m}.up", (f"{m}.x",), f"{m}.u", d, d * record.mlp_ratio)
+        yield Gelu(f"{m}.gelu", (f"{m}.u",), f"{m}.g")
+        yield Dense(f"{m}.down", (f"{m}.g",), m, d * record.mlp_ratio, d)
+        yield Add(f"{m}.add", (f"{a}.stream", m), f"residual_{i}")
+        stream = f"residual_{i}"
+    yield SumTokens("sum", (stream,), ".sum")
+    yield LayerNorm("head.norm", (".sum",), "head", d)
+    parts = ("real", "imaginary") if record.amplitude == "complex" else ("real",)
+    for part in parts:
+        yield Dense(f"head.{part}", ("head",), f".{part}", d, d)
+        yield LayerNorm(f"head.{part}_norm", (f".{part}",), part, d)
+    yield LogCosh("log_cosh", parts, "log_psi")
+
+
+def _initial(name: str, shape: tuple[int, ...], generator: np.random.Generator, layers: int) -> np.ndarray:
+    """Glorot-uniform weights, unit gains, zero biases; the two maps that write into the residual stream start smaller.
+
+    A block's output is scaled by 1 / sqrt(2 layers), so that the stream's variance does not grow with depth.
+    """
+    role = name.rpartition(".")[2]
+    if role == "gain":
+        return np.ones(shape)
+    if role == "bias":
+        return np.zeros(shape)
+    if role == "code":
+        return generator.normal(scale=0.02, size=shape)
+    fan_in, fan_out = (shape[-1], shape[-1]) if ".mix." in name else shape
+    bound = math.sqrt(6 / (fan_in + fan_out))
+    if name.endswith((".out.weight", ".down.weight")):
+        bound /= math.sqrt(2 * layers)
+    return generator.uniform(-bound, bound, size=shape)

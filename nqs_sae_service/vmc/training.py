@@ -1,0 +1,158 @@
+"""Variational Monte Carlo of a ground state: sample, measure local energies, take a natural-gradient step, repeat.
+
+    E(theta) = E_{|psi|^2}[E_loc],      theta <- theta - lr (S + shift)^-1 grad E   (imaginary-time evolution projected on the network)
+
+``Training`` is everything that has to survive an interruption; it can be turned into plain arrays and back. The random numbers are
+counter-based, so a training that continues from a checkpoint takes the same path bit by bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..engine.random import Stream
+from ..errors import NumericalError
+from ..physics.operators import Operator
+from ..sampling import Metropolis, drift
+from ..states import State
+from .estimators import local_values
+from .reconfiguration import natural_step
+
+if TYPE_CHECKING:
+    from ..spec.sections import GroundState, Sampling
+
+HISTORIES = (
+    "energy",
+    "energy_error",
+    "energy_variance",
+    "acceptance",
+    "learning_rate",
+    "shift",
+    "step_norm",
+    "step_bounded",
+    "step_seconds",
+)
+_DRIFT_EVERY = 25  # steps
+_DRIFT_LIMIT = 1e-2  # log |psi'/psi|^2: a percent in an acceptance ratio
+
+
+@dataclass
+class Training:
+    """State of a training after ``step`` steps; ``previous`` is the last update (SPRING), ``history`` one list per quantity."""
+
+    parameters: np.ndarray
+    previous: np.ndarray
+    sigma: np.ndarray
+    sweeps: int = 0
+    step: int = 0
+    history: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in HISTORIES})
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Plain arrays, for a checkpoint."""
+        histories = {f"history_{name}": np.asarray(values) for name, values in self.history.items()}
+        counters = np.asarray([self.sweeps, self.step])
+        return {
+            "parameters": self.parameters,
+            "previous": self.previous,
+            "sigma": self.sigma,
+            "counters": counters,
+            **histories,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Training:
+        """Inverse of ``arrays``."""
+        history = {name: arrays[f"history_{name}"].tolist() for name in HISTORIES}
+        sweeps, step = (int(v) for v in arrays["counters"])
+        return cls(arrays["parameters"], arrays["previous"], arrays["sigma"], sweeps, step, history)
+
+
+class Trainer:
+    """Takes optimisation steps on a ``Training``; holds what does not change: network, Hamiltonian, schedules."""
+
+    def __init__(
+        self, state: State, hamiltonian: Operator, sampling: Sampling, options: GroundState, chunk: int = 0
+    ):
+        self.state, self.hamiltonian = state, hamiltonian
+        self.sampling, self.options, self.chunk = sampling, options, chunk
+        self.metropolis = Metropolis(state.n_sites, sampling.global_flip, options.seed, Stream.TRAINING)
+
+    def start(self) -> Training:
+        """Fresh parameters and chains, the chains thermalised."""
+        parameters = self.state.initial_parameters(self.options.seed)
+        psi = self.state.bind(parameters)
+        chains = self.metropolis.start(psi, self.metropolis.random_chains(self.sampling.chains))
+        for _ in range(self.sampling.burn_in):
+            self.metropolis.sweep(psi, chains)
+        return Training(parameters, np.zeros(self.state.n_parameters), chains.sigma, chains.sweeps)
+
+    def learning_rate(self, step: int) -> float:
+        """Cosine decay from ``learning_rate`` to the share ``final_learning_rate`` of it."""
+        left = self.options.final_learning_rate
+        cosine = 0.5 * (1 + math.cos(math.pi * step / self.options.steps))
+        return self.options.learning_rate * (left + (1 - left) * cosine)
+
+    def shift(self, step: int) -> float:
+        """Geometric decay from ``shift_start`` to ``shift`` over ``shift_steps``."""
+        if step >= self.options.shift_steps:
+            return self.options.shift
+        return self.options.shift_start * (self.options.shift / self.options.shift_start) ** (
+            step / self.options.shift_steps
+        )
+
+    def advance(self, training: Training) -> None:
+        """One step, in place. Raises NumericalError, leaving ``training`` as it was, when a number is not finite."""
+        started = time.perf_counter()
+        psi = self.state.bind(training.parameters)
+        chains = self.metropolis.start(psi, training.sigma, training.sweeps)
+        draws = self.options.samples // self.sampling.chains
+        sigma, log_psi = self.metropolis.draws(psi, chains, draws, self.sampling.sweeps)
+        if training.step % _DRIFT_EVERY == 0:
+            _refuse_drift(drift(psi, psi.reference, chains))
+        sigma, log_psi = sigma.reshape(-1, self.state.n_sites), log_psi.reshape(-1)
+        (energies,) = local_values(psi, [self.hamiltonian], sigma, log_psi, self.chunk)
+        if not np.isfinite(energies).all():
+            raise NumericalError(
+                f"a local energy is not finite at step {training.step}; lower ground_state.learning_rate or raise its shift"
+            )
+        rate, shift = self.learning_rate(training.step), self.shift(training.step)
+        update = natural_step(
+            psi,
+            sigma,
+            energies,
+            training.previous,
+            shift,
+            self.options.momentum,
+            self.options.max_step / rate,
+        )
+        parameters = training.parameters - rate * update.factor * update.direction
+        training.parameters = parameters.astype(self.state.dtype)
+        training.previous = update.direction
+        training.sigma, training.sweeps = chains.sigma, chains.sweeps
+        training.step += 1
+        values = (
+            energies.real.mean(),
+            energies.real.std(ddof=1) / math.sqrt(len(energies)),
+            energies.var(ddof=1),
+            chains.acceptance,
+            rate,
+            shift,
+            rate * update.norm,
+            float(update.bounded),
+            time.perf_counter() - started,
+        )
+        for name, value in zip(HISTORIES, values, strict=True):
+            training.history[name].append(float(value))
+
+
+def _refuse_drift(log_ratio: float) -> None:
+    if not log_ratio <= _DRIFT_LIMIT:
+        raise NumericalError(
+            f"cached and recomputed log |psi|^2 differ by {log_ratio:.1e}: float32 is not enough for this network; "
+            'set state.precision = "float64"'
+        )

@@ -1,0 +1,249 @@
+"""Synthetic runs: schema-conforming stage files with plausible numbers and some NaN, written as the stages write them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from nqs_sae_service.datasets.schema import SCHEMA, labelled
+
+LAYERS = ["residual_1", "residual_2"]
+OBSERVABLES = ["abs_magnetization", "half_chain_correlation", "sigma_x"]
+TARGETS = OBSERVABLES[:2]
+CONTROLS = ["untrained", "neuron", "pca", "raw_spins", "random_direction", "shuffled"]
+DIRECTIONS = ["feature", "random_direction", "other_feature", "jastrow"]
+ESTIMATORS = ["reweighted", "resampled", "exact"]
+SCALES = np.array([0.0, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5, 2.0])
+EXACT = -50.9426741143
+FEATURES = 24
+SPEC = 'name = "tfim-40"\nseed = 1\n\n[hamiltonian]\nkind = "tfim"\nh = 1.0  # <critical> & exact\n'
+ORIGIN = {"stage_version": 1, "key": "0123abcd", "seed": 1, "host": "node-<7>", "sections": '{"lattice": {"length": 40}}'}
+
+
+def ground_state(rng: np.random.Generator) -> xr.Dataset:
+    steps, sites = 300, 40
+    step = np.arange(steps)
+    error = 0.02 + 0.2 * np.exp(-step / 20)
+    distance = 20 * np.exp(-step / 15) + 0.6 * np.exp(-step / 60)
+    energy = EXACT + distance + rng.normal(0, 1, steps) * error
+    energy[7] = np.nan
+    variables = {
+        "energy": energy,
+        "energy_error": error,
+        "energy_variance": 1024 * error**2,
+        "acceptance": np.full(steps, 0.42),
+        "learning_rate": np.full(steps, 0.03),
+        "shift": np.full(steps, 1e-3),
+        "step_norm": rng.uniform(0, 0.4, steps),
+        "step_bounded": (step < 12).astype(np.int8),
+        "step_seconds": np.full(steps, 0.1),
+        "parameters": rng.normal(size=50),
+        "initial_parameters": rng.normal(size=50),
+        "mean_configuration": np.zeros(sites),
+    }
+    attributes = {
+        "final_energy": EXACT + 0.0006,
+        "final_energy_error": 0.00031,
+        "exact_energy": EXACT,
+        "relative_error": 0.0006 / abs(EXACT),
+        "r_hat": 1.0012,
+        "tau": 1.7,
+        "v_score": 3.1e-5,
+        "acceptance": 0.4213,
+        "sector_occupancy": [0.493, 0.507],
+    }
+    return labelled("ground_state", variables, {"step": step, "spin": np.arange(sites)}, attributes)
+
+
+def observables(rng: np.random.Generator) -> xr.Dataset:
+    variables = {
+        "value": rng.normal(size=(8, 4, 3)),
+        "mean": [0.61234, 0.40321, 0.63662],
+        "error": [0.0013, 0.0021, 0.0002],
+        "r_hat": [1.001, 1.003, np.nan],
+        "exact": [np.nan, 0.40402, 0.63659],
+        "simple_function_r2": [1.0, 0.87, 0.9981],
+    }
+    return labelled("observables", variables, {"observable": OBSERVABLES, "chain": np.arange(8), "draw": np.arange(4)})
+
+
+def sae(rng: np.random.Generator) -> xr.Dataset:
+    steps, seeds = 200, [1, 2, 3]
+    step = np.arange(steps)
+    noise = rng.normal(1, 0.02, (2, 3, steps))
+    shape = (2, 3, FEATURES)
+    variables = {
+        "encoder": rng.normal(size=(*shape, 4)),
+        "decoder": rng.normal(size=(*shape, 4)),
+        "loss": (0.05 + np.exp(-step / 25)) * noise * np.array([1.0, 0.6])[:, None, None],
+        "l0": 8 * noise,
+        "dead_fraction": np.clip(0.3 * np.exp(-step / 60) * noise, 0, 1),
+        "feature_density": rng.uniform(0, 0.2, shape),
+        "explained_variance": rng.uniform(0.9, 0.99, (2, 3)),
+        "energy_recovered": rng.uniform(0.95, 0.999, (2, 3)),
+        "infidelity": [[0.011, 0.013, 0.012], [0.004, np.nan, 0.005]],
+    }
+    coords = {"layer": LAYERS, "sae_seed": seeds, "feature": np.arange(FEATURES), "step": step}
+    return labelled("sae", variables, coords, {"kind": "topk", "k": 8, "input": "token"})
+
+
+def features(rng: np.random.Generator) -> xr.Dataset:
+    shape = (2, FEATURES, 3)
+    r = rng.uniform(-0.5, 0.5, shape)
+    best = np.array([[3, 17, 5], [17, 4, 9]])
+    for layer in range(2):
+        r[layer, best[layer], range(3)] = [0.92, -0.83, 0.71]
+    control = rng.uniform(0.5, 0.86, (2, 6, 3)) * np.array([1, 1, 1, 0.3, 0.6, 0.05])[None, :, None]
+    control[1, 3, 2] = np.nan
+    best_r = np.take_along_axis(r, best[:, None], axis=1)[:, 0]
+    gain = np.abs(best_r) - np.nanmax(np.abs(control), axis=1)
+    sentences = [[f"<feature> {f} & gain" for f in row] for row in best]
+    variables = {
+        "pearson": r,
+        "pearson_low": r - 0.03,
+        "pearson_high": r + 0.03,
+        "spearman": r,
+        "p_value": np.full(shape, 0.001),
+        "q_value": np.full(shape, 0.012),
+        "best_feature": best,
+        "best_pearson": best_r,
+        "best_control": np.take(CONTROLS, np.nanargmax(np.abs(control), axis=1)),
+        "gain": gain,
+        "gain_low": gain - 0.04,
+        "gain_high": gain + 0.04,
+        "verdict": np.array(sentences),
+        "control_pearson": control,
+        "control_low": control - 0.04,
+        "control_high": control + 0.04,
+        "untrained_pearson": rng.uniform(0.4, 0.7, (2, 3, 3)),
+        "stability": rng.uniform(0.5, 1.0, (2, FEATURES)),
+        "stability_activation": rng.uniform(0.5, 1.0, (2, FEATURES)),
+        "density": rng.uniform(0, 0.2, (2, FEATURES)),
+        "participation_ratio": [5.3, 3.71],
+    }
+    coords = {"layer": LAYERS, "feature": np.arange(FEATURES), "observable": OBSERVABLES, "control": CONTROLS}
+    return labelled("features", variables, coords, {"confidence": 0.95})
+
+
+def steering(rng: np.random.Generator) -> xr.Dataset:
+    """Quadratic energy, linear target; controls move the target less; resampled and exact only for the feature."""
+    shape = (2, 2, 4, len(SCALES), 3)
+    x = (SCALES - 1)[None, None, None, :, None]
+    strength = np.array([1.0, 0.2, -0.4, 1.3])[None, None, :, None, None] * np.array([0.6, 1.0])[:, None, None, None, None]
+    slope = 0.05 * strength * np.ones(shape)
+    born = np.array([0.612, 0.403, 0.637])
+    mean = born + (slope * x * (1 - 0.15 * x))[..., None] * np.array([1.0, 0.8, -0.2])
+    noise = np.array([0.001, 0.002, 0.0])
+    mean = mean + rng.normal(size=mean.shape) * noise[:, None]
+    error = np.broadcast_to(noise[:, None], mean.shape).copy()
+    deviation = 0.004 * x**2 * np.abs(strength) * np.ones(shape) + rng.normal(size=shape) * 1e-5
+    infidelity = 0.03 * x**2 * np.ones(shape)
+    ess = np.exp(-0.5 * x**2) * np.ones(shape)
+    for values in (mean, error, deviation, infidelity, ess):
+        values[:, :, 1:, :, 1] = np.nan
+    for values in (mean[1], deviation[1], infidelity[1], ess[1]):
+        values[..., 2, :] = np.nan if values.ndim == 5 else values[..., 2, :]
+    ess[..., 1:] = np.nan
+    without_scale = slope[:, :, :, 0, :]
+    reach = 0.012 * np.abs(without_scale) / 0.05
+    reach[:, :, 1:, 1] = np.nan
+    slopes = np.where(np.isnan(reach), np.nan, without_scale)[..., None] * np.ones(3)
+    variables = {
+        "observable_mean": mean,
+        "observable_error": error,
+        "energy": EXACT * (1 - deviation),
+        "energy_error": np.full(shape, 0.001),
+        "relative_energy_deviation": deviation,
+        "relative_energy_deviation_error": np.full(shape, 1e-5),
+        "infidelity": infidelity,
+        "ess": ess,
+        "strength": np.broadcast_to(x[..., 0], shape[:-1]),
+        "feature": [[3, 17], [17, 4]],
+        "slope_predicted": slopes,
+        "slope_predicted_error": np.full(slopes.shape, 0.0011),
+        "slope_measured": slopes + 0.001,
+        "slope_measured_error": np.full(slopes.shape, 0.0017),
+        "energy_slope": np.zeros(reach.shape),
+        "energy_curvature": np.ones(reach.shape),
+        "efficiency": np.where(np.isnan(reach), np.nan, 0.45),
+        "reach": reach,
+        "reach_error": np.full(reach.shape, 0.0004),
+        "monotone_low": np.where(np.isnan(reach), np.nan, 0.5),
+        "monotone_high": np.where(np.isnan(reach), np.nan, 2.0),
+    }
+    coords = {
+        "layer": LAYERS,
+        "target": TARGETS,
+        "direction": DIRECTIONS,
+        "scale": SCALES,
+        "estimator": ESTIMATORS,
+        "observable": OBSERVABLES,
+    }
+    return labelled("steering", variables, coords, {"energy_budget": 2e-4})
+
+
+def samples(rng: np.random.Generator) -> xr.Dataset:
+    configuration = rng.choice(np.array([-1, 1], np.int8), (8, 4, 40))
+    return labelled("samples", {"configuration": configuration, "log_psi": rng.normal(size=(8, 4)) + 0j})
+
+
+def activations(rng: np.random.Generator) -> xr.Dataset:
+    variables = {"residual_2": rng.normal(size=(8, 4, 10, 4)), "participation_ratio": [5.3, 3.71]}
+    return labelled("activations", variables, {"layer": LAYERS})
+
+
+BUILDERS = {f.__name__: f for f in (ground_state, samples, observables, activations, sae, features, steering)}
+
+
+def blank(dataset: xr.Dataset) -> xr.Dataset:
+    """The same dataset with every number lost."""
+    floats = {name: v * np.nan for name, v in dataset.data_vars.items() if v.dtype.kind == "f"}
+    attributes = {key: np.nan if isinstance(value, float) else value for key, value in dataset.attrs.items()}
+    return dataset.assign(floats).assign_attrs(attributes)
+
+
+Factory = Callable[..., Path]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Factory:
+    """``make_run(name, stages=..., status=..., change=...)`` writes a run directory and returns it."""
+
+    def write(
+        name: str = "tfim-40",
+        stages: tuple[str, ...] = tuple(SCHEMA),
+        status: dict[str, Any] | None = None,
+        change: Callable[[xr.Dataset], xr.Dataset] = lambda dataset: dataset,
+    ) -> Path:
+        directory = tmp_path / name
+        directory.mkdir(parents=True)
+        (directory / "spec.toml").write_text(SPEC, encoding="utf-8")
+        if status is not None:
+            (directory / "status.json").write_text(json.dumps(status), encoding="utf-8")
+        rng = np.random.default_rng(5)
+        for stage, build in BUILDERS.items():
+            if stage in stages:
+                change(build(rng).assign_attrs(stage=stage, **ORIGIN)).to_netcdf(directory / f"{stage}.nc")
+        return directory
+
+    return write
+
+
+@pytest.fixture
+def make_sweep(make_run: Factory, tmp_path: Path) -> Factory:
+    """Three points in h, the last one without its later stages."""
+
+    def write(name: str = "tfim-40-fields") -> Path:
+        make_run(f"{name}/hamiltonian.h=1.0", status={"state": "done"})
+        make_run(f"{name}/hamiltonian.h=0.5", status={"state": "done", "coordinates": {"hamiltonian.h": 0.5}})
+        partial = {"state": "failed", "stage": "samples", "error": "the disk is full"}
+        make_run(f"{name}/hamiltonian.h=10.0", ("ground_state", "observables"), partial)
+        return tmp_path / name
+
+    return write

@@ -1,0 +1,232 @@
+"""The features stage on a small experiment in which one feature knows |m| and nothing else does."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from nqs_sae_service.datasets.schema import SCHEMA, labelled
+from nqs_sae_service.errors import UserError
+from nqs_sae_service.interpret import series
+from nqs_sae_service.interpret.controls import CONTROLS
+from nqs_sae_service.spec.sections import Features
+from nqs_sae_service.stages.features import STAGE
+
+CHAINS, DRAWS, SITES, PATCH, WIDTH, FEATURES = 80, 20, 12, 4, 5, 7
+TOKENS = SITES // PATCH
+LAYERS, SEEDS, INITIALISATIONS = ["residual_1", "residual_2"], [5, 6], [0, 1, 2]
+NAMES = ["abs_magnetization", "magnetization", "noise", "constant"]
+
+
+class UntrainedNetwork:
+    """Tokens are random linear maps of the patches, given by the parameters."""
+
+    n_sites, dtype = SITES, np.float32
+
+    def activations(self, parameters, sigma, layers):
+        weights = parameters.reshape(PATCH, WIDTH)
+        return {layer: sigma.reshape(-1, TOKENS, PATCH).astype(np.float32) @ weights for layer in layers}
+
+
+class Context:
+    """A runner that only counts."""
+
+    def __init__(self, upstream, pooled=False, **section):
+        self.upstream, self.ticks = upstream, []
+        options = {"seed": 3, "bootstrap": 200, "permutations": 400} | section
+        build = SimpleNamespace(build=lambda *_: UntrainedNetwork())
+        self.spec = SimpleNamespace(
+            features=Features(**options),
+            sae=SimpleNamespace(input="pooled" if pooled else "token"),
+            state=build,
+            lattice=build,
+        )
+
+    def tick(self, done, total, message="", state=None):
+        assert 0 <= done < total
+        self.ticks.append((done, message))
+
+
+def planted_activations(rng, m, u, v):
+    """(chain, draw, token, width): |m| along u hidden under a louder direction v, on every token alike, plus a trace of noise."""
+    loud = 3 * rng.standard_normal(m.shape)
+    x = np.abs(m)[..., None] * u + loud[..., None] * v
+    return x[:, :, None] + 1e-3 * rng.standard_normal((*m.shape, TOKENS, WIDTH))
+
+
+@pytest.fixture(scope="module")
+def upstream():
+    rng = np.random.default_rng(1)
+    sigma = rng.choice(np.array([-1, 1], np.int8), (CHAINS, DRAWS, SITES))
+    m = sigma.mean(axis=2)
+    u, v = rng.standard_normal((2, WIDTH))
+    reader = u - v * (u @ v) / (v @ v)  # sees u and is blind to v
+    encoder = rng.standard_normal((FEATURES, WIDTH))
+    encoder[3], encoder[5] = reader / (reader @ u), 0.0
+    bias = np.zeros(FEATURES)
+    bias[5] = -1.0  # a dead feature
+    order = rng.permutation(FEATURES)
+    both = [np.stack([a, a[order]])[None].repeat(2, axis=0) for a in (encoder, bias)]
+    untrained = rng.standard_normal((2, 3, FEATURES, WIDTH))
+    value = np.stack([np.abs(m), m, rng.standard_normal(m.shape), np.full(m.shape, 2.0)], axis=-1)
+    split = np.array(["select", "train", "test", "train"])[np.arange(CHAINS) % 4]
+    return {
+        "samples": labelled(
+            "samples", {"configuration": sigma, "log_psi": 0j * m}, {"split": ("chain", split)}
+        ),
+        "observables": labelled(
+            "observables", {"value": value, "simple_function_r2": [1, 1, 0, 1]}, {"observable": NAMES}
+        ),
+        "activations": labelled(
+            "activations",
+            {name: planted_activations(rng, m, u, v).astype(np.float32) for name in LAYERS}
+            | {"participation_ratio": [3.0, 1.2]},
+            {"layer": LAYERS},
+        ),
+        "sae": labelled(
+            "sae",
+            {
+                "encoder": both[0],
+                "decoder": both[0],
+                "encoder_bias": both[1],
+                "decoder_bias": np.zeros((2, 2, WIDTH)),
+                "untrained_parameters": rng.standard_normal((3, PATCH * WIDTH)),
+                "untrained_encoder": untrained,
+                "untrained_decoder": untrained,
+                "untrained_encoder_bias": np.zeros((2, 3, FEATURES)),
+                "untrained_decoder_bias": np.zeros((2, 3, WIDTH)),
+            },
+            {"layer": LAYERS, "sae_seed": SEEDS, "initialisation": INITIALISATIONS},
+            {"kind": "relu-l1", "k": 0},
+        ),
+    }
+
+
+@pytest.fixture(scope="module")
+def result(upstream):
+    return STAGE.run(Context(upstream))
+
+
+def test_every_declared_variable_is_there_and_labelled(result):
+    assert set(result.data_vars) == set(SCHEMA["features"])
+    assert result.control.values.tolist() == list(CONTROLS)
+    assert result.observable.values.tolist() == NAMES
+    assert result.layer.values.tolist() == LAYERS
+    assert result.initialisation.values.tolist() == INITIALISATIONS
+
+
+def test_the_planted_feature_is_found(result):
+    found = result.sel(layer="residual_1", observable="abs_magnetization")
+    assert found.best_feature == 3
+    assert found.best_pearson > 0.999
+    assert found.gain > 0.05
+    assert found.gain_low > 0
+    assert found.gain == pytest.approx(float(found.best_pearson - abs(found.control_pearson).max()))
+    assert str(found.verdict.values).startswith("feature found: feature 3 follows abs_magnetization")
+    assert "explain 100.0 %" in str(found.verdict.values)
+    assert found.p_value.sel(feature=3) == pytest.approx(1 / 401)
+    assert found.spearman.sel(feature=3) > 0.99
+    assert result.sel(observable="abs_magnetization").verdict.values[1].startswith("SAE not informative here")
+
+
+def test_controls_are_measured(result):
+    m = result.sel(layer="residual_1", observable="magnetization")
+    assert m.control_pearson.sel(control="raw_spins") == pytest.approx(1.0, abs=1e-3)
+    assert m.best_control == "raw_spins"
+    assert str(m.verdict.values).startswith("no better than controls")
+    assert m.gain < 0
+    known = result.sel(layer="residual_1", observable="abs_magnetization").control_pearson
+    assert abs(known.sel(control="raw_spins")) < 0.2
+    assert abs(known.sel(control="shuffled")) < 0.2
+    assert np.all(abs(known) < 0.95)
+    strongest = abs(result.untrained_pearson).max("initialisation")
+    np.testing.assert_allclose(abs(result.control_pearson.sel(control="untrained", drop=True)), strongest)
+    defined = result.isel(observable=[0, 1, 2])
+    assert np.all(defined.control_low <= defined.control_pearson)
+    assert np.all(defined.control_pearson <= defined.control_high)
+
+
+def test_noise_has_no_feature(result):
+    noise = result.sel(observable="noise")
+    assert np.all(abs(noise.best_pearson) < 0.2)
+    assert noise.verdict.values[0].startswith("no better than controls")
+
+
+def test_a_constant_observable_is_undefined(result):
+    constant = result.sel(observable="constant")
+    assert np.all(constant.best_feature == -1)
+    for name in ("pearson", "p_value", "q_value", "best_pearson", "control_pearson", "gain_low"):
+        assert np.all(np.isnan(constant[name]))
+    assert np.all(constant.best_control == "")
+    assert constant.verdict.values[0] == "undefined: constant does not vary on the test chains."
+
+
+def test_dead_features_are_marked(result):
+    dead = result.sel(feature=5, observable=NAMES[:3])
+    assert np.all(dead.density == 0)
+    assert np.all(dead.pearson == 0)
+    assert np.all(dead.p_value == 1)
+    assert np.all(dead.q_value == 1)
+    assert np.all(result.density.sel(feature=[0, 1, 2, 3, 4, 6]) > 0)
+
+
+def test_features_that_return_with_another_seed_are_stable(result):
+    alive = result.sel(feature=[0, 1, 2, 3, 4, 6])
+    np.testing.assert_allclose(alive.stability, 1.0, atol=1e-5)
+    np.testing.assert_allclose(alive.stability_activation, 1.0, atol=1e-5)
+
+
+def test_every_number_comes_from_test_chains(upstream, result):
+    changed = dict(upstream)
+    value = upstream["observables"]["value"].copy()
+    train = upstream["samples"]["split"].values == "train"
+    value[train] = -7 * value[train] + 1
+    changed["observables"] = upstream["observables"].assign(value=value)
+    other = STAGE.run(Context(changed))
+    for name in ("pearson", "pearson_low", "p_value", "best_feature", "spearman"):
+        xr.testing.assert_identical(other[name], result[name])
+
+
+def test_the_same_seed_gives_the_same_data_and_another_seed_other_intervals(upstream, result):
+    context = Context(upstream)
+    xr.testing.assert_identical(STAGE.run(context), result)
+    done = [done for done, _ in context.ticks]
+    assert done == sorted(done)
+    other = STAGE.run(Context(upstream, seed=4))
+    assert np.any(other.pearson_low != result.pearson_low)
+    xr.testing.assert_identical(other.pearson, result.pearson)
+
+
+def test_blocks_of_samples_change_nothing(upstream, result, monkeypatch):
+    monkeypatch.setattr(series, "BLOCK", 300)
+    blocked = STAGE.run(Context(upstream))
+    for name, expected in result.data_vars.items():
+        if expected.dtype.kind == "f":
+            np.testing.assert_allclose(blocked[name], expected, atol=2e-5, err_msg=str(name))
+
+
+def test_pooled_dictionaries_see_the_mean_of_the_tokens(upstream):
+    found = STAGE.run(Context(upstream, pooled=True)).sel(layer="residual_1", observable="abs_magnetization")
+    assert found.best_feature == 3
+    assert found.best_pearson > 0.999
+
+
+def test_no_untrained_networks_no_such_control(upstream):
+    kept = {name: ds for name, ds in upstream.items() if name != "sae"}
+    names = [name for name in upstream["sae"].variables if "untrained" in str(name)]
+    bare = kept | {"sae": upstream["sae"].drop_vars([*names, "initialisation"])}
+    found = STAGE.run(Context(bare))
+    assert "untrained" not in found.control.values
+    assert "untrained_pearson" not in found
+
+
+def test_a_single_dictionary_has_no_stability(upstream):
+    single = upstream | {"sae": upstream["sae"].isel(sae_seed=[0])}
+    assert np.all(np.isnan(STAGE.run(Context(single)).stability))
+
+
+def test_too_few_test_chains_are_refused(upstream):
+    few = upstream | {"samples": upstream["samples"].isel(chain=[0, 1, 2, 4, 5])}
+    with pytest.raises(UserError, match="1 test chains are too few"):
+        STAGE.run(Context(few))
