@@ -53,8 +53,8 @@ class Origin:
 
 def write_stage(dataset: xr.Dataset, path: Path, origin: Origin) -> None:
     """Write a stage's dataset to ``path``, read-only, in one atomic step. Raises UserError where the disk refuses."""
-    attributes = _root_attributes(dataset, origin)
-    complete = dataset.assign_attrs(attributes)
+    complete = dataset.copy(deep=False)
+    complete.attrs = _root_attributes(dataset, origin)
     encodings = {
         name: schema.encoding(origin.stage, str(name), complete[name]) for name in complete.variables
     }

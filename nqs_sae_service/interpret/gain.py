@@ -4,7 +4,8 @@
 
 Feature and controls were chosen on other chains, so the choice adds no bias. Its interval comes from a paired
 bootstrap: one resampling of the chains for the feature and all controls, the maximum over the controls taken
-anew in every replica. The interval covers the choice of samples, not the training of other networks.
+anew in every replica. The interval covers the choice of samples, not the choice of the network: one that learned
+nothing still beats n untrained ones with probability 1 / (n + 1), whatever its interval says.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Load = Callable[[NDArray[np.int64], slice], NDArray]
 Average = Callable[[NDArray], NDArray]
 
-BLOCK = 2**23  # rows x features treated at once: fixed, because block shapes can touch the last bit
+BLOCK = 2**22  # rows x features treated at once: fixed, because block shapes can touch the last bit
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,6 @@ def per_sample(average: Average, rows: Rows, features: int) -> NDArray[np.float3
         block = f[chains, draws]
         block[...] = average(x).reshape(block.shape)
     return f
-
-
-def density(encode: Callable[[NDArray], NDArray], rows: Rows, features: int) -> NDArray[np.float64]:
-    """Share of rows on which each feature is active, (F,). ``encode`` maps (..., width) to (..., F)."""
-    active, n_rows = np.zeros(features), 0
-    for _, _, x in rows.blocks(features):
-        active += np.count_nonzero(encode(x), axis=(0, 1))
-        n_rows += x.shape[0] * x.shape[1]
-    return active / max(n_rows, 1)
 
 
 def row_moments(rows: Rows, width: int) -> RowMoments:

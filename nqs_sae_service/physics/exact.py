@@ -79,7 +79,7 @@ class FullSummation:
 
 
 @dataclass(frozen=True, eq=False)
-class GroundState:
+class ExactGroundState:
     """Lowest eigenvalue (total) and eigenvector (2^N,) float64, and the gap to the next eigenvalue.
 
     ``partner`` is the other vector of a ground state that is degenerate to rounding, else None.
@@ -91,7 +91,7 @@ class GroundState:
     partner: np.ndarray | None
 
 
-def ground_state(operator: Operator) -> GroundState:
+def ground_state(operator: Operator) -> ExactGroundState:
     """Sparse exact diagonalisation (Lanczos, scipy's eigsh, fixed start vector), up to 20 sites.
 
     Of two vectors degenerate to rounding the combination closest to the uniform superposition is returned:
@@ -104,7 +104,7 @@ def ground_state(operator: Operator) -> GroundState:
     if degenerate:
         vectors = _most_uniform_first(vectors)
     vector = vectors[:, 0] if vectors[:, 0].sum() >= 0 else -vectors[:, 0]
-    return GroundState(float(energies[0]), vector, gap, vectors[:, 1] if degenerate else None)
+    return ExactGroundState(float(energies[0]), vector, gap, vectors[:, 1] if degenerate else None)
 
 
 def _two_lowest(matrix: csr_matrix) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +128,7 @@ def _most_uniform_first(vectors: np.ndarray) -> np.ndarray:
 
 
 def susceptibility(
-    hamiltonian: csr_matrix, ground: GroundState, observable: np.ndarray | csr_matrix
+    hamiltonian: csr_matrix, ground: ExactGroundState, observable: np.ndarray | csr_matrix
 ) -> float:
     """chi = d<O>/d lambda of the ground state of H - lambda O at lambda = 0.
 

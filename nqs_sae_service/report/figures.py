@@ -52,6 +52,7 @@ def render(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
         figure.savefig(buffer, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+    figure.set_layout_engine("none")  # the places found now serve every other format too
     return buffer.getvalue()
 
 

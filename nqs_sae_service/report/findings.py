@@ -186,7 +186,7 @@ def _slope_verdict(dataset: xr.Dataset, at: Mapping[str, Any]) -> list[Verdict]:
     if math.isnan(predicted) or math.isnan(measured) or not 0 < 3 * sigma < abs(predicted - measured):
         return []
     text = f"{at['layer']}, {at['target']}: the slope of steering is {with_error(measured, errors[1])}, predicted "
-    return [Verdict("bad", f"{text}{with_error(predicted, errors[0])}: more than 3 sigma apart.")]
+    return [Verdict("fault", f"{text}{with_error(predicted, errors[0])}: more than 3 sigma apart.")]
 
 
 def steering_tables(dataset: xr.Dataset) -> list[Table]:

@@ -23,10 +23,16 @@ from .reading import Run, Sweep, read
 from .records import Kind, Table, Verdict
 from .summary import summarise
 
-WORDS: dict[Kind, str] = {"good": "Shown.", "bad": "Against.", "open": "Open.", "note": "Note."}
+WORDS: dict[Kind, str] = {
+    "good": "Shown.",
+    "bad": "Against.",
+    "open": "Open.",
+    "note": "Note.",
+    "fault": "Fault.",
+}
 LEGEND = (
     "Shown: holds beyond its error bar. Against: the numbers say the opposite. Open: the error bars decide nothing. "
-    "Note: to keep in mind."
+    "Note: to keep in mind. Fault: something is wrong, look before trusting the numbers."
 )
 CAPTIONS = {
     "energy": "Training of the ground state: energy, and its distance to the exact one.",
@@ -53,7 +59,7 @@ def page(found: Run | Sweep) -> str:
     """The page as text."""
     summary = summarise(found)
     verdicts = "\n".join(_verdict(verdict) for verdict in summary.verdicts) or "<p>None.</p>"
-    return _template("page.html").substitute(
+    return Template(_resource("page.html")).substitute(
         title=escape(summary.title),
         style=_resource("style.css"),
         state=escape(_state(found)),
@@ -114,8 +120,7 @@ def _figure(name: str, figure: Figure) -> str:
 def _provenance(found: Run | Sweep) -> str:
     """Root attributes of every stage file; for a sweep, of its points."""
     if isinstance(found, Sweep):
-        points = [f"<h3>{escape(p.run.directory.name)}</h3>\n{_provenance(p.run)}" for p in found.points]
-        return "\n".join(points)
+        return "\n".join(_folded(point.run.name, _provenance(point.run)) for point in found.points)
     parts = [_folded(f"{stage}.nc", _definitions(_attributes(data))) for stage, data in found.stages.items()]
     return "\n".join(parts) or "<p>No stage has finished.</p>"
 
@@ -127,9 +132,7 @@ def _attributes(dataset: xr.Dataset) -> dict[str, str]:
 
 def _spec(found: Run | Sweep) -> str:
     if isinstance(found, Sweep):
-        return "\n".join(
-            _folded(p.run.directory.name, f"<pre>{escape(p.run.spec_text)}</pre>") for p in found.points
-        )
+        return "\n".join(_folded(point.run.name, _spec(point.run)) for point in found.points)
     return (
         f"<pre>{escape(found.spec_text)}</pre>"
         if found.spec_text
@@ -139,10 +142,6 @@ def _spec(found: Run | Sweep) -> str:
 
 def _folded(title: str, content: str) -> str:
     return f"<details><summary>{escape(title)}</summary>\n{content}\n</details>"
-
-
-def _template(name: str) -> Template:
-    return Template(_resource(name))
 
 
 def _resource(name: str) -> str:

@@ -60,7 +60,7 @@ def ground_state_verdicts(dataset: xr.Dataset) -> list[Verdict]:
         verdicts = [Verdict("good" if worst <= ENERGY_LIMIT else "open", text)]
     if r_hat > R_HAT_LIMIT:
         verdicts.append(
-            Verdict("bad", f"The chains disagree (R-hat {r_hat:.3f}): error bars are not to be trusted.")
+            Verdict("fault", f"The chains disagree (R-hat {r_hat:.3f}): error bars are not to be trusted.")
         )
     return verdicts
 
@@ -112,7 +112,7 @@ def observable_verdicts(dataset: xr.Dataset) -> list[Verdict]:
         verdicts.append(Verdict("note", text + ": no feature can show more than those functions do."))
     if apart:
         verdicts.append(
-            Verdict("bad", f"The chains disagree on {', '.join(apart)} (R-hat above {R_HAT_LIMIT}).")
+            Verdict("fault", f"The chains disagree on {', '.join(apart)} (R-hat above {R_HAT_LIMIT}).")
         )
     return verdicts
 

@@ -37,8 +37,13 @@ class Run:
 
     @property
     def state(self) -> str:
-        """The state told by ``status.json``; without that file, what the stage files show."""
-        return str(self.status.get("state") or ("partial" if self.missing else "done"))
+        """The state told by ``status.json``; without that file, what the stage files show.
+
+        A report is drawn by the run itself, as its last act: with every number there it counts as done.
+        """
+        told = str(self.status.get("state") or ("partial" if self.missing else "done"))
+        drawing = told == "running" and (self.status.get("stage") == "report" or not self.missing)
+        return "done" if drawing else told
 
     @property
     def missing(self) -> list[str]:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-# good: shown beyond its error; bad: shown against; open: the error bar decides nothing; note: something to keep in mind
-Kind = Literal["good", "bad", "open", "note"]
+# good: shown beyond its error; bad: the numbers say the opposite; open: the error bars decide nothing;
+# note: something to keep in mind; fault: something went wrong, and numbers may not be trusted
+Kind = Literal["good", "bad", "open", "note", "fault"]
 
 
 @dataclass(frozen=True)

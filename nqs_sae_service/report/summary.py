@@ -47,30 +47,36 @@ def summarise(found: Run | Sweep) -> Summary:
 
 
 def _state_verdicts(run: Run) -> list[Verdict]:
+    """One sentence on a run that is not done; nothing about one that is."""
     missing = f" Not there yet: {', '.join(run.missing)}." if run.missing else ""
-    if run.state == "done" and not run.missing:
-        return []
-    where = f" in stage {run.status['stage']}" if run.status.get("stage") and run.state != "done" else ""
-    reason = next((str(run.status[key]) for key in ("error", "message", "reason") if run.status.get(key)), "")
-    kind: Kind = "bad" if run.state == "failed" else "note"
-    text = f"State of the run: {run.state}{where}{_progress(run.status)}.{missing}"
-    return [Verdict(kind, f"{text} {reason}".strip())]
+    if run.state == "done":
+        return [Verdict("note", missing.strip())] if missing else []
+    where = f" in stage {run.status['stage']}" if run.status.get("stage") else ""
+    reason = next(
+        (f" {str(run.status[key]).rstrip('.')}." for key in ("error", "message") if run.status.get(key)), ""
+    )
+    heard = f" Last heard of at {run.status['updated']}." if run.status.get("updated") else ""
+    kind: Kind = "fault" if run.state == "failed" else "note"
+    return [
+        Verdict(kind, f"State of the run: {run.state}{where}{_progress(run.status)}.{reason}{heard}{missing}")
+    ]
 
 
 def _progress(status: Mapping[str, Any]) -> str:
     progress = status.get("progress")
-    if isinstance(progress, Mapping) and progress.get("total"):
-        return f" ({progress.get('done', 0)} of {progress['total']})"
-    if isinstance(progress, (int, float)) and 0 < progress <= 1:
-        return f" ({progress:.0%})"
-    return ""
+    return f" ({progress:.0%})" if isinstance(progress, (int, float)) and 0 < progress < 1 else ""
 
 
 def _sweep_verdicts(sweep: Sweep) -> list[Verdict]:
+    """How many points are in which state, and why points failed."""
     states = [point.run.state for point in sweep.points]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    failed: Kind = "bad" if "failed" in states else "note"
-    return [Verdict(failed, f"Sweep of {len(states)} points: {counts}.")]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in _in_order(states))
+    failed = [
+        Verdict("fault", f"{point.run.name} failed. {point.run.status.get('error', '')}".strip())
+        for point in sweep.points
+        if point.run.state == "failed"
+    ]
+    return [Verdict("note", f"Sweep of {len(states)} points: {counts}."), *failed]
 
 
 def sweep_table(sweep: Sweep) -> Table:

@@ -21,9 +21,10 @@ from .summary import summarise
 
 MARKS: dict[Kind, tuple[str, str]] = {
     "good": ("+", "bold green"),
-    "bad": ("-", "bold red"),
+    "bad": ("-", "bold magenta"),
     "open": ("o", "bold yellow"),
-    "note": ("!", "bold cyan"),
+    "note": ("i", "bold cyan"),
+    "fault": ("!", "bold red"),
 }
 GAP = 2  # spaces between columns
 INDENT = 4  # of a paragraph

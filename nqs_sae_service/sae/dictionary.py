@@ -62,8 +62,8 @@ class Dictionary:
     def encode_sparse(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The active features of ``x`` (n, d): values (n, k) float32 > 0 and indices (n, k) int32, ``topk`` only.
 
-        The fused kernel: equal to ``encode`` in float32 up to rounding, without an (n, F) array. Entries of a row come in
-        no particular order; where fewer than k pre-activations are positive the rest has value 0 and index -1.
+        The fused kernel: equal to ``encode`` in float32 up to rounding, without an (n, F) array. Indices ascend
+        along a row; where fewer than k pre-activations are positive the rest has value 0 and index -1.
         """
         if self.kind != "topk":
             raise ValueError(f"a {self.kind} dictionary has no fixed number of active features; use encode")

@@ -61,15 +61,19 @@ def _select(z, k, floor, maxima, candidates, places, values, indices):
     the k-th largest entry; the few candidates above it are collected and searched again. No sorting, no unpredictable branch.
     """
     n_features, n_chunks = z.size, maxima.size
-    maxima[:] = z[:n_chunks]
+    for c in range(n_chunks):
+        maxima[c] = z[c]
     for start in range(n_chunks, n_features, n_chunks):
         part = z[start : start + n_chunks]
         for c in range(part.size):
             maxima[c] = max(maxima[c], part[c])
-    high = maxima[0]
+    low = high = maxima[0]
     for c in range(n_chunks):
-        high = max(high, maxima[c])
-    low, _, _ = _threshold(maxima, n_chunks, k, floor, high)
+        low, high = min(low, maxima[c]), max(high, maxima[c])
+    low = max(low, floor)
+    if _above(maxima, n_chunks, low) < k:
+        low = floor
+    low, _, _ = _threshold(maxima, n_chunks, k, low, high)
     n = 0
     for j in range(n_features):
         places[n] = j
@@ -88,58 +92,67 @@ def _select(z, k, floor, maxima, candidates, places, values, indices):
         values[q], indices[q] = 0, -1
 
 
-@njit(parallel=True)
-def _encode_topk(x, encoder, encoder_bias, decoder_bias, floor, rows, chunks, workers, values, indices):
+@njit()
+def _encode_blocks(x, encoder, encoder_bias, decoder_bias, floor, rows, chunks, start, step, values, indices):
     n, width = x.shape
     n_features, k = encoder.shape[0], values.shape[1]
-    n_blocks = (n + rows - 1) // rows
+    shifted, z = np.zeros((rows, width), np.float32), np.empty((rows, n_features), np.float32)
+    maxima, candidates = np.empty(chunks, np.float32), np.empty(n_features, np.float32)
+    places = np.empty(n_features + 1, np.int32)
+    for first in range(start * rows, n, step * rows):
+        last = min(n, first + rows)
+        for i in range(first, last):
+            for c in range(width):
+                shifted[i - first, c] = x[i, c] - decoder_bias[c]
+        np.dot(shifted, encoder.T, z)
+        for i in range(first, last):
+            row = z[i - first]
+            for j in range(n_features):
+                row[j] += encoder_bias[j]
+            _select(row, k, floor, maxima, candidates, places, values[i], indices[i])
+
+
+@njit(parallel=True)
+def _encode_topk(x, encoder, encoder_bias, decoder_bias, floor, rows, chunks, workers, values, indices):
     for worker in prange(workers):
-        shifted, z = np.zeros((rows, width), np.float32), np.empty((rows, n_features), np.float32)
-        maxima, candidates = np.empty(chunks, np.float32), np.empty(n_features, np.float32)
-        places = np.empty(n_features + 1, np.int32)
-        for block in range(worker, n_blocks, workers):
-            first = block * rows
-            last = min(n, first + rows)
-            for i in range(first, last):
-                for c in range(width):
-                    shifted[i - first, c] = x[i, c] - decoder_bias[c]
-            np.dot(shifted, encoder.T, z)
-            for i in range(first, last):
-                row = z[i - first]
-                for j in range(n_features):
-                    row[j] += encoder_bias[j]
-                _select(row, k, floor, maxima, candidates, places, values[i], indices[i])
+        _encode_blocks(
+            x, encoder, encoder_bias, decoder_bias, floor, rows, chunks, worker, workers, values, indices
+        )
 
 
 def encode_topk(x, encoder, encoder_bias, decoder_bias, k, positive=True):
-    """Active entries of ``x`` (n, d): values (n, k) float32 and indices (n, k) int32, unordered.
+    """Active entries of ``x`` (n, d): values (n, k) float32 and indices (n, k) int32, ascending.
 
     Equals z = (x - b_d) W_e^T + b_e, its k largest per row, without the z <= 0 if ``positive``. The lower index wins a tie.
     Cost: 2 n F d operations and about 3 n F comparisons and moves; reads x and W_e, writes 8 n k bytes; z stays in the cache.
     """
     values, indices = np.empty((len(x), k), np.float32), np.empty((len(x), k), np.int32)
     n_features = len(encoder)
-    floor = np.float32(0.0 if positive else -np.inf)
+    floor = np.float32(0) if positive else np.finfo(np.float32).min
     rows, chunks, workers = _block_rows(n_features), _chunks(n_features, k), numba.get_num_threads()
     _encode_topk(x, encoder, encoder_bias, decoder_bias, floor, rows, chunks, workers, values, indices)
     return values, indices
 
 
+@njit()
+def _decode_row(x, decoder, decoder_bias, values, indices, error):
+    for c in range(x.size):
+        error[c] = x[c] - decoder_bias[c]
+    for q in range(values.size):
+        if indices[q] >= 0:
+            row, value = decoder[indices[q]], values[q]
+            for c in range(x.size):
+                error[c] -= value * row[c]
+    squared = 0.0
+    for c in range(x.size):
+        squared += np.float64(error[c]) * np.float64(error[c])
+    return squared
+
+
 @njit(parallel=True)
 def _decode_error(x, decoder, decoder_bias, values, indices, error, squared):
-    n, width = x.shape
-    for i in prange(n):
-        for c in range(width):
-            error[i, c] = x[i, c] - decoder_bias[c]
-        for q in range(values.shape[1]):
-            j = indices[i, q]
-            if j >= 0:
-                for c in range(width):
-                    error[i, c] -= values[i, q] * decoder[j, c]
-        total = 0.0
-        for c in range(width):
-            total += np.float64(error[i, c]) ** 2
-        squared[i] = total
+    for i in prange(len(x)):
+        squared[i] = _decode_row(x[i], decoder, decoder_bias, values[i], indices[i], error[i])
 
 
 def decode_error(x, decoder, decoder_bias, values, indices):
@@ -154,10 +167,11 @@ def decode_error(x, decoder, decoder_bias, values, indices):
 
 @njit(parallel=True)
 def _scatter_mean(values, indices, n_tokens, mean):
-    for i in prange(values.shape[0]):
-        for q in range(values.shape[1]):
-            if indices[i, q] >= 0:
-                mean[i, indices[i, q]] += values[i, q] / np.float32(n_tokens)
+    for i in prange(len(values)):
+        row, own_values, own_indices = mean[i], values[i], indices[i]
+        for q in range(own_values.size):
+            if own_indices[q] >= 0:
+                row[own_indices[q]] += own_values[q] / np.float32(n_tokens)
 
 
 def scatter_mean(values, indices, n_tokens, n_features):
@@ -173,7 +187,8 @@ def _sort_by_feature(values, indices, start, rows, sorted_values):
     for i in range(n):
         for q in range(k):
             start[indices[i, q] + 2] += 1  # empty places are counted in start[1] and laid aside at the front
-    start[1:] = np.cumsum(start[1:])
+    for j in range(2, start.size):
+        start[j] += start[j - 1]
     for i in range(n):
         for q in range(k):
             place = start[indices[i, q] + 1]
@@ -181,22 +196,30 @@ def _sort_by_feature(values, indices, start, rows, sorted_values):
             start[indices[i, q] + 1] += 1
 
 
+@njit()
+def _backward_feature(x, error, scale, decoder, decoder_bias, rows, values, d_encoder, d_decoder):
+    total = np.float32(0)
+    for place in range(rows.size):
+        x_row, e_row = x[rows[place]], error[rows[place]]
+        delta = np.float32(0)
+        for c in range(decoder.size):
+            delta += decoder[c] * e_row[c]
+        delta *= scale
+        value = scale * values[place]
+        for c in range(decoder.size):
+            d_decoder[c] += value * e_row[c]
+            d_encoder[c] += delta * (x_row[c] - decoder_bias[c])
+        total += delta
+    return total
+
+
 @njit(parallel=True)
 def _backward(x, error, scale, decoder, decoder_bias, start, rows, values, d_encoder, d_decoder, d_encoder_bias):
-    n_features, width = decoder.shape
-    for j in prange(n_features):
-        total = np.float32(0)
-        for place in range(start[j], start[j + 1]):
-            i = rows[place]
-            delta = np.float32(0)
-            for c in range(width):
-                delta += decoder[j, c] * error[i, c]
-            delta *= scale
-            for c in range(width):
-                d_decoder[j, c] += scale * values[place] * error[i, c]
-                d_encoder[j, c] += delta * (x[i, c] - decoder_bias[c])
-            total += delta
-        d_encoder_bias[j] = total
+    for j in prange(len(decoder)):
+        own = slice(start[j], start[j + 1])
+        d_encoder_bias[j] = _backward_feature(
+            x, error, scale, decoder[j], decoder_bias, rows[own], values[own], d_encoder[j], d_decoder[j]
+        )
 
 
 def backward(x, error, scale, decoder, decoder_bias, values, indices):
@@ -220,28 +243,43 @@ def backward(x, error, scale, decoder, decoder_bias, values, indices):
     return d_encoder, d_decoder, d_encoder_bias, np.diff(start)[:n_features]
 
 
+@njit()
+def _adam_row(parameter, gradient, mean, square, rate, epsilon, beta1, beta2, unit):
+    along, length = np.float32(0), np.float32(0)
+    if unit:
+        for c in range(parameter.size):
+            along += gradient[c] * parameter[c]
+    for c in range(parameter.size):
+        g = gradient[c] - along * parameter[c]
+        mean[c] = beta1 * mean[c] + (np.float32(1) - beta1) * g
+        square[c] = beta2 * square[c] + (np.float32(1) - beta2) * g * g
+        parameter[c] -= rate * mean[c] / (np.sqrt(square[c]) + epsilon)
+        length += parameter[c] ** 2
+    if unit:
+        inverse = np.float32(1) / np.sqrt(length)
+        for c in range(parameter.size):
+            parameter[c] *= inverse
+
+
+@njit()
+def _adam_small(parameter, gradient, mean, square, rate, epsilon, beta1, beta2, unit):
+    for j in range(len(parameter)):
+        _adam_row(parameter[j], gradient[j], mean[j], square[j], rate, epsilon, beta1, beta2, unit)
+
+
 @njit(parallel=True)
+def _adam_large(parameter, gradient, mean, square, rate, epsilon, beta1, beta2, unit):
+    for j in prange(len(parameter)):
+        _adam_row(parameter[j], gradient[j], mean[j], square[j], rate, epsilon, beta1, beta2, unit)
+
+
 def adam(parameter, gradient, mean, square, rate, epsilon, beta1, beta2, unit):
-    """One Adam step in place on rows (F, d): m and v in ``mean`` and ``square``, parameter -= rate m / (sqrt(v) + epsilon).
+    """One Adam step in place on rows (n, d): m and v in ``mean`` and ``square``, parameter -= rate m / (sqrt(v) + epsilon).
 
     ``rate`` and ``epsilon`` carry the bias corrections. With ``unit`` each row stays on the unit sphere: the gradient g loses
     its part along the row p, g - (g.p) p, before the step, and the row is renormalised after it.
-    Cost: one pass over four arrays, 28 F d bytes, about 12 F d operations.
+    Cost: one pass over four arrays, 28 n d bytes, about 12 n d operations. Small arrays are not worth waking the threads.
     """
-    n_rows, width = parameter.shape
-    for j in prange(n_rows):
-        along = np.float32(0)
-        if unit:
-            for c in range(width):
-                along += gradient[j, c] * parameter[j, c]
-        length = np.float32(0)
-        for c in range(width):
-            g = gradient[j, c] - along * parameter[j, c]
-            mean[j, c] = beta1 * mean[j, c] + (np.float32(1) - beta1) * g
-            square[j, c] = beta2 * square[j, c] + (np.float32(1) - beta2) * g * g
-            parameter[j, c] -= rate * mean[j, c] / (np.sqrt(square[j, c]) + epsilon)
-            length += parameter[j, c] ** 2
-        if unit:
-            inverse = np.float32(1) / np.sqrt(length)
-            for c in range(width):
-                parameter[j, c] *= inverse
+    rows = _adam_small if parameter.size < 2**16 else _adam_large
+    constants = (np.float32(value) for value in (rate, epsilon, beta1, beta2))
+    rows(parameter, gradient, mean, square, *constants, unit)

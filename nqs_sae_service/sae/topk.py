@@ -20,7 +20,7 @@ from pydantic import Field
 from ..spec.section import Finding, Section
 from .dictionary import Dictionary
 from .record import SaeSection
-from .training import Parameters
+from .training import Parameters, unit_rows
 
 
 class TopK(SaeSection):
@@ -70,12 +70,6 @@ class TopKLearner:
     def finished(self) -> Parameters:
         """See ``training.Learner``."""
         return self.parameters
-
-
-def unit_rows(generator: np.random.Generator, n_rows: int, width: int) -> np.ndarray:
-    """Independent directions, uniform on the sphere: (n_rows, width) float32."""
-    rows = generator.standard_normal((n_rows, width))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 def best_length(decoder: np.ndarray, k: int, x: np.ndarray) -> np.float32:

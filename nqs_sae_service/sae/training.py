@@ -77,11 +77,10 @@ class Adam:
         self.steps += 1
         correction = np.sqrt(1 - BETA2**self.steps)
         rate, epsilon = learning_rate * correction / (1 - BETA1**self.steps), EPSILON * correction
-        constants = [np.float32(value) for value in (rate, epsilon, BETA1, BETA2)]
         for name, parameter in vars(parameters).items():
             arrays = (parameter, getattr(gradients, name), *self.moments[name])
             rows = [np.atleast_2d(array) for array in arrays]
-            adam(*rows, *constants, self.unit_decoder and name == "decoder")
+            adam(*rows, rate, epsilon, BETA1, BETA2, self.unit_decoder and name == "decoder")
 
 
 def train(record: SaeSection, x: np.ndarray, seed: int, tick: Tick) -> tuple[Dictionary, History]:
@@ -93,12 +92,11 @@ def train(record: SaeSection, x: np.ndarray, seed: int, tick: Tick) -> tuple[Dic
     mean, scale = normalisation(x)
     generator = np.random.default_rng([seed, 0])
     batches = _batches(x, mean, scale, min(record.batch, len(x)), seed)
-    batch = next(batches)
-    learner = record.learner(generator, batch)
+    learner = record.learner(generator, next(batches))
     optimiser = Adam(learner.parameters, learner.unit_decoder)
     idle = np.zeros(record.features, np.int64)
     history = np.empty((3, record.steps))
-    for step in range(record.steps):
+    for step, batch in zip(range(record.steps), batches, strict=False):
         dead = idle >= record.dead_after
         loss, gradients, counts = learner.gradients(batch, step / record.steps, dead)
         if not np.isfinite(loss):
@@ -108,10 +106,15 @@ def train(record: SaeSection, x: np.ndarray, seed: int, tick: Tick) -> tuple[Dic
         idle = np.where(counts > 0, 0, idle + len(batch))
         history[:, step] = loss, counts.sum() / len(batch), np.mean(idle >= record.dead_after)
         tick(step + 1, record.steps, f"loss {loss:.4g}, {history[1, step]:.1f} active, {history[2, step]:.0%} dead")
-        batch = next(batches)
     if not all(np.isfinite(array).all() for array in vars(learner.parameters).values()):
         raise _diverged(record, record.steps)
     return fold(learner.finished(), record.kind, getattr(record, "k", 0), mean, scale), History(*history)
+
+
+def unit_rows(generator: np.random.Generator, n_rows: int, width: int) -> np.ndarray:
+    """Independent directions, uniform on the sphere: (n_rows, width) float32."""
+    rows = generator.standard_normal((n_rows, width))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 def normalisation(x: np.ndarray) -> tuple[np.ndarray, float]:

@@ -31,6 +31,7 @@ from .stop import EXIT_AGAIN, StopRequest
 if TYPE_CHECKING:
     from ..spec import Spec
 
+FAILED = 1
 _SPARE = 10  # at most one part in ten of the time goes into writing checkpoints
 
 
@@ -90,11 +91,13 @@ class Outcome:
 def run_plans(plans: Sequence[PointPlan]) -> Outcome:
     """Execute every plan in turn. Code 0: all done; 1: a run failed; 75: stopped, or locked by another process."""
     done: list[Path] = []
+    changed: dict[Path, Spec] = {}
     code = 0
     with StopRequest() as stop:
         for plan in plans:
             try:
-                run_point(plan, stop)
+                if run_point(plan, stop) and plan.point.coordinates:
+                    changed[plan.directory.parent] = plan.point.spec
                 done.append(plan.directory)
             except Stopped:
                 return Outcome(code or EXIT_AGAIN, tuple(done))
@@ -102,12 +105,17 @@ def run_plans(plans: Sequence[PointPlan]) -> Outcome:
                 logger.error("{}", problem)
                 code = code or EXIT_AGAIN
             except Exception:  # said and logged where it happened
-                code = 1
+                code = FAILED
+        for sweep, spec in changed.items():
+            _draw(sweep, spec)
     return Outcome(code, tuple(done))
 
 
-def run_point(plan: PointPlan, stop: StopRequest) -> None:
-    """Execute one plan in its directory. Raises Stopped, Locked, or the error that ended it (already reported)."""
+def run_point(plan: PointPlan, stop: StopRequest) -> bool:
+    """Execute one plan in its directory; whether any of its stage files changed.
+
+    Raises Stopped, Locked, or the error that ended it (already reported).
+    """
     with ExitStack() as stack:
         try:
             plan.directory.mkdir(parents=True, exist_ok=True)
@@ -121,7 +129,9 @@ def run_point(plan: PointPlan, stop: StopRequest) -> None:
             raise
         with _reported(plan, status):
             _prepare(plan)
-            _Run(plan, stop, status).execute()
+            run = _Run(plan, stop, status)
+            run.execute()
+            return run.changed
 
 
 @contextmanager
@@ -139,6 +149,7 @@ def _reported(plan: PointPlan, status: Status) -> Iterator[None]:
     """Leave the end of a run, however it ends, in its status, its log and, as one line, on stderr."""
     try:
         yield
+        status.set(state="done", stage=None, progress=1.0, eta=None, message="")
     except Stopped:
         with suppress(OSError):
             status.set(state="stopped", eta=None)
@@ -150,7 +161,6 @@ def _reported(plan: PointPlan, status: Status) -> Iterator[None]:
         with suppress(OSError):
             status.set(state="failed", eta=None, error=text)
         raise
-    status.set(state="done", stage=None, progress=1.0, eta=None, message="")
 
 
 def _plainly(plan: PointPlan, problem: Exception) -> str:
@@ -201,7 +211,10 @@ class _Run:
             if self.stop.asked:
                 raise Stopped
         if self.changed:
-            self._draw()
+            self.status.set(stage="report", progress=0.0, eta=None, message="")
+            began = time.monotonic()
+            _draw(self.plan.directory, self.plan.point.spec)
+            self.seconds["report"] = time.monotonic() - began
         timings = [f"{name} {duration(seconds)}" for name, seconds in self.seconds.items()]
         total = duration(sum(self.seconds.values()))
         logger.info(
@@ -256,19 +269,17 @@ class _Run:
         if self.stop.asked:
             raise Stopped
 
-    def _draw(self) -> None:
-        """Figures and report. The numbers are safe by now: what fails here is said, and the run is still done."""
-        output = self.plan.point.spec.output
-        if not (output.report or output.figures):
-            return
-        began = time.monotonic()
-        try:
-            from .. import report
 
-            if output.figures:
-                report.write_figures(self.plan.directory)
-            if output.report:
-                report.write_report(self.plan.directory)
-        except Exception as problem:
-            logger.opt(exception=True).error("{}: the report failed: {}", self.plan.point.run, problem)
-        self.seconds["report"] = time.monotonic() - began
+def _draw(directory: Path, spec: Spec) -> None:
+    """Figures and report of a run or sweep. The numbers are safe by now: what fails here is said, and the run is still done."""
+    try:
+        from .. import report
+
+        if spec.output.figures:
+            report.write_figures(directory)
+        if spec.output.report:
+            report.write_report(directory)
+    except Exception as problem:
+        logger.opt(exception=not isinstance(problem, UserError)).error(
+            "{}: the report failed: {}", directory, problem
+        )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .problems import Problem, SpecError
     from .root import Spec
     from .schema import json_schema
-    from .starter import starter
+    from .template import starter
 
 _HOME = {
     "Point": "load",
@@ -26,7 +26,7 @@ _HOME = {
     "json_schema": "schema",
     "load_spec": "load",
     "stage_key": "keys",
-    "starter": "starter",
+    "starter": "template",
 }
 
 __all__ = [

@@ -12,7 +12,7 @@ from typing import Any
 import tomli
 
 from .locate import TooDeep, locate
-from .problems import Origin, Path, Problem, SpecError, dotted, show
+from .problems import COMMAND_LINE, Origin, Path, Problem, SpecError, dotted, show
 from .root import DEFAULT_KINDS, REGISTRIES
 
 _LARGEST_FILE = 1_000_000  # bytes
@@ -198,7 +198,7 @@ class Setting:
 
 def read_setting(text: str) -> Setting:
     """Parse ``section.key=value``. The value is TOML; a bare word is a string. Raises SpecError."""
-    origin = Origin(f"--set {text}", rank=_LONGEST_CHAIN + 2)
+    origin = Origin(f"--set {text}", rank=COMMAND_LINE)
 
     def wrong(what: str, key: str = "") -> SpecError:
         return SpecError([Problem(origin, key, what)])

@@ -18,6 +18,7 @@ Path = tuple[str | int, ...]  # of a value in a document: ("observables", "names
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _LONGEST_VALUE = 60
+COMMAND_LINE = 1000  # rank of ``--set``: after the spec (0) and its bases (1, 2, ...)
 
 
 @dataclass(frozen=True)

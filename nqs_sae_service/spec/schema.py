@@ -17,7 +17,10 @@ def json_schema() -> dict[str, Any]:
     schema, sweep = Spec.model_json_schema(), Sweep.model_json_schema()
     required, properties = schema.pop("required"), schema["properties"]
     heading = {name: properties.pop(name) for name in Heading.model_fields}
-    extends = {"type": "string", "description": "a spec that this one builds on; its path relative to this file"}
+    extends = {
+        "type": "string",
+        "description": "a spec that this one builds on; its path relative to this file",
+    }
     schema["properties"] = {"extends": extends, **heading, **properties, "sweep": sweep}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

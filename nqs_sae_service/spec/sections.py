@@ -258,7 +258,9 @@ class Output(Section):
 class Sweep(Section):
     """Several runs from one spec. Keys are quoted, "section.key"; each value of an array is a point."""
 
-    grid: dict[str, SweptValues] = Field({}, description="all combinations of the values; the last key varies fastest")
+    grid: dict[str, SweptValues] = Field(
+        {}, description="all combinations of the values; the last key varies fastest"
+    )
     zip: dict[str, SweptValues] = Field({}, description="arrays of equal length that move together")
 
 

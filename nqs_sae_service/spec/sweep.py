@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .document import Document, Setting
-from .problems import Origin, Path, Problem, dotted, nearest, show
+from .problems import COMMAND_LINE, Origin, Path, Problem, dotted, nearest, show
 from .root import SECTIONS, records_of
 
 MOST_POINTS = 10_000
@@ -114,7 +114,7 @@ def _axis_problems(document: Document, axis: Axis, settings: Sequence[Setting]) 
             what = f"{key} is swept, at {origin}: change the sweep instead"
             yield Problem(setting.origin, dotted(setting.path), what)
     written = document.origins.get(axis.target, origin)
-    if written.rank < origin.rank:
+    if written.rank < origin.rank < COMMAND_LINE:
         yield Problem(written, key, f"is swept by a base of this spec, at {origin}: sweep it here instead")
     if axis.target == ("seed",):
         return
@@ -160,8 +160,6 @@ def label(coordinates: Mapping[str, Any]) -> str:
 
 
 def _word(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
     if isinstance(value, list | tuple):
         return "+".join(map(_word, value))
-    return str(value)
+    return value if isinstance(value, str) else show(value)

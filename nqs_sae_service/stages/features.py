@@ -20,10 +20,12 @@ from ..datasets.schema import labelled
 from ..errors import UserError
 from ..interpret import controls, correlation
 from ..interpret.gain import Gain, gain_over_controls
-from ..interpret.series import Average, Load, Rows, density, per_sample, row_moments
+from ..interpret.series import Average, Load, Rows, per_sample, row_moments
 from ..interpret.verdict import Evidence, verdict
 from ..sae.dictionary import Dictionary
-from .stage import Context, Cost, Stage
+from ..sae.metrics import density, stability
+from .cost import Cost, network_flops, seconds_for
+from .stage import Context, Stage
 
 if TYPE_CHECKING:
     from ..spec import Spec
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 Tables = dict[str, Any]
 
 _STEPS = ("dictionary", "controls", "intervals", "p-values", "ranks", "stability")
+_STABILITY_ROWS = 2**15  # correlations of activations to half a percent
 
 
 class _Progress:
@@ -186,6 +189,14 @@ class _Layer:
 
         return self.experiment.rows(load, part, self.stored.shape[2], self.pooled)
 
+    def sample(self, part: str, at_most: int) -> NDArray:
+        """About ``at_most`` rows (n, width) of a part of the split: every chain, evenly spaced draws."""
+        rows = self.trained(part)
+        per_draw = len(rows.chains) * rows.n_tokens
+        step = max(1, -(-rows.n_draws * per_draw // at_most))
+        x = rows.load(rows.chains, slice(0, rows.n_draws, step))
+        return (x.mean(axis=2) if self.pooled else x).reshape(-1, self.width)
+
     def measured(self, average: Average, rows: Callable[[str], Rows], candidates: int) -> NDArray:
         """For every observable the series, on the test chains, of the candidate best on the select chains."""
         select = per_sample(average, rows("select"), candidates)
@@ -232,10 +243,10 @@ def _tables(layer: _Layer) -> Tables:
     )
     tables = _correlations(layer, f["test"]) | _compared(experiment, [name for name, _ in named], gain)
     tables |= {"best_feature": best, "best_pearson": _of_best(tables["pearson"], best)}
-    tables["density"] = density(dictionary.encode, layer.trained("test"), dictionary.n_features)
+    tables["density"] = _density(dictionary, layer.trained("test"))
     tables["participation_ratio"] = layer.participation_ratio
     tables["verdict"] = [_verdict(layer, tables, i) for i in range(len(experiment.observables))]
-    return tables | _stability(layer, dictionary, f["test"])
+    return tables | _stability(layer, dictionary)
 
 
 def _of_best(pearson: NDArray, best: NDArray) -> NDArray:
@@ -329,28 +340,53 @@ def _verdict(layer: _Layer, tables: Tables, i: int) -> str:
     )
 
 
-def _stability(layer: _Layer, dictionary: Dictionary, f: NDArray) -> Tables:
-    """Agreement with the dictionaries of the other seeds."""
-    layer.experiment.progress.begin(layer.name, "stability")
-    raise NotImplementedError
+def _density(dictionary: Dictionary, rows: Rows) -> NDArray:
+    """Share of the rows on which each feature is active, (feature,)."""
+    active, n_rows = np.zeros(dictionary.n_features), 0
+    for _, _, x in rows.blocks(dictionary.n_features):
+        flat = x.reshape(-1, dictionary.width)
+        active += len(flat) * density(dictionary, flat)
+        n_rows += len(flat)
+    return active / n_rows
+
+
+def _stability(layer: _Layer, dictionary: Dictionary) -> Tables:
+    """Agreement with the dictionaries of the other seeds, on a sample of the test rows."""
+    experiment = layer.experiment
+    experiment.progress.begin(layer.name, "stability")
+    others = [Dictionary.from_dataset(experiment.sae, layer.name, seed) for seed in experiment.sae_seeds[1:]]
+    if not others:
+        return dict.fromkeys(("stability", "stability_activation"), np.full(dictionary.n_features, np.nan))
+    x = layer.sample("test", _STABILITY_ROWS)
+    scores = []
+    for other in others:
+        scores.append(stability([dictionary, other], x))
+        experiment.progress.tick()
+    decoder, activation = np.mean(scores, axis=0)
+    return {"stability": decoder, "stability_activation": activation}
 
 
 def estimate(spec: Spec) -> Cost:
-    """Encoding of half the samples by every dictionary, and one product per permutation."""
+    """Half the samples through every dictionary and untrained network, and one product per permutation."""
     n_layers, n_observables = len(spec.activations.layers), len(spec.observables.names)
-    features, chains = spec.sae.features, spec.sampling.chains
+    features, statistics = spec.sae.features, spec.features
+    tokens = spec.state.build(spec.lattice.build()).n_tokens if spec.sae.input == "token" else 1
     _, select, test = (share * spec.samples.count for share in spec.samples.split)
-    n_sites = spec.lattice.build().n_sites
-    dictionaries = len(spec.sae.seeds) + 1 + spec.sae.untrained
-    encoded = (select + test) * n_sites * features * dictionaries  # at most one token per site
-    products = test * features * n_observables * spec.features.permutations
-    ranks = test * features
-    resampled = spec.features.bootstrap * features * n_observables
-    seconds = n_layers * (2.0 + encoded * 3e-9 + products * 2 / 3e10 + ranks * 2e-7 + resampled * 1e-7)
+    forward = network_flops(spec) * (select + test) * spec.sae.untrained
+    encoded = (select + test) * tokens * features * (len(spec.sae.seeds) + 1 + spec.sae.untrained)
+    permuted = test * features * n_observables * statistics.permutations
+    resampled = statistics.bootstrap * features * n_observables
+    seconds = (
+        seconds_for(forward) + encoded * 4e-9 + permuted * 1.5e-10 + resampled * 2e-7 + test * features * 2e-7
+    )
     disk = 8.0 * n_layers * features * (6 * n_observables + 3) + 1e5
-    held = 4.0 * features * (2 * select + 2 * test) + 8.0 * spec.samples.count * n_observables
-    drawn = 8.0 * chains * (spec.features.bootstrap + spec.features.permutations)
-    return Cost(seconds=seconds, disk=disk, memory=held + drawn + 5e8)
+    held = 8.0 * features * (select + test) + 8.0 * spec.samples.count * n_observables
+    drawn = (
+        8.0
+        * spec.samples.split_chains(spec.sampling.chains)[2]
+        * (statistics.bootstrap + statistics.permutations)
+    )
+    return Cost(seconds=1.0 + n_layers * seconds, disk=disk, memory=held + drawn + 5e8)
 
 
 STAGE = Stage(

@@ -199,7 +199,8 @@ class Wavefunction:
         """Record one pass over configurations (n, n_sites)."""
         return Tape.record(self.state, self.weights, sigma, edits)
 
-    def _passes(self, evaluate: Callable[[Array], Array], sigma: Array) -> Array:
+    def passes(self, evaluate: Callable[[Array], Array], sigma: Array) -> Array:
+        """``evaluate`` on blocks of configurations, joined along the first axis."""
         if len(sigma) <= PASS:
             return evaluate(sigma)
         xp = namespace(sigma)
@@ -209,14 +210,15 @@ class Wavefunction:
         """log psi (n,), float64 or complex128."""
         if self.fused:
             return self.fused.log_psi(sigma)
-        return self._passes(lambda s: self.tape(s).log_psi, sigma)
+        return self.passes(lambda s: self.tape(s).log_psi, sigma)
 
     def stream_at(self, sigma: Array, layer: str) -> Array:
         """Activations (n, token, width) of one layer."""
         self.state.check_layer(layer)
-        if self.fused and layer in self.state.fused_layers:
+        if self.starts_at(layer):
+            assert self.fused is not None
             return self.fused.stream_at(sigma, layer)
-        return self._passes(lambda s: self.tape(s).edges[layer], sigma)
+        return self.passes(lambda s: self.tape(s).edges[layer], sigma)
 
     def activations(self, sigma: Array, layers: Iterable[str]) -> dict[str, Array]:
         """Activations (n, token, width) of several layers."""
@@ -227,10 +229,19 @@ class Wavefunction:
         self.state.check_layer(layer)
         return EditedWavefunction(self, layer, edit)
 
+    def starts_at(self, layer: str) -> bool:
+        """Whether the fast twin can start from the activations of ``layer`` alone (the residual stream)."""
+        return self.fused is not None and layer in self.state.fused_layers
+
+    def log_psi_from(self, layer: str, stream: Array) -> Array:
+        """log psi (n,) from activations (n, token, width) of a layer that ``starts_at`` allows."""
+        assert self.fused is not None
+        return self.fused.log_psi_from(layer, stream)
+
     def layer_gradient(self, sigma: Array, layer: str) -> Array:
         """d log psi / d x for the activations of ``layer``: (n, token, width)."""
         self.state.check_layer(layer)
-        return self._passes(lambda s: self.tape(s).backward(until=layer)[layer], sigma)
+        return self.passes(lambda s: self.tape(s).backward(until=layer)[layer], sigma)
 
     def per_sample_gradients(self, sigma: Array) -> Array:
         """O (n, n_parameters) held whole: for tests and small systems."""
@@ -248,11 +259,6 @@ class EditedWavefunction:
 
     def log_psi(self, sigma: Array) -> Array:
         """log psi (n,) of the edited network."""
-        if self.psi.fused and self.layer in self.psi.state.fused_layers:
-            return self.log_psi_from(self.edit(self.psi.stream_at(sigma, self.layer)))
-        return self.psi._passes(lambda s: self.psi.tape(s, {self.layer: self.edit}).log_psi, sigma)
-
-    def log_psi_from(self, stream: Array) -> Array:
-        """log psi (n,) from already edited activations of a layer that the fused twin can start at."""
-        assert self.psi.fused
-        return self.psi.fused.log_psi_from(self.layer, stream)
+        if self.psi.starts_at(self.layer):
+            return self.psi.log_psi_from(self.layer, self.edit(self.psi.stream_at(sigma, self.layer)))
+        return self.psi.passes(lambda s: self.psi.tape(s, {self.layer: self.edit}).log_psi, sigma)

@@ -22,25 +22,33 @@ def local_values(
 ) -> list[np.ndarray]:
     """Local estimator of every operator on every configuration.
 
-    sigma (n, n_sites) int8, log_psi (n,) of the same wave function; ``chunk``: configurations per network call (0: 16384).
-    Returns one array (n,) per operator, float64, complex128 if psi is complex.
+    sigma (n, n_sites) int8, log_psi (n, ...) of the same wave function, or of a family of them along trailing axes;
+    ``chunk``: configurations per network call (0: 16384). Returns one array (n, ...) per operator, float64, complex128 if
+    psi is complex.
     """
     flips, places = _shared_flips(operators)
     per_call = max(1, (chunk or CHUNK) // max(len(flips), 1))
-    values = [operator.diagonal(sigma).astype(log_psi.dtype) for operator in operators]
+    values = [_along(operator.diagonal(sigma), log_psi) + np.zeros_like(log_psi) for operator in operators]
     for start in range(0, len(sigma) if len(flips) else 0, per_call):
         rows = slice(start, start + per_call)
         ratio = _ratios(psi, flips, sigma[rows], log_psi[rows])
         for value, operator, place in zip(values, operators, places, strict=True):
             if operator.n_connected:
-                value[rows] += (operator.element(sigma[rows]) * ratio[:, place]).sum(axis=1)
+                element = _along(operator.element(sigma[rows]), ratio)
+                value[rows] += (element * ratio[:, place]).sum(axis=1)
     return values
 
 
+def _along(array: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Append axes so that ``array`` broadcasts along the leading axes of ``target``."""
+    return array.reshape(array.shape + (1,) * (target.ndim - array.ndim))
+
+
 def _ratios(psi: LogPsi, signs: np.ndarray, sigma: np.ndarray, log_psi: np.ndarray) -> np.ndarray:
-    """psi(sigma') / psi(sigma) for sigma' = sigma with each row of ``signs`` applied: (n, flips)."""
+    """psi(sigma') / psi(sigma) for sigma' = sigma with each row of ``signs`` applied: (n, flips, ...)."""
     connected = (sigma[:, None, :] * signs).reshape(-1, sigma.shape[1])
-    return np.exp(psi.log_psi(connected).reshape(len(sigma), -1) - log_psi[:, None])
+    log_connected = psi.log_psi(connected).reshape(len(sigma), len(signs), *log_psi.shape[1:])
+    return np.exp(log_connected - log_psi[:, None])
 
 
 def _shared_flips(operators: Sequence[Operator]) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -101,10 +101,12 @@ def test_energy_is_the_sum_of_its_parts():
     assert record.exact_energy(lattice) == pytest.approx(-1.1 * 99 * zz - 0.9 * 100 * x, rel=1e-11)
 
 
-def test_long_open_chain_has_the_energy_density_of_the_ring():
-    ring, opened = (tfim(1.5).exact_energy(chain(400, periodic)) for periodic in (True, False))
-    edge = (tfim(1.5).exact_energy(chain(200, False)) * 2 - opened) - 0.0
-    assert ring + edge == pytest.approx(opened, rel=1e-9)
+def test_gapped_open_chain_is_a_ring_plus_two_edges():
+    """E_open(N) = E_ring(N) + edges up to exp(-N / xi), where edges = 2 E_open(N / 2) - E_open(N)."""
+    ring, whole, half = (
+        tfim(1.5).exact_energy(chain(*shape)) for shape in ((400,), (400, False), (200, False))
+    )
+    assert ring + (2 * half - whole) == pytest.approx(whole, rel=1e-12)
 
 
 @pytest.mark.parametrize("length", ["10", "16"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from nqs_sae_service.datasets.schema import SCHEMA, labelled
+from nqs_sae_service.datasets.schema import labelled
 
 LAYERS = ["residual_1", "residual_2"]
 OBSERVABLES = ["abs_magnetization", "half_chain_correlation", "sigma_x"]
@@ -23,7 +23,13 @@ SCALES = np.array([0.0, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5, 2.0])
 EXACT = -50.9426741143
 FEATURES = 24
 SPEC = 'name = "tfim-40"\nseed = 1\n\n[hamiltonian]\nkind = "tfim"\nh = 1.0  # <critical> & exact\n'
-ORIGIN = {"stage_version": 1, "key": "0123abcd", "seed": 1, "host": "node-<7>", "sections": '{"lattice": {"length": 40}}'}
+ORIGIN = {
+    "stage_version": 1,
+    "key": "0123abcd",
+    "seed": 1,
+    "host": "node-<7>",
+    "sections": '{"lattice": {"length": 40}}',
+}
 
 
 def ground_state(rng: np.random.Generator) -> xr.Dataset:
@@ -70,7 +76,9 @@ def observables(rng: np.random.Generator) -> xr.Dataset:
         "exact": [np.nan, 0.40402, 0.63659],
         "simple_function_r2": [1.0, 0.87, 0.9981],
     }
-    return labelled("observables", variables, {"observable": OBSERVABLES, "chain": np.arange(8), "draw": np.arange(4)})
+    return labelled(
+        "observables", variables, {"observable": OBSERVABLES, "chain": np.arange(8), "draw": np.arange(4)}
+    )
 
 
 def sae(rng: np.random.Generator) -> xr.Dataset:
@@ -135,7 +143,10 @@ def steering(rng: np.random.Generator) -> xr.Dataset:
     """Quadratic energy, linear target; controls move the target less; resampled and exact only for the feature."""
     shape = (2, 2, 4, len(SCALES), 3)
     x = (SCALES - 1)[None, None, None, :, None]
-    strength = np.array([1.0, 0.2, -0.4, 1.3])[None, None, :, None, None] * np.array([0.6, 1.0])[:, None, None, None, None]
+    strength = (
+        np.array([1.0, 0.2, -0.4, 1.3])[None, None, :, None, None]
+        * np.array([0.6, 1.0])[:, None, None, None, None]
+    )
     slope = 0.05 * strength * np.ones(shape)
     born = np.array([0.612, 0.403, 0.637])
     mean = born + (slope * x * (1 - 0.15 * x))[..., None] * np.array([1.0, 0.8, -0.2])
@@ -201,49 +212,48 @@ def activations(rng: np.random.Generator) -> xr.Dataset:
 BUILDERS = {f.__name__: f for f in (ground_state, samples, observables, activations, sae, features, steering)}
 
 
-def blank(dataset: xr.Dataset) -> xr.Dataset:
-    """The same dataset with every number lost."""
-    floats = {name: v * np.nan for name, v in dataset.data_vars.items() if v.dtype.kind == "f"}
-    attributes = {key: np.nan if isinstance(value, float) else value for key, value in dataset.attrs.items()}
-    return dataset.assign(floats).assign_attrs(attributes)
+def unchanged(dataset: xr.Dataset) -> xr.Dataset:
+    return dataset
 
 
-Factory = Callable[..., Path]
+def write_run(
+    directory: Path,
+    stages: tuple[str, ...] = tuple(BUILDERS),
+    status: dict[str, Any] | None = None,
+    change: Callable[[xr.Dataset], xr.Dataset] = unchanged,
+) -> Path:
+    """Write a run directory; ``change`` spoils each of its datasets."""
+    directory.mkdir(parents=True)
+    (directory / "spec.toml").write_text(SPEC, encoding="utf-8")
+    if status is not None:
+        (directory / "status.json").write_text(json.dumps(status), encoding="utf-8")
+    rng = np.random.default_rng(5)
+    for stage in stages:
+        dataset = change(BUILDERS[stage](rng).assign_attrs(stage=stage, **ORIGIN))
+        dataset.to_netcdf(directory / f"{stage}.nc")
+    return directory
 
 
-@pytest.fixture
-def make_run(tmp_path: Path) -> Factory:
-    """``make_run(name, stages=..., status=..., change=...)`` writes a run directory and returns it."""
-
-    def write(
-        name: str = "tfim-40",
-        stages: tuple[str, ...] = tuple(SCHEMA),
-        status: dict[str, Any] | None = None,
-        change: Callable[[xr.Dataset], xr.Dataset] = lambda dataset: dataset,
-    ) -> Path:
-        directory = tmp_path / name
-        directory.mkdir(parents=True)
-        (directory / "spec.toml").write_text(SPEC, encoding="utf-8")
-        if status is not None:
-            (directory / "status.json").write_text(json.dumps(status), encoding="utf-8")
-        rng = np.random.default_rng(5)
-        for stage, build in BUILDERS.items():
-            if stage in stages:
-                change(build(rng).assign_attrs(stage=stage, **ORIGIN)).to_netcdf(directory / f"{stage}.nc")
-        return directory
-
-    return write
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with every stage; tests may add a report to it and change nothing else."""
+    return write_run(tmp_path_factory.mktemp("whole") / "tfim-40")
 
 
 @pytest.fixture
-def make_sweep(make_run: Factory, tmp_path: Path) -> Factory:
-    """Three points in h, the last one without its later stages."""
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """``make_run(name, stages=..., status=..., change=...)`` writes a run directory of the test's own."""
+    return lambda name="tfim-40", *args, **options: write_run(tmp_path / name, *args, **options)
 
-    def write(name: str = "tfim-40-fields") -> Path:
-        make_run(f"{name}/hamiltonian.h=1.0", status={"state": "done"})
-        make_run(f"{name}/hamiltonian.h=0.5", status={"state": "done", "coordinates": {"hamiltonian.h": 0.5}})
-        partial = {"state": "failed", "stage": "samples", "error": "the disk is full"}
-        make_run(f"{name}/hamiltonian.h=10.0", ("ground_state", "observables"), partial)
-        return tmp_path / name
 
-    return write
+@pytest.fixture(scope="session")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three points in h, the last one failed before its later stages."""
+    directory = tmp_path_factory.mktemp("swept") / "tfim-40-fields"
+    write_run(directory / "hamiltonian.h=1.0", status={"state": "done"})
+    write_run(
+        directory / "hamiltonian.h=0.5", status={"state": "done", "coordinates": {"hamiltonian.h": 0.5}}
+    )
+    partial = {"state": "failed", "stage": "samples", "error": "the disk is full"}
+    write_run(directory / "hamiltonian.h=10.0", ("ground_state", "observables"), partial)
+    return directory

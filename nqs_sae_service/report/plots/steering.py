@@ -123,14 +123,14 @@ def _draw_direction(
 def _draw_curve(
     axes: Axes, scale: np.ndarray, values: np.ndarray, errors: np.ndarray, stroke: Stroke, label: str
 ) -> None:
-    finite = np.isfinite(values)
-    if not finite.any():
+    """One curve with its error bars; what is not known is a gap."""
+    if not np.isfinite(values).any():
         return
     colour, marker = stroke.look
     axes.errorbar(
-        scale[finite],
-        values[finite],
-        yerr=bars(errors[finite]) if errors.any() else None,
+        scale,
+        values,
+        yerr=bars(errors) if errors.any() else None,
         color=colour,
         linestyle=stroke.line,
         linewidth=1.3,
@@ -173,7 +173,7 @@ def _set_energy_axis(axes: Axes, budget: float) -> None:
     decades = [sign * 10.0**power for sign in (-1, 1) for power in range(-12, 7) if 10.0**power > 2 * budget]
     axes.yaxis.set_major_locator(FixedLocator([-budget, 0.0, budget, *decades]))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 1)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_ylim(min(low, -2 * budget), max(high, 2 * budget))
 
 

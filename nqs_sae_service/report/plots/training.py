@@ -62,10 +62,14 @@ def _draw_quality(axes: Axes, dataset: xr.Dataset, exact: float) -> None:
         axes.plot(step, positive(v_score), color=ORANGE, linewidth=1, label="V-score")
     if np.isfinite(exact):
         axes.plot(
-            step, positive(np.abs(_error(dataset) / exact)), color=SKY, linewidth=1, label="standard error"
+            step,
+            positive(np.abs(_error(dataset) / exact)),
+            color=SKY,
+            linewidth=1,
+            label="relative standard error",
         )
         relative = positive(np.abs((energy - exact) / exact))
-        axes.plot(step, relative, color=BLUE, linewidth=1.2, label="distance to the exact energy")
+        axes.plot(step, relative, color=BLUE, linewidth=1.2, label="relative error against exact")
     final = abs(attribute(dataset, "relative_error"))
     if final > 0:
         error = np.abs([attribute(dataset, "final_energy_error") / exact])
@@ -80,7 +84,7 @@ def _draw_quality(axes: Axes, dataset: xr.Dataset, exact: float) -> None:
             linestyle="none",
             label="final state, fresh samples",
         )
-    axes.set_ylabel("relative to the energy")
+    axes.set_ylabel("relative error, V-score")
     if axes.get_legend_handles_labels()[1]:
         axes.legend(ncols=2)
 

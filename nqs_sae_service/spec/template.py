@@ -12,7 +12,7 @@ from typing import Any
 import tomli_w
 
 from .problems import Origin, Problem, SpecError
-from .root import DEFAULT_KINDS, REGISTRIES, SECTIONS, Heading, records_of
+from .root import REGISTRIES, SECTIONS, Heading, records_of
 from .section import Section
 
 _EXPERIMENT: dict[str, dict[str, Any]] = {
@@ -50,7 +50,7 @@ def _section(section: str, chosen: dict[str, Any]) -> str:
     record = records_of(section)[0]
     if section in REGISTRIES:
         record = REGISTRIES[section][chosen["kind"]]
-    about = inspect.cleandoc(record.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+    about = inspect.cleandoc(record.__doc__ or "").split("\n\n")[0].replace("\n", " ").replace("``", "")
     others = [kind for kind in REGISTRIES.get(section, {}) if kind != chosen["kind"]]
     if others:
         about += f" Other kinds: {', '.join(others)}."

@@ -1,0 +1,106 @@
+"""How good a dictionary is, and whether another seed finds the same features.
+
+    explained variance = 1 - sum |x - x_hat|^2 / sum |x - mean|^2        (global mean, float64)
+    participation ratio = (tr C)^2 / tr C^2                              (C: covariance of the activations)
+
+The participation ratio is the effective number of dimensions the activations fill: near one or two, a dictionary is not
+informative. Stability matches the features of two dictionaries one to one (Hungarian method, Kuhn 1955) so that the summed
+similarity is largest; a feature that no other seed finds is a choice of the optimiser, not a fact about the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from .dictionary import BLOCK_ELEMENTS, Dictionary
+
+
+def explained_variance(x: np.ndarray, x_hat: np.ndarray) -> float:
+    """Share of the variance of ``x`` (n, d) that ``x_hat`` (n, d) explains; NaN when x does not vary."""
+    mean = x.mean(axis=0, dtype=np.float64)
+    error = variance = 0.0
+    for rows in _blocks(x, x.shape[1]):
+        error += float(np.sum((x[rows].astype(np.float64) - x_hat[rows]) ** 2))
+        variance += float(np.sum((x[rows] - mean) ** 2))
+    return 1 - error / variance if variance > 0 else float("nan")
+
+
+def density(dictionary: Dictionary, x: np.ndarray) -> np.ndarray:
+    """Share (F,) of the inputs ``x`` (n, d) on which each feature is active; its sum is the mean L0."""
+    counts = np.zeros(dictionary.n_features, np.int64)
+    for rows in _blocks(x, dictionary.n_features):
+        if dictionary.kind == "topk":
+            values, indices = dictionary.encode_sparse(x[rows])
+            counts += np.bincount(indices[values > 0], minlength=dictionary.n_features)
+        else:
+            counts += (dictionary.encode(x[rows]) > 0).sum(axis=0)
+    return counts / max(len(x), 1)
+
+
+def l0(dictionary: Dictionary, x: np.ndarray) -> float:
+    """Mean number of active features on the inputs ``x`` (n, d)."""
+    return float(density(dictionary, x).sum())
+
+
+def participation_ratio(x: np.ndarray) -> float:
+    """(tr C)^2 / tr C^2 of the covariance C of the rows of ``x`` (n, d), float64; NaN when x does not vary."""
+    mean = x.mean(axis=0, dtype=np.float64)
+    covariance = np.zeros((x.shape[1], x.shape[1]))
+    for rows in _blocks(x, x.shape[1]):
+        centred = x[rows] - mean
+        covariance += centred.T @ centred
+    square = float(np.sum(covariance**2))
+    return float(np.trace(covariance)) ** 2 / square if square > 0 else float("nan")
+
+
+def stability(dictionaries: Sequence[Dictionary], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How well the features of the first dictionary are found again by the others: two arrays (F,) in [-1, 1].
+
+    The first: cosine of the decoder row with the matched one, mean over the other dictionaries. The second: Pearson correlation
+    of the activations on ``x`` (n, d), matched on it; 0 for a feature that never fires. Both are signed, since activations are
+    not negative: a feature and its opposite are two features. NaN when there is no other dictionary. Cost of a match: O(F^3).
+    """
+    first, others = dictionaries[0], dictionaries[1:]
+    if not others:
+        return np.full(first.n_features, np.nan), np.full(first.n_features, np.nan)
+    cosine = [_matched(_unit(first.decoder) @ _unit(other.decoder).T) for other in others]
+    activation = [_matched(activation_correlation(first, other, x)) for other in others]
+    return np.mean(cosine, axis=0), np.mean(activation, axis=0)
+
+
+def activation_correlation(a: Dictionary, b: Dictionary, x: np.ndarray) -> np.ndarray:
+    """Pearson correlation (F_a, F_b) between the activations of two dictionaries on ``x`` (n, d); 0 where one is constant."""
+    cross = np.zeros((a.n_features, b.n_features))
+    sums, squares = [np.zeros(d.n_features) for d in (a, b)], [np.zeros(d.n_features) for d in (a, b)]
+    for rows in _blocks(x, a.n_features + b.n_features):
+        features = [dictionary.encode(x[rows]).astype(np.float64) for dictionary in (a, b)]
+        cross += features[0].T @ features[1]
+        for f, total, square in zip(features, sums, squares, strict=True):
+            total += f.sum(axis=0)
+            square += (f**2).sum(axis=0)
+    covariance = len(x) * cross - np.outer(*sums)
+    spread = [np.sqrt(np.maximum(len(x) * square - total**2, 0)) for total, square in zip(sums, squares, strict=True)]
+    scale = np.outer(*spread)
+    return np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0)
+
+
+def _matched(similarity: np.ndarray) -> np.ndarray:
+    """Similarity of each row with its partner in the best one-to-one match; 0 for rows left without one."""
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(similarity, maximize=True)
+    matched = np.zeros(len(similarity))
+    matched[rows] = similarity[rows, columns]
+    return matched
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    return rows / np.where(lengths > 0, lengths, 1)
+
+
+def _blocks(x: np.ndarray, columns: int) -> Iterator[slice]:
+    size = max(1, BLOCK_ELEMENTS // (8 * columns))
+    return (slice(first, first + size) for first in range(0, len(x), size))

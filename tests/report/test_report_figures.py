@@ -1,0 +1,137 @@
+"""Figures are there, hold what they must, survive missing numbers, and equal data give equal files."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from matplotlib.text import Text
+
+from nqs_sae_service.report import write_figures
+from nqs_sae_service.report.figures import draw, render
+from nqs_sae_service.report.reading import read
+
+Factory = Callable[..., Path]
+NAMES = ["energy", "sae", "correlations", "steering_abs_magnetization", "steering_half_chain_correlation"]
+
+
+def blank(dataset: xr.Dataset) -> xr.Dataset:
+    """The same dataset with every number lost."""
+    floats = {name: v * np.nan for name, v in dataset.data_vars.items() if v.dtype.kind == "f"}
+    attributes = {key: np.nan if isinstance(value, float) else value for key, value in dataset.attrs.items()}
+    return dataset.assign(floats).assign_attrs(attributes)
+
+
+def sparse(dataset: xr.Dataset) -> xr.Dataset:
+    """Every second number lost, and errors too."""
+    lost = {}
+    for name, variable in dataset.data_vars.items():
+        if variable.dtype.kind == "f":
+            keep = np.arange(variable.size).reshape(variable.shape) % 2 == 0
+            lost[name] = variable.where(keep) if "error" not in str(name) else variable * np.nan
+    return dataset.assign(lost)
+
+
+def labels_of(figure: Figure) -> set[str]:
+    return {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+
+
+@pytest.fixture(scope="module")
+def drawn(whole_run: Path) -> dict[str, Figure]:
+    return draw(read(whole_run))
+
+
+def test_every_figure_is_written_as_png_and_svg(whole_run: Path) -> None:
+    paths = write_figures(whole_run)
+    assert [path.relative_to(whole_run / "figures").as_posix() for path in paths] == [
+        f"{name}.{kind}" for name in NAMES for kind in ("png", "svg")
+    ]
+    assert sorted(paths) == sorted((whole_run / "figures").iterdir())  # no temporary file is left
+    for path in paths[::2]:
+        image = imread(path)
+        assert image.shape[0] > 400
+        assert image.shape[1] > 900
+        assert 0.005 < (image[..., :3].min(axis=2) < 0.9).mean() < 0.5  # drawn on, and not filled
+
+
+def test_energy_is_compared_with_the_exact_one(drawn: dict[str, Figure]) -> None:
+    top, bottom = drawn["energy"].axes
+    assert any(np.allclose(line.get_ydata(), -50.9426741143) for line in top.lines)
+    assert bottom.get_yscale() == "log"
+    assert "J" in top.get_ylabel()
+
+
+def test_correlations_show_feature_and_every_control(drawn: dict[str, Figure]) -> None:
+    figure = drawn["correlations"]
+    controls = {"untrained", "neuron", "pca", "raw spins", "random direction", "shuffled"}
+    assert labels_of(figure) == {"best feature", *controls}
+    feature = figure.axes[1].lines[0].get_ydata()
+    np.testing.assert_allclose(feature, [0.92, 0.83, 0.71])
+
+
+def test_steering_shows_estimators_controls_budget_and_tangent(drawn: dict[str, Figure]) -> None:
+    figure = drawn["steering_abs_magnetization"]
+    feature = {"feature, exact", "feature, resampled", "feature, reweighted"}
+    others = {"random direction", "other feature", "jastrow", "predicted slope", "energy budget ±2e-4"}
+    assert labels_of(figure) == feature | others
+    tangent = next(line for line in figure.axes[1].lines if line.get_label() == "predicted slope")
+    rise = np.diff(tangent.get_ydata()) / np.diff(tangent.get_xdata())
+    assert rise == pytest.approx(0.05)
+    low, high = figure.axes[2].get_ylim()
+    assert low < -2e-4 < 2e-4 < high
+
+
+def visible_texts(figure: Figure) -> Iterator[Text]:
+    """Tick labels within the axes, axis labels and legend entries."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            yield from (tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high)
+            yield axis.label
+    yield from (text for legend in figure.legends for text in legend.get_texts())
+
+
+def test_text_does_not_overlap(drawn: dict[str, Figure]) -> None:
+    for name, figure in drawn.items():
+        figure.draw_without_rendering()
+        shown = [text for text in visible_texts(figure) if text.get_visible() and text.get_text()]
+        assert len(shown) > 15
+        boxes = [text.get_window_extent() for text in shown]
+        clashes = [
+            (shown[i].get_text(), shown[j].get_text())
+            for i in range(len(boxes))
+            for j in range(i)
+            if boxes[i].overlaps(boxes[j])
+        ]
+        assert clashes == [], name
+
+
+def test_nothing_known_draws_nothing_and_little_known_draws_little(make_run: Factory) -> None:
+    assert write_figures(make_run("blank", change=blank)) == []
+    figures = draw(read(make_run("sparse", change=sparse)))
+    assert list(figures) == NAMES
+    for name in ("energy", "steering_abs_magnetization"):
+        assert render(figures[name], "svg").startswith(b"<?xml")
+
+
+def test_a_partial_run_has_the_figures_of_its_stages(make_run: Factory) -> None:
+    assert list(draw(read(make_run(stages=("ground_state", "features"))))) == ["energy", "correlations"]
+
+
+def test_equal_data_give_equal_files(make_run: Factory) -> None:
+    directory = make_run(stages=("ground_state",))
+    first, second = (render(draw(read(directory))["energy"], "svg") for _ in range(2))
+    assert first == second
+
+
+def test_a_sweep_is_drawn_against_its_parameter(sweep: Path) -> None:
+    figures = draw(read(sweep))
+    assert list(figures) == ["sweep_observables", "sweep_correlations"]
+    axes = figures["sweep_correlations"].axes[1]
+    assert axes.get_xlabel() == "hamiltonian.h"
+    feature, control = axes.lines
+    np.testing.assert_allclose(feature.get_xydata(), [[0.5, 0.83], [1.0, 0.83]])
+    assert np.all(np.asarray(control.get_ydata()) < 0.83)

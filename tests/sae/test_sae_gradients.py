@@ -1,0 +1,185 @@
+"""Finite differences of every gradient in float64, and the kernels against the float64 twin."""
+
+import numpy as np
+import pytest
+
+from nqs_sae_service.sae import kernels
+from nqs_sae_service.sae.dictionary import select_topk
+from nqs_sae_service.sae.reference import topk_gradients
+from nqs_sae_service.sae.relu_l1 import relu_l1_gradients
+from nqs_sae_service.sae.topk import sparse_gradients
+from nqs_sae_service.sae.training import BETA1, BETA2, EPSILON, Adam, Parameters
+
+NAMES = ("encoder", "decoder", "encoder_bias", "decoder_bias")
+N, D, F, K, K_AUX = 7, 5, 11, 3, 2
+
+
+def random_parameters(rng, n_features=F, width=D, dtype=np.float64, bias=0.1):
+    shapes = ((n_features, width), (n_features, width), (n_features,), (width,))
+    scales = (1.0, 0.5, bias, 0.1)
+    return Parameters(*((s * rng.standard_normal(shape)).astype(dtype) for s, shape in zip(scales, shapes, strict=True)))
+
+
+def finite_differences(function, parameters, step=1e-6):
+    """Central differences of ``function(parameters)`` by every entry of every array."""
+    result = {}
+    for name, array in vars(parameters).items():
+        result[name] = np.empty_like(array)
+        for place in np.ndindex(array.shape):
+            kept = array[place]
+            values = []
+            for sign in (1, -1):
+                array[place] = kept + sign * step
+                values.append(function(parameters))
+            array[place] = kept
+            result[name][place] = (values[0] - values[1]) / (2 * step)
+    return result
+
+
+def detached_topk_loss(start, x, dead, alpha):
+    """The TopK loss written out, with selection, error and variance of the auxiliary term fixed at ``start``."""
+
+    def forward(p):
+        z = (x - p.decoder_bias) @ p.encoder.T + p.encoder_bias
+        return z, select_topk(z, K) & (z > 0)
+
+    z, active = forward(start)
+    fixed = x - np.where(active, z, 0) @ start.decoder - start.decoder_bias
+    variance = np.mean((fixed - fixed.mean(axis=0)) ** 2)
+    chosen = np.zeros_like(active)
+    for row, best in enumerate(np.argsort(-np.where(dead, z, -np.inf), axis=1)[:, : min(K_AUX, dead.sum())]):
+        chosen[row, best] = True
+
+    def loss(p):
+        z = (x - p.decoder_bias) @ p.encoder.T + p.encoder_bias
+        error = x - np.where(active, z, 0) @ p.decoder - p.decoder_bias
+        if not dead.any():
+            return np.mean(error**2)
+        return np.mean(error**2) + alpha * np.mean((fixed - np.where(chosen, z, 0) @ p.decoder) ** 2) / variance
+
+    return loss
+
+
+@pytest.mark.parametrize("n_dead", [0, 1, 4, F])
+def test_topk_gradients_are_finite_differences(n_dead):
+    rng = np.random.default_rng(n_dead)
+    parameters, x = random_parameters(rng), rng.standard_normal((N, D))
+    dead = np.arange(F) < n_dead
+    function = detached_topk_loss(parameters, x, dead, 0.5)
+    loss, gradients, counts = topk_gradients(parameters, x, K, dead, K_AUX, 0.5)
+    assert loss == pytest.approx(function(parameters), rel=1e-12)
+    assert counts.sum() <= N * K
+    for name, expected in finite_differences(function, parameters).items():
+        np.testing.assert_allclose(getattr(gradients, name), expected, rtol=1e-6, atol=1e-8, err_msg=name)
+
+
+def test_topk_selected_but_negative_has_no_gradient():
+    rng = np.random.default_rng(5)
+    parameters, x = random_parameters(rng, bias=0.0), rng.standard_normal((N, D))
+    parameters.encoder_bias[:] = -100.0
+    _, gradients, counts = topk_gradients(parameters, x, K, np.zeros(F, bool), K_AUX, 0.5)
+    assert counts.sum() == 0
+    assert not gradients.encoder.any()
+    assert not gradients.decoder.any()
+    np.testing.assert_allclose(gradients.decoder_bias, -2 * (x - parameters.decoder_bias).sum(axis=0) / x.size)
+
+
+def test_dead_features_below_zero_everywhere_get_a_gradient():
+    rng = np.random.default_rng(6)
+    parameters, x = random_parameters(rng), rng.standard_normal((N, D))
+    dead = np.arange(F) < 2
+    parameters.encoder_bias[dead] = -50.0
+    _, gradients, counts = topk_gradients(parameters, x, K, dead, K_AUX, 1 / 32)
+    assert not counts[dead].any()
+    assert (np.abs(gradients.encoder_bias[dead]) > 0).all()
+
+
+@pytest.mark.parametrize("l1", [0.0, 0.7])
+def test_relu_l1_gradients_are_finite_differences(l1):
+    rng = np.random.default_rng(11)
+    parameters, x = random_parameters(rng), rng.standard_normal((N, D))
+    parameters.encoder_bias[0] = -100.0  # never active
+
+    def function(p):
+        f = np.maximum(x @ p.encoder.T + p.encoder_bias, 0)
+        error = x - f @ p.decoder - p.decoder_bias
+        return np.mean(np.sum(error**2, axis=1) + l1 * f @ np.linalg.norm(p.decoder, axis=1))
+
+    loss, gradients, counts = relu_l1_gradients(parameters, x, l1)
+    assert loss == pytest.approx(function(parameters), rel=1e-12)
+    assert counts[0] == 0
+    for name, expected in finite_differences(function, parameters).items():
+        np.testing.assert_allclose(getattr(gradients, name), expected, rtol=1e-6, atol=1e-8, err_msg=name)
+
+
+def test_relu_l1_blocks_add_up(monkeypatch):
+    rng = np.random.default_rng(12)
+    parameters, x = random_parameters(rng), rng.standard_normal((N, D))
+    loss, whole, counts = relu_l1_gradients(parameters, x, 0.7)
+    monkeypatch.setattr("nqs_sae_service.sae.relu_l1.BLOCK_ELEMENTS", 2 * F)
+    block_loss, blocks, block_counts = relu_l1_gradients(parameters, x, 0.7)
+    assert block_loss == pytest.approx(loss)
+    assert (block_counts == counts).all()
+    for name in NAMES:
+        np.testing.assert_allclose(getattr(blocks, name), getattr(whole, name), rtol=1e-12, atol=1e-14)
+
+
+def test_relu_l1_without_any_activation_or_decoder():
+    rng = np.random.default_rng(13)
+    parameters, x = random_parameters(rng), rng.standard_normal((N, D))
+    parameters.encoder_bias[:] = -100.0
+    parameters.decoder[:] = 0
+    loss, gradients, counts = relu_l1_gradients(parameters, x, 5.0)
+    assert counts.sum() == 0
+    assert loss == pytest.approx(np.mean(np.sum((x - parameters.decoder_bias) ** 2, axis=1)))
+    for name in ("encoder", "decoder", "encoder_bias"):
+        assert not getattr(gradients, name).any()
+
+
+@pytest.mark.parametrize(
+    ("n", "width", "n_features", "k", "n_dead"),
+    [(200, 32, 256, 8, 0), (200, 32, 256, 8, 40), (130, 7, 50, 50, 3), (1, 3, 1, 1, 1), (65, 5, 300, 1, 299), (0, 4, 9, 2, 0)],
+)
+@pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value", "ignore:divide by zero")
+def test_sparse_kernels_equal_the_dense_twin(n, width, n_features, k, n_dead):
+    rng = np.random.default_rng(n + k)
+    single = random_parameters(rng, n_features, width, np.float32)
+    double = Parameters(*(array.astype(np.float64) for array in vars(single).values()))
+    x = rng.standard_normal((n, width)).astype(np.float32)
+    dead = np.arange(n_features) < n_dead
+    if n == 0:
+        values, indices = kernels.encode_topk(x, single.encoder, single.encoder_bias, single.decoder_bias, k)
+        assert values.shape == indices.shape == (0, k)
+        gradients = kernels.backward(x, x, 1.0, single.decoder, single.decoder_bias, values, indices)
+        assert not any(array.any() for array in gradients)
+        return
+    loss, gradients, counts = sparse_gradients(single, x, k, dead, 4, 1 / 32)
+    expected_loss, expected, expected_counts = topk_gradients(double, x.astype(np.float64), k, dead, 4, 1 / 32)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert (counts == expected_counts).all()
+    for name in NAMES:
+        reference = getattr(expected, name)
+        assert np.abs(getattr(gradients, name) - reference).max() <= 2e-5 * np.abs(reference).max(), name
+
+
+@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize("shape", [(13, 5), (3000, 32)])
+def test_adam_is_the_textbook_one(shape, unit):
+    rng = np.random.default_rng(1)
+    rows = rng.standard_normal(shape)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    single, double = Parameters(*(4 * [None])), rows.copy()
+    single = Parameters(np.zeros((1, 1), np.float32), rows.astype(np.float32), np.zeros(1, np.float32), np.zeros(1, np.float32))
+    optimiser, m, v = Adam(single, unit), np.zeros(shape), np.zeros(shape)
+    for step in range(1, 4):
+        g = rng.standard_normal(shape)
+        zeros = (np.zeros_like(single.encoder), np.zeros_like(single.encoder_bias), np.zeros_like(single.decoder_bias))
+        optimiser.update(single, Parameters(zeros[0], g.astype(np.float32), zeros[1], zeros[2]), 0.01)
+        if unit:
+            g = g - np.sum(g * double, axis=1, keepdims=True) * double
+        m, v = BETA1 * m + (1 - BETA1) * g, BETA2 * v + (1 - BETA2) * g**2
+        double -= 0.01 * (m / (1 - BETA1**step)) / (np.sqrt(v / (1 - BETA2**step)) + EPSILON)
+        if unit:
+            double /= np.linalg.norm(double, axis=1, keepdims=True)
+    np.testing.assert_allclose(single.decoder, double, atol=2e-6)
+    assert not single.encoder.any()

@@ -1,0 +1,142 @@
+"""Runs that are killed, stopped, or meet another process end with the same bits as runs that are left in peace."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy
+
+from nqs_sae_service.datasets import same_data
+from nqs_sae_service.service.plan import make_plan
+from nqs_sae_service.service.runner import run_plans
+from nqs_sae_service.service.stop import StopRequest
+from nqs_sae_service.spec import load_spec
+
+STEPS = 40
+
+
+@pytest.fixture
+def start(tmp_path):
+    """``start(results)`` starts a process that runs the toy spec; each step takes 20 ms."""
+    spec = toy.write_spec(tmp_path)
+    processes = []
+
+    def begin(results: str, *options: str, sleep: float = 0.02) -> subprocess.Popen[str]:
+        environment = os.environ | {"TOY_SLEEP": str(sleep), "TOY_LOG": str(tmp_path / f"{results}.log")}
+        command = [sys.executable, toy.__file__, str(spec), str(tmp_path / results), *options]
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        processes.append(process)
+        return process
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("undisturbed")
+    run_plans(make_plan(load_spec(toy.write_spec(directory)), toy.STAGES, directory / "results"))
+    return directory / "results" / "toy"
+
+
+def assert_same(one: Path, other: Path) -> None:
+    for stage in toy.STAGES:
+        assert same_data(one / f"{stage}.nc", other / f"{stage}.nc")
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    for _ in range(2000):
+        if path.exists() and path.stat().st_size:
+            return
+        assert process.poll() is None
+        time.sleep(0.005)
+    raise TimeoutError(path)
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bits(start, undisturbed, tmp_path):
+    rng = np.random.default_rng(7)
+    log = tmp_path / "killed.log"
+    for moment in rng.uniform(0.02, 0.5, 3):
+        log.unlink(missing_ok=True)
+        process = start("killed", sleep=0.05)
+        wait_for(log, process)
+        time.sleep(moment)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    log.unlink()
+    final = start("killed")
+    assert final.wait() == 0
+    assert "continued from" in log.read_text()
+    assert_same(tmp_path / "killed" / "toy", undisturbed)
+    leftovers = [
+        path for path in (tmp_path / "killed").rglob("*") if "tmp~" in path.name or path.suffix == ".npz"
+    ]
+    assert leftovers == []
+
+
+def test_asked_to_stop_it_leaves_a_checkpoint_and_continues(start, undisturbed, tmp_path):
+    log = tmp_path / "stopped.log"
+    process = start("stopped", "--set", "engine.checkpoint_seconds=1000.0")
+    wait_for(log, process)
+    time.sleep(0.2)
+    process.terminate()
+    out, errors = process.communicate(timeout=20)
+    assert process.returncode == 75
+    assert out == ""
+    assert "run the same command again to continue" in errors
+    assert '"state": "stopped"' in (tmp_path / "stopped" / "toy" / "status.json").read_text()
+    assert start("stopped").wait() == 0
+    continued = [line for line in log.read_text().splitlines() if line.startswith("continued from")]
+    assert len(continued) == 1
+    assert 0 < int(continued[0].split()[-1]) < STEPS
+    assert_same(tmp_path / "stopped" / "toy", undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_three_signals_ask_to_stop_and_are_given_back(number, capfd):
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert not stop.asked
+        os.kill(os.getpid(), number)
+        assert stop.asked
+    assert signal.getsignal(number) is before
+    assert number.name in capfd.readouterr().err
+
+
+def test_two_processes_on_one_run_do_not_meet(start, tmp_path):
+    first = start("shared", sleep=1.0)
+    wait_for(tmp_path / "shared.log", first)
+    second = start("shared")
+    _, errors = second.communicate(timeout=20)
+    assert second.returncode == 75
+    assert "locked by another process" in errors
+    assert first.poll() is None
+
+
+def test_two_runs_that_need_the_same_stage_compute_it_once(start, tmp_path):
+    first = start("shared")
+    wait_for(tmp_path / "shared.log", first)
+    second = start("shared", "--set", 'name="other"')
+    assert (first.wait(), second.wait()) == (0, 0)
+    lines = (tmp_path / "shared.log").read_text().splitlines()
+    assert sorted(lines) == ["ground_state", "samples", "steering"]
+    results = tmp_path / "shared"
+    assert (results / "toy" / "ground_state.nc").samefile(results / "other" / "ground_state.nc")
+
+
+def test_a_second_signal_leaves_at_once(start, tmp_path):
+    process = start("impatient", sleep=30.0)
+    wait_for(tmp_path / "impatient.log", process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=5) == 75
