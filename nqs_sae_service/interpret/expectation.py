@@ -77,7 +77,7 @@ class Curve:
         """sum_p weights_p mean_p and its standard error: weights (point,) -> two arrays (quantity,)."""
         used = np.flatnonzero(weights)
         value = weights[used] @ self.mean[used]
-        if self.influence is None:
+        if self.influence is None or not len(used):
             return value, np.zeros_like(value)
         if self.paired:
             return value, mean_and_error(np.tensordot(weights[used], self.influence[used], axes=1))[1]

@@ -35,7 +35,8 @@ CONTROLS = {
     "shuffled": "best feature against the observable of another chain",
 }
 STEERING = {
-    "direction": "what is turned: the feature, then controls of matched infidelity",
+    "direction": "what is turned: the feature, then at matched infidelity its activation along a random direction, "
+    "another live feature, and the Jastrow dial psi exp(a O / 2)",
     "estimator": "reweighted: original samples; resampled: fresh samples of the steered state; exact: full summation",
     "predicted slope": "2 Re Cov(O, d log psi / d strength) at the original state",
     "measured slope": "slope of the measured curve there",

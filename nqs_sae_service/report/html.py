@@ -22,6 +22,7 @@ from .figures import draw, render
 from .reading import Run, Sweep, read
 from .records import Kind, Table, Verdict
 from .summary import summarise
+from .values import plain
 
 WORDS: dict[Kind, str] = {
     "good": "Shown.",
@@ -35,8 +36,8 @@ LEGEND = (
     "Note: to keep in mind. Fault: something is wrong, look before trusting the numbers."
 )
 CAPTIONS = {
-    "energy": "Training of the ground state: energy, and its distance to the exact one.",
-    "sae": "Training of the dictionaries.",
+    "energy": "Ground state: energy during training, and its distance to the exact one.",
+    "sae": "Dictionaries: loss, active and dead features during training.",
     "correlations": "The best feature beside its controls, chosen on select chains and measured on test chains.",
     "steering": "Turning the feature, beside controls that disturb the state as much (matched infidelity). The energy "
     "axis is linear inside the shaded budget and logarithmic outside.",
@@ -109,11 +110,10 @@ def _definitions(definitions: Mapping[str, Any]) -> str:
 def _figure(name: str, figure: Figure) -> str:
     """The figure as an SVG image in the page itself."""
     image = base64.b64encode(render(figure, "svg")).decode("ascii")
-    kind = "steering" if name.startswith("steering_") else name
-    label = name.replace("_", " ")
+    caption = CAPTIONS["steering" if name.startswith("steering_") else name]
     return (
-        f'<figure><img alt="{escape(label)}" src="data:image/svg+xml;base64,{image}">\n'
-        f"<figcaption><b>{escape(label.capitalize())}.</b> {escape(CAPTIONS.get(kind, ''))}</figcaption></figure>"
+        f'<figure><img alt="{escape(plain(name))}" src="data:image/svg+xml;base64,{image}">\n'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
 

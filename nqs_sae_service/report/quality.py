@@ -163,7 +163,7 @@ def dictionary_tables(dataset: xr.Dataset) -> list[Table]:
             )
             rows.append((str(layer), str(seed), *cells))
     settings = ", ".join(
-        f"{key} = {dataset.attrs[key]}" for key in ("kind", "k", "input") if key in dataset.attrs
+        f"{key} = {dataset.attrs[key]}" for key in ("kind", "k", "input") if dataset.attrs.get(key)
     )
     title = f"Dictionaries ({settings})" if settings else "Dictionaries"
     return [Table(title, ("layer", "seed", *DICTIONARIES), rows, group=1, definitions=DICTIONARIES)]

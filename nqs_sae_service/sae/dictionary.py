@@ -32,6 +32,11 @@ def select_topk(z: np.ndarray, k: int) -> np.ndarray:
     return above | (tied & (np.cumsum(tied, axis=-1) <= room))
 
 
+def _plain(array: np.ndarray) -> np.ndarray:
+    """As contiguous, writable float32: kernels are compiled once more for anything else."""
+    return np.require(array, np.float32, ["C", "W"])
+
+
 @dataclass(frozen=True, eq=False)
 class Dictionary:
     """Encoder and decoder rows (F, d), biases (F,) and (d,), float32; ``k`` is 0 for kinds without one."""
@@ -69,8 +74,8 @@ class Dictionary:
             raise ValueError(f"a {self.kind} dictionary has no fixed number of active features; use encode")
         from .kernels import encode_topk
 
-        x = np.ascontiguousarray(x, np.float32)
-        return encode_topk(x, self.encoder, self.encoder_bias, self.decoder_bias, min(self.k, self.n_features))
+        k = min(self.k, self.n_features)
+        return encode_topk(_plain(x), self.encoder, self.encoder_bias, self.decoder_bias, k)
 
     def decode(self, f: np.ndarray) -> np.ndarray:
         """Reconstruction x_hat (..., d) from dense features ``f`` (..., F)."""
@@ -83,15 +88,16 @@ class Dictionary:
             from .kernels import decode_error
 
             values, indices = self.encode_sparse(rows)
-            error, _ = decode_error(np.ascontiguousarray(rows), self.decoder, self.decoder_bias, values, indices)
-            return (rows - error).reshape(x.shape)
+            zero = np.zeros(rows.shape, np.float32)
+            minus_x_hat, _ = decode_error(zero, self.decoder, self.decoder_bias, values, indices)
+            return -minus_x_hat.reshape(x.shape)
         return self._blocked(rows, lambda block: self.decode(self.encode(block))).reshape(x.shape)
 
     def feature(self, x: np.ndarray, i: int) -> np.ndarray:
         """Activation (...,) of feature ``i`` on ``x`` (..., d), never holding more than a block of the (n, F) features."""
         rows = x.reshape(-1, self.width)
         if self.kind != "topk":
-            f = np.maximum((rows - self.decoder_bias) @ self.encoder[i].astype(x.dtype) + self.encoder_bias[i], 0)
+            f = np.maximum((rows - self.decoder_bias) @ self.encoder[i] + self.encoder_bias[i], 0)
         elif self._sparse(x):
             values, indices = self.encode_sparse(rows)
             f = np.where(indices == i, values, 0).sum(axis=1, dtype=np.float32)
@@ -133,5 +139,5 @@ class Dictionary:
     @classmethod
     def _read(cls, ds: xr.Dataset, prefix: str) -> Dictionary:
         names = ("encoder", "decoder", "encoder_bias", "decoder_bias")
-        arrays = (np.ascontiguousarray(ds[prefix + name].values, np.float32) for name in names)
+        arrays = (_plain(ds[prefix + name].values) for name in names)
         return cls(str(ds.attrs["kind"]), int(ds.attrs.get("k", 0)), *arrays)

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..engine.jit import EXACT, njit, numba, prange
 
+
 def _block_rows(n_features: int) -> int:
     """Rows per block: enough for an efficient product, with at most 16 MB of pre-activations."""
     return max(1, min(64, 2**22 // n_features))
@@ -55,10 +56,11 @@ def _threshold(z, n, k, low, high):
 
 @njit(fastmath=EXACT)
 def _select(z, k, floor, maxima, candidates, places, values, indices):
-    """The (at most) k largest entries above ``floor`` of one row ``z`` (F,), by ascending index, the lower index winning a tie.
+    """The (at most) k largest entries above ``floor`` of one row ``z`` (F,), indices ascending; the lower one wins a tie.
 
-    Equals ``sorted(np.argsort(-z, kind="stable")[:k])`` with z > floor. The maxima of C interleaved chunks give a lower bound of
-    the k-th largest entry; the few candidates above it are collected and searched again. No sorting, no unpredictable branch.
+    Equals ``sorted(np.argsort(-z, kind="stable")[:k])`` where z > floor. The maxima of C interleaved chunks give a lower
+    bound of the k-th largest entry; the few candidates above it are collected and searched again. Nothing is sorted, and
+    hardly a branch depends on the data.
     """
     n_features, n_chunks = z.size, maxima.size
     for c in range(n_chunks):
@@ -214,7 +216,9 @@ def _backward_feature(x, error, scale, decoder, decoder_bias, rows, values, d_en
 
 
 @njit(parallel=True)
-def _backward(x, error, scale, decoder, decoder_bias, start, rows, values, d_encoder, d_decoder, d_encoder_bias):
+def _backward(
+    x, error, scale, decoder, decoder_bias, start, rows, values, d_encoder, d_decoder, d_encoder_bias
+):
     for j in prange(len(decoder)):
         own = slice(start[j], start[j + 1])
         d_encoder_bias[j] = _backward_feature(
@@ -238,7 +242,17 @@ def backward(x, error, scale, decoder, decoder_bias, values, indices):
     d_encoder_bias = np.empty(n_features, np.float32)
     scale = np.float32(scale)
     _backward(
-        x, error, scale, decoder, decoder_bias, start, rows, sorted_values, d_encoder, d_decoder, d_encoder_bias
+        x,
+        error,
+        scale,
+        decoder,
+        decoder_bias,
+        start,
+        rows,
+        sorted_values,
+        d_encoder,
+        d_decoder,
+        d_encoder_bias,
     )
     return d_encoder, d_decoder, d_encoder_bias, np.diff(start)[:n_features]
 

@@ -81,7 +81,10 @@ def activation_correlation(a: Dictionary, b: Dictionary, x: np.ndarray) -> np.nd
             total += f.sum(axis=0)
             square += (f**2).sum(axis=0)
     covariance = len(x) * cross - np.outer(*sums)
-    spread = [np.sqrt(np.maximum(len(x) * square - total**2, 0)) for total, square in zip(sums, squares, strict=True)]
+    spread = [
+        np.sqrt(np.maximum(len(x) * square - total**2, 0))
+        for total, square in zip(sums, squares, strict=True)
+    ]
     scale = np.outer(*spread)
     return np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0)
 

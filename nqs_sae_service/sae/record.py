@@ -21,19 +21,28 @@ Tick = Callable[[int, int, str], None]
 class SaeSection(Section):
     """Fields shared by all kinds of ``[sae]``. A kind adds its own and says how one step learns (``learner``)."""
 
+    kind: str = Field(description="architecture of the dictionary")
     input: Literal["token", "pooled"] = Field(
         "token", description="rows of the training data: every token of a sample, or the mean over its tokens"
     )
     features: int = Field(256, ge=1, le=2**21, description="number of features F in the dictionary")
     seeds: list[int] = Field(
-        [1, 2, 3], min_length=1, max_length=64, description="one dictionary per seed; not the seed of the network"
+        [1, 2, 3],
+        min_length=1,
+        max_length=64,
+        description="one dictionary per seed; not the seed of the network",
     )
     steps: int = Field(2000, ge=1, le=10**8, description="optimisation steps")
     batch: int = Field(4096, ge=1, le=2**22, description="inputs per step (at most all of them)")
     learning_rate: float = Field(
-        1e-3, gt=0, le=1, description="Adam step length; falls linearly to zero over the last 20 % of the steps"
+        3e-3,
+        gt=0,
+        le=1,
+        description="Adam step length; falls linearly to zero over the last 20 % of the steps",
     )
-    dead_after: int = Field(2**18, ge=1, le=2**40, description="inputs without firing after which a feature counts as dead")
+    dead_after: int = Field(
+        2**18, ge=1, le=2**40, description="inputs without firing after which a feature counts as dead"
+    )
     untrained: int = Field(
         3, ge=0, le=64, description="untrained networks that get the same dictionary, as a control (number)"
     )

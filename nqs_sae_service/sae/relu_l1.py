@@ -28,7 +28,12 @@ class ReluL1(SaeSection):
     """``[sae] kind = "relu-l1"``: as many active features as the penalty lets through."""
 
     kind: Literal["relu-l1"] = Field(description="ReLU with an L1 penalty weighted by decoder length")
-    l1: float = Field(5.0, ge=0, le=1e6, description="penalty lambda, for inputs scaled to E|x|^2 = width")
+    l1: float = Field(
+        5.0,
+        ge=0,
+        le=1e6,
+        description="penalty lambda, for inputs scaled to E|x|^2 = width (about 1 suits a width of 32)",
+    )
 
     def learner(self, generator: np.random.Generator, sample: np.ndarray) -> ReluL1Learner:
         """A tied dictionary with short decoder rows, for inputs like ``sample`` (n, d)."""
@@ -38,6 +43,7 @@ class ReluL1(SaeSection):
 class ReluL1Learner:
     """A ReLU dictionary in training."""
 
+    k = 0
     unit_decoder = False
 
     def __init__(self, record: ReluL1, generator: np.random.Generator, width: int) -> None:
@@ -46,9 +52,13 @@ class ReluL1Learner:
         no_bias = np.zeros(record.features, np.float32)
         self.parameters = Parameters(decoder.copy(), decoder, no_bias, np.zeros(width, np.float32))
 
-    def gradients(self, x: np.ndarray, progress: float, dead: np.ndarray) -> tuple[float, Parameters, np.ndarray]:
+    def gradients(
+        self, x: np.ndarray, progress: float, dead: np.ndarray
+    ) -> tuple[float, Parameters, np.ndarray]:
         """See ``training.Learner``; this kind does nothing about dead features."""
-        loss, gradients, counts = relu_l1_gradients(self.parameters, x, self.l1 * min(1.0, progress / WARM_UP))
+        loss, gradients, counts = relu_l1_gradients(
+            self.parameters, x, self.l1 * min(1.0, progress / WARM_UP)
+        )
         return loss / x.shape[1], gradients, counts
 
     def finished(self) -> Parameters:
@@ -57,7 +67,9 @@ class ReluL1Learner:
         return Parameters(p.encoder, p.decoder, p.encoder_bias + p.encoder @ p.decoder_bias, p.decoder_bias)
 
 
-def relu_l1_gradients(parameters: Parameters, x: np.ndarray, l1: float) -> tuple[float, Parameters, np.ndarray]:
+def relu_l1_gradients(
+    parameters: Parameters, x: np.ndarray, l1: float
+) -> tuple[float, Parameters, np.ndarray]:
     """L of the module's formula, its gradients, and how often each feature fires (F,), for ``x`` (n, d), any precision.
 
     At z = 0 and at |d_i| = 0, where L has a kink, the derivative of the inactive side and 0 are taken.

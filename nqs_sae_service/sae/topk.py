@@ -2,11 +2,11 @@
 
     f = ReLU(topk(z)),   L = <|x - x_hat|^2> + alpha <|e - e_hat|^2> / Var(e)
 
-on centred inputs scaled to E|x|^2 = d; <.> is the mean over inputs and components, e = x - x_hat is held fixed (detached) in the second term,
-and e_hat is its reconstruction, without bias, by the k_aux best dead features of each input. It uses the raw z, so that a
-feature that is negative everywhere can come back. Decoder rows have unit length: their gradient is projected onto the sphere,
-and they are renormalised after each Adam step. The encoder starts as the decoder times one factor, the least-squares best on
-the first batch.
+on centred inputs scaled to E|x|^2 = d. <.> is the mean over inputs and components; the error e = x - x_hat is held fixed
+(detached) in the second term, and e_hat is its reconstruction, without bias, by the k_aux best dead features of each input.
+It uses the raw z, so that a feature that is negative everywhere can come back. Decoder rows have unit length: their gradient
+is projected onto the sphere, and they are renormalised after each Adam step. The encoder starts as the decoder times one
+factor, the least-squares best on the first batch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ class TopK(SaeSection):
     kind: Literal["topk"] = Field(description="k largest pre-activations, auxiliary loss for dead features")
     k: int = Field(8, ge=1, le=4096, description="active features per input")
     k_aux: int | None = Field(
-        None, ge=1, le=4096, description="dead features per input in the auxiliary loss (default: half the width)"
+        None,
+        ge=1,
+        le=4096,
+        description="dead features per input in the auxiliary loss (default: half the width)",
     )
     aux_coefficient: float = Field(1 / 32, ge=0, le=10, description="weight alpha of the auxiliary loss")
 
@@ -39,7 +42,9 @@ class TopK(SaeSection):
         if self.k > self.features:
             yield Finding("k", f"{self.k} active features of {self.features}: k must not exceed features")
         if self.k_aux is not None and self.k_aux > self.features:
-            yield Finding("k_aux", f"{self.k_aux} features of {self.features}: k_aux must not exceed features")
+            yield Finding(
+                "k_aux", f"{self.k_aux} features of {self.features}: k_aux must not exceed features"
+            )
 
     def learner(self, generator: np.random.Generator, sample: np.ndarray) -> TopKLearner:
         """A tied, unit-norm dictionary whose encoder length fits the first batch ``sample`` (n, d)."""
@@ -63,7 +68,9 @@ class TopKLearner:
             np.zeros(width, np.float32),
         )
 
-    def gradients(self, x: np.ndarray, progress: float, dead: np.ndarray) -> tuple[float, Parameters, np.ndarray]:
+    def gradients(
+        self, x: np.ndarray, progress: float, dead: np.ndarray
+    ) -> tuple[float, Parameters, np.ndarray]:
         """See ``training.Learner``."""
         return sparse_gradients(self.parameters, x, self.k, dead, self.k_aux, self.aux_coefficient)
 
@@ -75,7 +82,9 @@ class TopKLearner:
 def best_length(decoder: np.ndarray, k: int, x: np.ndarray) -> np.float32:
     """The factor a that minimises |x - a x_hat|^2 when the encoder is the ``decoder`` (F, d): <x, x_hat> / <x_hat, x_hat>."""
     n_features, width = decoder.shape
-    tied = Dictionary("topk", k, decoder, decoder, np.zeros(n_features, np.float32), np.zeros(width, np.float32))
+    tied = Dictionary(
+        "topk", k, decoder, decoder, np.zeros(n_features, np.float32), np.zeros(width, np.float32)
+    )
     x_hat = tied.reconstruct(x).astype(np.float64)
     square = np.sum(x_hat**2)
     return np.float32(np.sum(x * x_hat) / square if square > 0 else 1.0)
@@ -102,7 +111,9 @@ def sparse_gradients(
     if variance > 0 and aux_coefficient > 0:
         j = np.flatnonzero(dead)
         encoder, decoder, no_bias = p.encoder[j], p.decoder[j], np.zeros_like(p.decoder_bias)
-        values, indices = encode_topk(x, encoder, p.encoder_bias[j], p.decoder_bias, min(k_aux, len(j)), positive=False)
+        values, indices = encode_topk(
+            x, encoder, p.encoder_bias[j], p.decoder_bias, min(k_aux, len(j)), positive=False
+        )
         residual, squared = decode_error(error, decoder, no_bias, values, indices)
         weight = aux_coefficient / variance
         loss += weight * float(squared.sum()) / error.size
@@ -110,5 +121,7 @@ def sparse_gradients(
         d_encoder[j] += of_dead[0]
         d_decoder[j] += of_dead[1]
         d_encoder_bias[j] += of_dead[2]
-    d_decoder_bias = -2 / error.size * error.sum(axis=0, dtype=np.float64) - np.einsum("f,fd->d", d_encoder_bias, p.encoder)
+    d_decoder_bias = -2 / error.size * error.sum(axis=0, dtype=np.float64) - np.einsum(
+        "f,fd->d", d_encoder_bias, p.encoder
+    )
     return loss, Parameters(d_encoder, d_decoder, d_encoder_bias, d_decoder_bias.astype(np.float32)), counts

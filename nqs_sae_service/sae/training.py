@@ -48,10 +48,13 @@ class History:
 class Learner(Protocol):
     """A dictionary in training, on centred and scaled inputs."""
 
+    k: int  # active features per input, 0 if that is not fixed
     unit_decoder: bool
     parameters: Parameters
 
-    def gradients(self, x: np.ndarray, progress: float, dead: np.ndarray) -> tuple[float, Parameters, np.ndarray]:
+    def gradients(
+        self, x: np.ndarray, progress: float, dead: np.ndarray
+    ) -> tuple[float, Parameters, np.ndarray]:
         """Loss per component, its gradients, how often each feature fires (F,) on ``x`` (n, d); ``dead`` (F,) mask.
 
         ``progress`` is the share of the steps done, for schedules. Only the direction and relative size of the gradients
@@ -79,8 +82,8 @@ class Adam:
         rate, epsilon = learning_rate * correction / (1 - BETA1**self.steps), EPSILON * correction
         for name, parameter in vars(parameters).items():
             arrays = (parameter, getattr(gradients, name), *self.moments[name])
-            rows = [np.atleast_2d(array) for array in arrays]
-            adam(*rows, rate, epsilon, BETA1, BETA2, self.unit_decoder and name == "decoder")
+            p, g, m, v = (np.atleast_2d(array) for array in arrays)
+            adam(p, g, m, v, rate, epsilon, BETA1, BETA2, unit=self.unit_decoder and name == "decoder")
 
 
 def train(record: SaeSection, x: np.ndarray, seed: int, tick: Tick) -> tuple[Dictionary, History]:
@@ -105,10 +108,14 @@ def train(record: SaeSection, x: np.ndarray, seed: int, tick: Tick) -> tuple[Dic
         optimiser.update(learner.parameters, gradients, rate)
         idle = np.where(counts > 0, 0, idle + len(batch))
         history[:, step] = loss, counts.sum() / len(batch), np.mean(idle >= record.dead_after)
-        tick(step + 1, record.steps, f"loss {loss:.4g}, {history[1, step]:.1f} active, {history[2, step]:.0%} dead")
+        tick(
+            step + 1,
+            record.steps,
+            f"loss {loss:.4g}, {history[1, step]:.1f} active, {history[2, step]:.0%} dead",
+        )
     if not all(np.isfinite(array).all() for array in vars(learner.parameters).values()):
         raise _diverged(record, record.steps)
-    return fold(learner.finished(), record.kind, getattr(record, "k", 0), mean, scale), History(*history)
+    return fold(learner.finished(), record.kind, learner.k, mean, scale), History(*history)
 
 
 def unit_rows(generator: np.random.Generator, n_rows: int, width: int) -> np.ndarray:
@@ -120,12 +127,16 @@ def unit_rows(generator: np.random.Generator, n_rows: int, width: int) -> np.nda
 def normalisation(x: np.ndarray) -> tuple[np.ndarray, float]:
     """Mean (d,) float64 of the rows of ``x`` (n, d) and the factor s that makes E|s (x - mean)|^2 = d."""
     if x.size == 0:
-        raise NumericalError("no activations to train a dictionary on: raise samples.count or its training share")
+        raise NumericalError(
+            "no activations to train a dictionary on: raise samples.count or its training share"
+        )
     mean = x.mean(axis=0, dtype=np.float64)
     block = max(1, 2**20 // x.shape[1])
     variance = sum(float(np.sum((x[a : a + block] - mean) ** 2)) for a in range(0, len(x), block)) / len(x)
     if not np.isfinite(variance):
-        raise NumericalError("the activations are not finite: the network has diverged; look at the ground state first")
+        raise NumericalError(
+            "the activations are not finite: the network has diverged; look at the ground state first"
+        )
     rounding = np.finfo(np.float32).eps ** 2 * float(mean @ mean)
     if variance <= rounding:
         raise NumericalError(

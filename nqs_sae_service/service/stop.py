@@ -28,6 +28,8 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.asked:
+            return  # the process is on its way out: one more signal still leaves at once, and quietly
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 

@@ -12,7 +12,7 @@ from typing import Any
 import tomli
 
 from .locate import TooDeep, locate
-from .problems import COMMAND_LINE, Origin, Path, Problem, SpecError, dotted, show
+from .problems import COMMAND_LINE, KeyPath, Origin, Problem, SpecError, dotted, show
 from .root import DEFAULT_KINDS, REGISTRIES
 
 _LARGEST_FILE = 1_000_000  # bytes
@@ -28,15 +28,15 @@ class Document:
     """Values as tomli reads them, and the origin of every key and array element by its path."""
 
     values: dict[str, Any]
-    origins: dict[Path, Origin]
+    origins: dict[KeyPath, Origin]
 
-    def origin(self, path: Path) -> Origin:
+    def origin(self, path: KeyPath) -> Origin:
         """Where the value at ``path`` was written, or what encloses it when it was not written at all."""
         while path not in self.origins:
             path = path[:-1]
         return self.origins[path]
 
-    def assigned(self, path: Path, value: Any, origins: Mapping[Path, Origin]) -> Document:
+    def assigned(self, path: KeyPath, value: Any, origins: Mapping[KeyPath, Origin]) -> Document:
         """A copy with ``value`` at ``path`` and its ``origins``. Raises KeyError where a non-table is entered."""
         values = dict(self.values)
         table: dict[Any, Any] = values
@@ -151,7 +151,7 @@ def _syntax_error(message: str, text: str) -> tuple[str, int, int]:
 
 def _merge(base: Document, child: Document) -> Document:
     """The child over its base. A section whose ``kind`` changes is replaced, other tables merge."""
-    replaced: set[Path] = set()
+    replaced: set[KeyPath] = set()
     values = _merged(base.values, child.values, (), replaced)
     kept = {
         path: origin
@@ -161,7 +161,9 @@ def _merge(base: Document, child: Document) -> Document:
     return Document(values, {**kept, **child.origins})
 
 
-def _merged(base: dict[str, Any], child: dict[str, Any], path: Path, replaced: set[Path]) -> dict[str, Any]:
+def _merged(
+    base: dict[str, Any], child: dict[str, Any], path: KeyPath, replaced: set[KeyPath]
+) -> dict[str, Any]:
     result = dict(base)
     for key, value in child.items():
         here, old = (*path, key), base.get(key)
@@ -173,7 +175,7 @@ def _merged(base: dict[str, Any], child: dict[str, Any], path: Path, replaced: s
     return result
 
 
-def _kind_changes(path: Path, base: dict[str, Any], child: dict[str, Any]) -> bool:
+def _kind_changes(path: KeyPath, base: dict[str, Any], child: dict[str, Any]) -> bool:
     if len(path) != 1 or path[0] not in REGISTRIES or "kind" not in child:
         return False
     return child["kind"] != base.get("kind", DEFAULT_KINDS.get(str(path[0])))
@@ -183,7 +185,7 @@ def _kind_changes(path: Path, base: dict[str, Any], child: dict[str, Any]) -> bo
 class Setting:
     """One ``--set section.key=value`` of the command line."""
 
-    path: Path
+    path: KeyPath
     value: Any
     origin: Origin
 
@@ -221,12 +223,12 @@ def read_setting(text: str) -> Setting:
     return Setting(path, parsed["value"], origin)
 
 
-def _parse_key(key: str) -> Path | None:
+def _parse_key(key: str) -> KeyPath | None:
     try:
         table: Any = tomli.loads(f"{key} = 0")
     except (ValueError, RecursionError):
         return None
-    path: Path = ()
+    path: KeyPath = ()
     while isinstance(table, dict):
         if len(table) != 1:
             return None

@@ -11,7 +11,7 @@ from typing import Any
 import tomli_w
 
 from .document import Document, Setting, read_document, read_setting
-from .problems import Path, Problem, SpecError
+from .problems import KeyPath, Problem, SpecError
 from .root import REGISTRIES, Spec
 from .sweep import expand, label
 from .validate import validate
@@ -64,7 +64,7 @@ def load_spec(path: str | os.PathLike[str], sets: Iterable[str] = ()) -> list[Po
     return points
 
 
-def _point(spec: Spec, targets: Sequence[Path]) -> Point:
+def _point(spec: Spec, targets: Sequence[KeyPath]) -> Point:
     if not targets:
         return Point(spec, spec.name, {})
     coordinates = {".".join(map(str, target)): _value(spec, target) for target in targets}
@@ -75,7 +75,7 @@ def _point(spec: Spec, targets: Sequence[Path]) -> Point:
     return Point(spec, f"{spec.name}/{directory}", coordinates)
 
 
-def _value(spec: Spec, target: Path) -> Any:
+def _value(spec: Spec, target: KeyPath) -> Any:
     value: Any = spec
     for part in target:
         value = getattr(value, str(part))
@@ -83,7 +83,7 @@ def _value(spec: Spec, target: Path) -> Any:
 
 
 def _common(
-    documents: Sequence[Document], targets: Sequence[Path], found: Sequence[Sequence[Problem]]
+    documents: Sequence[Document], targets: Sequence[KeyPath], found: Sequence[Sequence[Problem]]
 ) -> list[Problem]:
     """The problems of all points, each once. One that only some points have names the first of them."""
     where: dict[Problem, list[int]] = {}
@@ -101,7 +101,7 @@ def _common(
     return common
 
 
-def _written(document: Document, target: Path) -> Any:
+def _written(document: Document, target: KeyPath) -> Any:
     value: Any = document.values
     for part in target:
         value = value.get(part) if isinstance(value, dict) else None

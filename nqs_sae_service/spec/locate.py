@@ -11,7 +11,7 @@ from bisect import bisect_right
 
 import tomli
 
-from .problems import Path
+from .problems import KeyPath
 
 Position = tuple[int, int]
 
@@ -40,7 +40,7 @@ _STRING = re.compile(
 _SCALAR = re.compile(r"[^,\]}#\n]+")  # numbers, booleans, dates (which may contain a blank)
 
 
-def locate(text: str) -> dict[Path, Position]:
+def locate(text: str) -> dict[KeyPath, Position]:
     """(line, column) from 1 of every key and array element, by its path: ``("observables", "names", 2)``.
 
     A table has the position of its name in the first header or dotted key that mentions it. ``text`` must
@@ -55,12 +55,12 @@ class _Scanner:
     def __init__(self, text: str) -> None:
         self.text = text
         self.at = 0
-        self.positions: dict[Path, Position] = {}
-        self.elements: dict[Path, int] = {}  # of each array of tables, so far
+        self.positions: dict[KeyPath, Position] = {}
+        self.elements: dict[KeyPath, int] = {}  # of each array of tables, so far
         self.line_starts = [0, *(match.end() for match in re.finditer("\n", text))]
 
     def document(self) -> None:
-        table: Path = ()
+        table: KeyPath = ()
         self.skip(_GAP)
         while self.at < len(self.text):
             if self.text[self.at] == "[":
@@ -70,11 +70,11 @@ class _Scanner:
             self.skip(_REST_OF_LINE)
             self.skip(_GAP)
 
-    def header(self) -> Path:
+    def header(self) -> KeyPath:
         """``[a.b]`` or ``[[a.b]]``: the path of the table that the next keys belong to."""
         is_array = self.text.startswith("[[", self.at)
         self.at += 2 if is_array else 1
-        path: Path = ()
+        path: KeyPath = ()
         keys = self.dotted_key()
         for index, (key, position) in enumerate(keys):
             path = (*path, key)
@@ -87,7 +87,7 @@ class _Scanner:
                 self.record(path, position)
         return path
 
-    def key_value(self, table: Path) -> None:
+    def key_value(self, table: KeyPath) -> None:
         path = table
         for key, position in self.dotted_key():
             path = (*path, key)
@@ -109,7 +109,7 @@ class _Scanner:
                 return parts
             self.at += 1
 
-    def value(self, path: Path) -> None:
+    def value(self, path: KeyPath) -> None:
         if self.text[self.at] == "[":
             self.array(path)
         elif self.text[self.at] == "{":
@@ -117,7 +117,7 @@ class _Scanner:
         elif not self.skip(_STRING):
             self.skip(_SCALAR)
 
-    def array(self, path: Path) -> None:
+    def array(self, path: KeyPath) -> None:
         self.at += 1
         self.skip(_GAP)
         index = 0
@@ -128,7 +128,7 @@ class _Scanner:
             index += 1
         self.at += 1
 
-    def inline_table(self, path: Path) -> None:
+    def inline_table(self, path: KeyPath) -> None:
         self.at += 1
         self.skip(_GAP)
         while self.text[self.at] != "}":
@@ -154,7 +154,7 @@ class _Scanner:
         line = bisect_right(self.line_starts, self.at)
         return line, self.at - self.line_starts[line - 1] + 1
 
-    def record(self, path: Path, position: Position) -> None:
+    def record(self, path: KeyPath, position: Position) -> None:
         if len(path) > DEEPEST:
             raise TooDeep(position)
         self.positions.setdefault(path, position)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import UserError
 
-Path = tuple[str | int, ...]  # of a value in a document: ("observables", "names", 2)
+KeyPath = tuple[str | int, ...]  # of a value in a document: ("observables", "names", 2)
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _LONGEST_VALUE = 60
@@ -84,7 +84,7 @@ def show(value: Any) -> str:
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
 
 
-def dotted(path: Path) -> str:
+def dotted(path: KeyPath) -> str:
     """The path as a user writes it: ``("observables", "names", 2)`` is ``observables.names[2]``."""
     text = ""
     for part in path:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .document import Document, Setting
-from .problems import COMMAND_LINE, Origin, Path, Problem, dotted, nearest, show
+from .problems import COMMAND_LINE, KeyPath, Origin, Problem, dotted, nearest, show
 from .root import SECTIONS, records_of
 
 MOST_POINTS = 10_000
@@ -21,11 +21,14 @@ MOST_POINTS = 10_000
 
 @dataclass(frozen=True)
 class Axis:
-    """One swept key: where its array stands in the document, the path that it sets, its values."""
+    """One swept key: where its array stands in the document, the path that it sets, its values and their origins."""
 
-    place: Path
-    target: Path
+    place: KeyPath
+    target: KeyPath
     values: tuple[Any, ...]
+    origins: tuple[
+        dict[KeyPath, Origin], ...
+    ]  # of every value and of what is inside it, by the paths they go to
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,16 @@ class Expansion:
     """
 
     documents: list[Document]
-    targets: tuple[Path, ...] = ()
+    targets: tuple[KeyPath, ...] = ()
     problems: tuple[Problem, ...] = ()
 
 
 def expand(document: Document, settings: Sequence[Setting]) -> Expansion:
     """All points of a spec; ``settings`` are the values of the command line, which a sweep must not touch."""
     rest = {key: value for key, value in document.values.items() if key != "sweep"}
-    single = Document(rest, document.origins)
+    single = Document(
+        rest, {path: origin for path, origin in document.origins.items() if path[:1] != ("sweep",)}
+    )
     if "sweep" not in document.values:
         return Expansion([single])
     problems: list[Problem] = []
@@ -62,15 +67,8 @@ def expand(document: Document, settings: Sequence[Setting]) -> Expansion:
 
 def _point(document: Document, choice: Iterable[tuple[Axis, int]]) -> Document:
     for axis, index in choice:
-        place = (*axis.place, index)
-        origins = {
-            axis.target + path[len(place) :]: origin
-            for path, origin in document.origins.items()
-            if path[: len(place)] == place
-        }
-        origins.setdefault(axis.target, document.origin(place))
         try:
-            document = document.assigned(axis.target, axis.values[index], origins)
+            document = document.assigned(axis.target, axis.values[index], axis.origins[index])
         except KeyError:  # the section is no table, which is a problem of the section
             continue
     return document
@@ -92,17 +90,28 @@ def _read_axes(document: Document, problems: list[Problem]) -> tuple[list[Axis],
     return grid, zipped
 
 
-def _axes(document: Document, place: Path, table: Any, problems: list[Problem]) -> Iterator[Axis]:
+def _axes(document: Document, place: KeyPath, table: Any, problems: list[Problem]) -> Iterator[Axis]:
     """The arrays in a table. An unquoted dotted key makes tables in tables; it is read like the quoted one."""
     if isinstance(table, dict):
         for key, value in table.items():
             yield from _axes(document, (*place, key), value, problems)
     elif isinstance(table, list) and table and len(place) > 2:
         target = tuple(".".join(map(str, place[2:])).split("."))
-        yield Axis(place, target, tuple(table))
+        yield Axis(place, target, tuple(table), _value_origins(document, place, target, len(table)))
     else:
         what = f"must be an array of values with at least one element, got {show(table)}"
         problems.append(Problem(document.origin(place), dotted(place), what))
+
+
+def _value_origins(
+    document: Document, place: KeyPath, target: KeyPath, count: int
+) -> tuple[dict[KeyPath, Origin], ...]:
+    origins = tuple({target: document.origin((*place, index))} for index in range(count))
+    depth = len(place)
+    for path, origin in document.origins.items():
+        if path[:depth] == place and len(path) > depth:
+            origins[int(path[depth])][target + path[depth + 1 :]] = origin
+    return origins
 
 
 def _axis_problems(document: Document, axis: Axis, settings: Sequence[Setting]) -> Iterator[Problem]:
@@ -130,7 +139,7 @@ def _axis_problems(document: Document, axis: Axis, settings: Sequence[Setting]) 
 
 
 def _repetition_problems(document: Document, axes: Sequence[Axis]) -> Iterator[Problem]:
-    first: dict[Path, Origin] = {}
+    first: dict[KeyPath, Origin] = {}
     for axis in axes:
         origin = document.origin(axis.place)
         if axis.target in first:

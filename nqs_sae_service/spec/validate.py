@@ -15,9 +15,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from .document import Document
-from .problems import Path, Problem, dotted, nearest, show
+from .problems import KeyPath, Problem, dotted, nearest, show
 from .root import DEFAULT_KINDS, REGISTRIES, REQUIRED_SECTIONS, SECTIONS, Heading, Spec, records_of, resolve
 from .section import Finding, Section
+from .sections import DEFAULT_SEED
 
 _LARGEST_INTEGER = 2**63 - 1
 _KEY_PARTS = re.compile(r"[^.\[\]]+")
@@ -63,7 +64,7 @@ def validate(document: Document, complete: bool = True) -> tuple[Spec | None, li
         problems += found
         if record is not None:
             sections[name] = record
-    seed = heading.seed if isinstance(heading, Heading) else 1
+    seed = heading.seed if isinstance(heading, Heading) else DEFAULT_SEED
     sections = resolve(seed, sections)
     problems += _findings(document, sections)
     if not complete:
@@ -108,14 +109,14 @@ def _kind(
     return registry[kind], []
 
 
-def _record(document: Document, path: Path, record: type[Section]) -> tuple[Section | None, list[Problem]]:
+def _record(document: Document, path: KeyPath, record: type[Section]) -> tuple[Section | None, list[Problem]]:
     """Validate one section (or, for the empty path, the keys above all sections)."""
     values: Any = document.values
     for part in path:
         values = values.get(part, {})
     if not path:
         values = {key: value for key, value in values.items() if key in record.model_fields}
-    foreign: dict[Path, str] = {}
+    foreign: dict[KeyPath, str] = {}
     values = _as_json(values, path, foreign)
     if path and path[0] in DEFAULT_KINDS:
         values.setdefault("kind", DEFAULT_KINDS[str(path[0])])
@@ -137,7 +138,7 @@ def _validate(record: type[Section], text: str) -> tuple[Section | None, list[An
         return None, error.errors(include_url=False)
 
 
-def _as_json(value: Any, path: Path, foreign: dict[Path, str]) -> Any:
+def _as_json(value: Any, path: KeyPath, foreign: dict[KeyPath, str]) -> Any:
     """The value without what JSON has no word for; ``foreign`` collects where that was and what is wrong."""
     if isinstance(value, dict):
         return {key: _as_json(inner, (*path, key), foreign) for key, inner in value.items()}
@@ -152,7 +153,7 @@ def _as_json(value: Any, path: Path, foreign: dict[Path, str]) -> Any:
     return None
 
 
-def _problem(document: Document, place: Path, error: Mapping[str, Any], record: type[Section]) -> Problem:
+def _problem(document: Document, place: KeyPath, error: Mapping[str, Any], record: type[Section]) -> Problem:
     """One error of pydantic in our words."""
     kind, origin = error["type"], document.origin(place)
     if kind == "missing":
@@ -170,12 +171,12 @@ def _problem(document: Document, place: Path, error: Mapping[str, Any], record: 
     return Problem(origin, dotted(place), f"{what}, got {show(error['input'])}", candidates)
 
 
-def _described(record: type[Section], place: Path) -> str:
+def _described(record: type[Section], place: KeyPath) -> str:
     field = record.model_fields.get(str(place[-1]))
     return f" ({field.description})" if field is not None and field.description else ""
 
 
-def _unknown_key(place: Path, record: type[Section]) -> tuple[str, tuple[str, ...]]:
+def _unknown_key(place: KeyPath, record: type[Section]) -> tuple[str, tuple[str, ...]]:
     """What to say about a key that the section does not have, and where it may belong."""
     section, key = str(place[0]), str(place[-1])
     kinds = [kind for kind, other in REGISTRIES.get(section, {}).items() if key in other.model_fields]
@@ -217,7 +218,7 @@ def _findings(document: Document, sections: Mapping[str, Section]) -> Iterator[P
             yield Problem(document.origin(place), dotted(place), finding.what, candidates)
 
 
-def _closest(finding: Finding, document: Document, place: Path) -> tuple[str, ...]:
+def _closest(finding: Finding, document: Document, place: KeyPath) -> tuple[str, ...]:
     """The candidate nearest to what is written there; all of them when that is no word."""
     value: Any = document.values
     try:

@@ -2,7 +2,8 @@
 
 A block of configurations stays in the second-level cache from the embedding to log psi: matrix products go to the BLAS (one thread per
 block, blocks in parallel), everything between them is a vectorised loop on the block. Every block has the same number of
-rows, the last one padded, so a configuration's result depends neither on its neighbours nor on the number of threads.
+rows, the last one padded: the bits depend on a configuration's place in its block (the BLAS treats rows differently), but neither
+on its neighbours nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from ..engine.jit import EXACT, njit, numba, prange
 from .primitives import LAYER_NORM_EPSILON, circulant
 from .state import State
 
-_CACHE_BYTES = 256 * 1024  # share of a core's second-level cache that a block may fill
-_SCALARS = 16  # blocks are handed to threads in this many pieces per thread, so that a slow core does not hold up the rest
+_CACHE_BYTES = 336 * 1024  # share of a core's second-level cache that a block may fill
+LARGEST_BLOCK = 64  # configurations; blocks are powers of two, so calls in multiples of 64 always cut at block boundaries
+_PIECES_PER_THREAD = 16  # blocks are handed to threads in this many pieces per thread, so that a slow core does not hold up the rest
 
 _f4 = np.float32
 _ROUND = _f4(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds a float32 to an integer
@@ -352,13 +354,14 @@ class FusedTransformer:
     def _block_size(self) -> int:
         proj, up = self.arrays[2], self.arrays[7]
         bytes_per_row = 4 * (3 * self.state.width + proj.shape[2] + up.shape[2])
-        return max(1, min(64, _CACHE_BYTES // (bytes_per_row * self.state.n_tokens)))
+        fitting = max(1, min(LARGEST_BLOCK, _CACHE_BYTES // (bytes_per_row * self.state.n_tokens)))
+        return 1 << (fitting.bit_length() - 1)
 
     def _run(self, sigma, stream, embed: bool, first: int, last: int, head: bool):
         n = len(sigma) if embed else len(stream)
         real, imaginary = np.empty(n if head else 0), np.empty(n if head else 0)
         blocks = -(-n // self.block)
-        pieces = max(1, min(blocks, _SCALARS * numba.get_num_threads()))
+        pieces = max(1, min(blocks, _PIECES_PER_THREAD * numba.get_num_threads()))
         forward(
             sigma, stream, real, imaginary, embed, first, last, head, self.block, pieces, self.heads, *self.arrays
         )  # fmt: skip

@@ -15,6 +15,7 @@ from ..physics.operators import Operator
 from ..states import LogPsi
 
 CHUNK = 16384
+_ALIGNMENT = 64  # samples: a multiple of every block of the fused networks, so that ``chunk`` does not change the bits
 
 
 def local_values(
@@ -23,11 +24,11 @@ def local_values(
     """Local estimator of every operator on every configuration.
 
     sigma (n, n_sites) int8, log_psi (n, ...) of the same wave function, or of a family of them along trailing axes;
-    ``chunk``: configurations per network call (0: 16384). Returns one array (n, ...) per operator, float64, complex128 if
+    ``chunk``: configurations per network call (0: 16384), rounded so that calls hold a multiple of 64 samples. Returns one array (n, ...) per operator, float64, complex128 if
     psi is complex.
     """
     flips, places = _shared_flips(operators)
-    per_call = max(1, (chunk or CHUNK) // max(len(flips), 1))
+    per_call = max(1, (chunk or CHUNK) // max(len(flips), 1) // _ALIGNMENT) * _ALIGNMENT
     values = [_along(operator.diagonal(sigma), log_psi) + np.zeros_like(log_psi) for operator in operators]
     for start in range(0, len(sigma) if len(flips) else 0, per_call):
         rows = slice(start, start + per_call)

@@ -75,7 +75,7 @@ def test_correlations_show_feature_and_every_control(drawn: dict[str, Figure]) -
 def test_steering_shows_estimators_controls_budget_and_tangent(drawn: dict[str, Figure]) -> None:
     figure = drawn["steering_abs_magnetization"]
     feature = {"feature, exact", "feature, resampled", "feature, reweighted"}
-    others = {"random direction", "other feature", "jastrow", "predicted slope", "energy budget ±2e-4"}
+    others = {"random direction", "other feature", "jastrow dial", "predicted slope", "energy budget ±2e-4"}
     assert labels_of(figure) == feature | others
     tangent = next(line for line in figure.axes[1].lines if line.get_label() == "predicted slope")
     rise = np.diff(tangent.get_ydata()) / np.diff(tangent.get_xdata())

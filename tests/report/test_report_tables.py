@@ -94,7 +94,7 @@ def test_steering_compares_slope_with_prediction_and_reach(whole_run: Path) -> N
     assert row["reach"] == "0.01200 ± 0.00040"
     assert row["monotone"] == "0.5 to 2"
     assert row["min ESS"] == "0.61"
-    assert ("residual_2 · abs_magnetization", "jastrow, resampled") not in rows  # never computed
+    assert ("residual_2 · abs_magnetization", "jastrow dial, resampled") not in rows  # never computed
 
 
 def test_verdicts_are_coloured_by_the_interval_of_the_gain(whole_run: Path) -> None:
@@ -103,7 +103,7 @@ def test_verdicts_are_coloured_by_the_interval_of_the_gain(whole_run: Path) -> N
     assert found["residual_1, abs_magnetization: <feature> 3 & gain"] == "open"
     steered = next(text for text in found if "turning feature 4" in text)
     assert "0.01200 ± 0.00040 within |dE/E| <= 2e-4" in steered
-    assert "best control, jastrow, by 0.01560 ± 0.00040" in steered
+    assert "best control, jastrow dial, by 0.01560 ± 0.00040" in steered
     assert found[steered] == "bad"
 
 

@@ -32,7 +32,8 @@ def test_select_topk_is_a_stable_sort():
 def test_kernel_and_reference_choose_alike_with_many_ties(n_features, k):
     """Small integers are exact in any order of summation, and tie all the time."""
     rng = np.random.default_rng(k)
-    arrays = [rng.integers(-1, 2, shape).astype(np.float32) for shape in ((n_features, 5), (n_features, 5), (n_features,), (5,))]
+    shapes = ((n_features, 5), (n_features, 5), (n_features,), (5,))
+    arrays = [rng.integers(-1, 2, shape).astype(np.float32) for shape in shapes]
     dictionary = Dictionary("topk", k, *arrays)
     x = rng.integers(-2, 3, (150, 5)).astype(np.float32)
     values, indices = dictionary.encode_sparse(x)
@@ -88,7 +89,11 @@ def test_the_same_row_encodes_to_the_same_bits_in_any_company():
 
 
 def test_reads_itself_from_a_dataset():
-    pairs = {(layer, seed): make(seed=10 * seed + len(layer)) for layer in ("residual_1", "mlp_1") for seed in (1, 2)}
+    pairs = {
+        (layer, seed): make(seed=10 * seed + len(layer))
+        for layer in ("residual_1", "mlp_1")
+        for seed in (1, 2)
+    }
     names = ("encoder", "decoder", "encoder_bias", "decoder_bias")
 
     def stacked(name):
@@ -98,7 +103,10 @@ def test_reads_itself_from_a_dataset():
     labels = {"layer": ["residual_1", "mlp_1"], "sae_seed": [1, 2], "initialisation": [1, 2]}
     ds = labelled("sae", variables, labels, {"kind": "topk", "k": 4, "input": "token"})
     for (layer, seed), expected in pairs.items():
-        for read in (Dictionary.from_dataset(ds, layer, seed), Dictionary.untrained_from_dataset(ds, layer, seed)):
+        for read in (
+            Dictionary.from_dataset(ds, layer, seed),
+            Dictionary.untrained_from_dataset(ds, layer, seed),
+        ):
             assert (read.kind, read.k) == ("topk", 4)
             for name in names:
                 np.testing.assert_array_equal(getattr(read, name), getattr(expected, name))

@@ -17,7 +17,9 @@ N, D, F, K, K_AUX = 7, 5, 11, 3, 2
 def random_parameters(rng, n_features=F, width=D, dtype=np.float64, bias=0.1):
     shapes = ((n_features, width), (n_features, width), (n_features,), (width,))
     scales = (1.0, 0.5, bias, 0.1)
-    return Parameters(*((s * rng.standard_normal(shape)).astype(dtype) for s, shape in zip(scales, shapes, strict=True)))
+    return Parameters(
+        *((s * rng.standard_normal(shape)).astype(dtype) for s, shape in zip(scales, shapes, strict=True))
+    )
 
 
 def finite_differences(function, parameters, step=1e-6):
@@ -55,7 +57,9 @@ def detached_topk_loss(start, x, dead, alpha):
         error = x - np.where(active, z, 0) @ p.decoder - p.decoder_bias
         if not dead.any():
             return np.mean(error**2)
-        return np.mean(error**2) + alpha * np.mean((fixed - np.where(chosen, z, 0) @ p.decoder) ** 2) / variance
+        return (
+            np.mean(error**2) + alpha * np.mean((fixed - np.where(chosen, z, 0) @ p.decoder) ** 2) / variance
+        )
 
     return loss
 
@@ -81,7 +85,9 @@ def test_topk_selected_but_negative_has_no_gradient():
     assert counts.sum() == 0
     assert not gradients.encoder.any()
     assert not gradients.decoder.any()
-    np.testing.assert_allclose(gradients.decoder_bias, -2 * (x - parameters.decoder_bias).sum(axis=0) / x.size)
+    np.testing.assert_allclose(
+        gradients.decoder_bias, -2 * (x - parameters.decoder_bias).sum(axis=0) / x.size
+    )
 
 
 def test_dead_features_below_zero_everywhere_get_a_gradient():
@@ -138,28 +144,34 @@ def test_relu_l1_without_any_activation_or_decoder():
 
 @pytest.mark.parametrize(
     ("n", "width", "n_features", "k", "n_dead"),
-    [(200, 32, 256, 8, 0), (200, 32, 256, 8, 40), (130, 7, 50, 50, 3), (1, 3, 1, 1, 1), (65, 5, 300, 1, 299), (0, 4, 9, 2, 0)],
+    [(200, 32, 256, 8, 0), (200, 32, 256, 8, 40), (130, 7, 50, 50, 3), (1, 3, 1, 1, 0), (65, 5, 300, 1, 299)],
 )
-@pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value", "ignore:divide by zero")
 def test_sparse_kernels_equal_the_dense_twin(n, width, n_features, k, n_dead):
     rng = np.random.default_rng(n + k)
     single = random_parameters(rng, n_features, width, np.float32)
     double = Parameters(*(array.astype(np.float64) for array in vars(single).values()))
     x = rng.standard_normal((n, width)).astype(np.float32)
     dead = np.arange(n_features) < n_dead
-    if n == 0:
-        values, indices = kernels.encode_topk(x, single.encoder, single.encoder_bias, single.decoder_bias, k)
-        assert values.shape == indices.shape == (0, k)
-        gradients = kernels.backward(x, x, 1.0, single.decoder, single.decoder_bias, values, indices)
-        assert not any(array.any() for array in gradients)
-        return
     loss, gradients, counts = sparse_gradients(single, x, k, dead, 4, 1 / 32)
-    expected_loss, expected, expected_counts = topk_gradients(double, x.astype(np.float64), k, dead, 4, 1 / 32)
+    expected_loss, expected, expected_counts = topk_gradients(
+        double, x.astype(np.float64), k, dead, 4, 1 / 32
+    )
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     assert (counts == expected_counts).all()
     for name in NAMES:
         reference = getattr(expected, name)
         assert np.abs(getattr(gradients, name) - reference).max() <= 2e-5 * np.abs(reference).max(), name
+
+
+def test_kernels_accept_an_empty_batch():
+    p, x = random_parameters(np.random.default_rng(0), dtype=np.float32), np.empty((0, D), np.float32)
+    values, indices = kernels.encode_topk(x, p.encoder, p.encoder_bias, p.decoder_bias, K)
+    assert values.shape == indices.shape == (0, K)
+    error, squared = kernels.decode_error(x, p.decoder, p.decoder_bias, values, indices)
+    assert (error.shape, squared.shape) == ((0, D), (0,))
+    assert not any(
+        array.any() for array in kernels.backward(x, error, 1.0, p.decoder, p.decoder_bias, values, indices)
+    )
 
 
 @pytest.mark.parametrize("unit", [False, True])
@@ -168,13 +180,13 @@ def test_adam_is_the_textbook_one(shape, unit):
     rng = np.random.default_rng(1)
     rows = rng.standard_normal(shape)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    single, double = Parameters(*(4 * [None])), rows.copy()
-    single = Parameters(np.zeros((1, 1), np.float32), rows.astype(np.float32), np.zeros(1, np.float32), np.zeros(1, np.float32))
+    double, none = rows.copy(), [np.zeros(shape, np.float32) for shape in ((1, 1), (1,), (1,))]
+    single = Parameters(none[0], rows.astype(np.float32), none[1], none[2])
     optimiser, m, v = Adam(single, unit), np.zeros(shape), np.zeros(shape)
     for step in range(1, 4):
         g = rng.standard_normal(shape)
-        zeros = (np.zeros_like(single.encoder), np.zeros_like(single.encoder_bias), np.zeros_like(single.decoder_bias))
-        optimiser.update(single, Parameters(zeros[0], g.astype(np.float32), zeros[1], zeros[2]), 0.01)
+        zero = [np.zeros_like(array) for array in none]
+        optimiser.update(single, Parameters(zero[0], g.astype(np.float32), zero[1], zero[2]), 0.01)
         if unit:
             g = g - np.sum(g * double, axis=1, keepdims=True) * double
         m, v = BETA1 * m + (1 - BETA1) * g, BETA2 * v + (1 - BETA2) * g**2

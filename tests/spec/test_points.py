@@ -51,6 +51,12 @@ def test_the_resolved_text_loads_back_to_the_same_spec(folder):
         assert again.toml() == point.toml()
 
 
+def test_a_spec_made_in_python_is_the_same(folder):
+    spec = folder.load("seed = 5\n" + folder.minimal)[0].spec
+    made = Spec(name="ring", seed=5, lattice=spec.lattice, hamiltonian=spec.hamiltonian)
+    assert made.completed() == spec
+
+
 def test_records_are_frozen(folder):
     spec = folder.load(folder.minimal)[0].spec
     with pytest.raises(ValueError, match="frozen"):

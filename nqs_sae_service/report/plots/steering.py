@@ -67,8 +67,8 @@ def steering_figure(dataset: xr.Dataset, target: Any) -> Figure | None:
     names = (plain(target), r"$(E-E_1)\,/\,|E_1|$", "infidelity", "ESS / samples")
     for axes, name in zip(panels[:, 0], names, strict=True):
         axes.set_ylabel(name)
-    _set_energy_axis(panels[1, 0], energy_budget(dataset))
-    if any(np.nanmax(line.get_ydata(), initial=0.0) > 0 for line in _curves(panels[2])):
+    _set_energy_axis(panels[1], energy_budget(dataset))
+    if _extent(panels[2])[1] > 0:
         log_axis(panels[2, 0])
     panels[3, 0].set_ylim(0, 1.08)
     legend_above(figure)
@@ -164,19 +164,21 @@ def _draw_budget(axes: Axes, budget: float) -> None:
         axes.axhspan(-budget, budget, color=GREEN, alpha=0.18, linewidth=0, label=label)
 
 
-def _set_energy_axis(axes: Axes, budget: float) -> None:
+def _set_energy_axis(row: Sequence[Axes], budget: float) -> None:
     """Linear inside the budget, logarithmic outside: both the budget and the far scales can be read."""
     if not budget > 0:
         return
-    axes.set_yscale("symlog", linthresh=budget, linscale=0.8)
-    low, high = axes.get_ylim()
+    low, high = _extent(row)
     decades = [sign * 10.0**power for sign in (-1, 1) for power in range(-12, 7) if 10.0**power > 2 * budget]
-    axes.yaxis.set_major_locator(FixedLocator([-budget, 0.0, budget, *decades]))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_ylim(min(low, -2 * budget), max(high, 2 * budget))
+    row[0].set_yscale("symlog", linthresh=budget, linscale=0.8)
+    row[0].yaxis.set_major_locator(FixedLocator([-budget, 0.0, budget, *decades]))
+    row[0].yaxis.set_minor_locator(NullLocator())
+    row[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    row[0].set_ylim(min(1.6 * low, -2 * budget), max(1.6 * high, 2 * budget))
 
 
-def _curves(row: Sequence[Axes]) -> list[Any]:
-    """The lines of a row of panels that carry data."""
-    return [line for axes in row for line in axes.lines if len(np.asarray(line.get_ydata())) > 2]
+def _extent(row: Sequence[Axes]) -> tuple[float, float]:
+    """Smallest and largest value drawn in a row of panels, zero included."""
+    lines = [np.asarray(line.get_ydata(), dtype=float) for axes in row for line in axes.get_lines()]
+    drawn = np.concatenate([np.zeros(1), *(values for values in lines if len(values) > 2)])
+    return float(np.nanmin(drawn)), float(np.nanmax(drawn))

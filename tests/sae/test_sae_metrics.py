@@ -1,0 +1,102 @@
+"""Metrics against their definitions."""
+
+import numpy as np
+import pytest
+
+from nqs_sae_service.sae import metrics
+from nqs_sae_service.sae.dictionary import Dictionary
+
+
+def make(kind="topk", k=3, n_features=12, width=5, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = ((n_features, width), (n_features, width), (n_features,), (width,))
+    return Dictionary(kind, k, *(rng.standard_normal(shape).astype(np.float32) for shape in shapes))
+
+
+def permuted(dictionary, order):
+    return Dictionary(
+        dictionary.kind,
+        dictionary.k,
+        dictionary.encoder[order],
+        dictionary.decoder[order],
+        dictionary.encoder_bias[order],
+        dictionary.decoder_bias,
+    )
+
+
+@pytest.fixture(params=[2**24, 200], ids=["one block", "many blocks"])
+def blocks(request, monkeypatch):
+    monkeypatch.setattr("nqs_sae_service.sae.metrics.BLOCK_ELEMENTS", request.param)
+
+
+@pytest.mark.usefixtures("blocks")
+def test_explained_variance():
+    x = np.random.default_rng(0).standard_normal((100, 5)) + 30
+    assert metrics.explained_variance(x, x) == 1
+    assert metrics.explained_variance(x, np.broadcast_to(x.mean(axis=0), x.shape)) == pytest.approx(
+        0, abs=1e-12
+    )
+    assert metrics.explained_variance(x, x.mean(axis=0) + 0.5 * (x - x.mean(axis=0))) == pytest.approx(0.75)
+    assert np.isnan(metrics.explained_variance(np.ones((4, 5)), np.ones((4, 5))))
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("kind", ["topk", "relu-l1"])
+def test_density_and_l0(kind):
+    dictionary, x = make(kind), np.random.default_rng(1).standard_normal((100, 5)).astype(np.float32)
+    active = dictionary.encode(x) > 0
+    np.testing.assert_allclose(metrics.density(dictionary, x), active.mean(axis=0))
+    assert metrics.l0(dictionary, x) == pytest.approx(active.sum(axis=1).mean())
+    assert not metrics.density(dictionary, x[:0]).any()
+
+
+@pytest.mark.usefixtures("blocks")
+def test_participation_ratio():
+    rng = np.random.default_rng(2)
+    assert metrics.participation_ratio(rng.standard_normal((20000, 4)) + 9) == pytest.approx(4, rel=0.01)
+    line = rng.standard_normal((50, 1)) * np.ones(4)
+    assert metrics.participation_ratio(line) == pytest.approx(1)
+    assert np.isnan(metrics.participation_ratio(np.ones((5, 4))))
+
+
+@pytest.mark.usefixtures("blocks")
+def test_activation_correlation_is_pearson():
+    a, b, x = (
+        make("relu-l1"),
+        make("topk", seed=1),
+        np.random.default_rng(3).standard_normal((80, 5)).astype(np.float32),
+    )
+    fa, fb = a.encode(x), b.encode(x)
+    with np.errstate(invalid="ignore"):
+        expected = np.nan_to_num(np.corrcoef(fa.T, fb.T)[:12, 12:])
+    assert np.abs(expected).max() > 0.2
+    np.testing.assert_allclose(metrics.activation_correlation(a, b, x), expected, atol=1e-5)
+
+
+def test_a_permuted_dictionary_is_perfectly_stable():
+    dictionary, x = make("relu-l1"), np.random.default_rng(4).standard_normal((200, 5)).astype(np.float32)
+    others = [permuted(dictionary, np.random.default_rng(seed).permutation(12)) for seed in (1, 2)]
+    cosine, activation = metrics.stability([dictionary, *others], x)
+    np.testing.assert_allclose(cosine, 1, atol=1e-6)
+    np.testing.assert_allclose(activation, 1, atol=1e-6)
+
+
+def test_matching_is_one_to_one():
+    """Two copies of a feature cannot both be matched with its single counterpart."""
+    rows = np.eye(5, dtype=np.float32)
+    first = Dictionary(
+        "relu-l1", 0, rows[[0, 0, 1]], rows[[0, 0, 1]], np.zeros(3, np.float32), np.zeros(5, np.float32)
+    )
+    other = Dictionary(
+        "relu-l1", 0, rows[[0, 1, 2]], rows[[0, 1, 2]], np.zeros(3, np.float32), np.zeros(5, np.float32)
+    )
+    cosine, _ = metrics.stability([first, other], np.eye(5, dtype=np.float32))
+    assert sorted(cosine) == [0, 1, 1]
+    assert cosine[2] == 1
+
+
+def test_dead_features_have_no_correlation_and_alone_there_is_no_stability():
+    dictionary, x = make("relu-l1"), np.random.default_rng(5).standard_normal((30, 5)).astype(np.float32)
+    dictionary.encoder_bias[0] = -1e3
+    assert not metrics.activation_correlation(dictionary, dictionary, x)[0].any()
+    assert np.isnan(metrics.stability([dictionary], x)).all()

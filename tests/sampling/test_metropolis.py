@@ -1,0 +1,110 @@
+"""The sampler against |psi|^2: chi-square over all configurations, both magnetisation sectors, drift, errors."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from nqs_sae_service.engine.random import Stream
+from nqs_sae_service.errors import NumericalError
+from nqs_sae_service.physics.exact import all_configurations
+from nqs_sae_service.physics.lattices import Chain
+from nqs_sae_service.physics.operators import basis_index
+from nqs_sae_service.sampling import Metropolis, drift
+from nqs_sae_service.states import Transformer
+
+SITES = 6
+
+
+class Ordered:
+    """psi = exp(a |m| N / 2 + b m N / 2): two deep sectors of unequal weight, which single flips hardly connect."""
+
+    def log_psi(self, sigma):
+        m = sigma.sum(axis=1, dtype=np.float64)
+        return 0.7 * np.abs(m) + 0.03 * m
+
+
+def network_state():
+    state = Transformer(patch=2, width=8, heads=2, layers=1).build(Chain(kind="chain", length=SITES).build())
+    noise = 0.3 * np.random.default_rng(0).normal(size=state.n_parameters)
+    return state.bind((state.initial_parameters(1) + noise).astype(np.float32))
+
+
+@pytest.mark.parametrize("psi", [network_state(), Ordered()], ids=["network", "two sectors"])
+def test_chi_square_against_the_born_distribution(psi):
+    metropolis = Metropolis(SITES, 0.1, seed=4, stream=Stream.SAMPLES)
+    chains = metropolis.start(psi, metropolis.random_chains(3000))
+    for _ in range(40):
+        metropolis.sweep(psi, chains)
+    counts = np.bincount(basis_index(chains.sigma), minlength=2**SITES)
+    log_p = 2 * psi.log_psi(all_configurations(SITES)).real
+    expected = np.exp(log_p - log_p.max())
+    expected *= counts.sum() / expected.sum()
+    rare = expected < 5
+    observed, wanted = np.append(counts[~rare], counts[rare].sum()), np.append(expected[~rare], expected[rare].sum())
+    kept = wanted > 0
+    assert stats.chisquare(observed[kept], wanted[kept]).pvalue > 1e-3
+    up = (chains.sigma.sum(axis=1) > 0).mean()
+    exact = expected[all_configurations(SITES).sum(axis=1) > 0].sum() / counts.sum()
+    assert abs(up - exact) < 5 * np.sqrt(exact * (1 - exact) / 3000)
+
+
+def test_without_global_flips_a_sector_is_never_left():
+    """The reason for global flips: started all up, chains of single flips stay up."""
+
+    class Deep:
+        def log_psi(self, sigma):
+            return 4.0 * np.abs(sigma.sum(axis=1, dtype=np.float64))
+
+    up = np.ones((200, SITES), np.int8)
+    for share, crossed in ((0.0, False), (0.1, True)):
+        metropolis = Metropolis(SITES, share, seed=1, stream=Stream.SAMPLES)
+        chains = metropolis.start(Deep(), up)
+        for _ in range(20):
+            metropolis.sweep(Deep(), chains)
+        assert (chains.sigma.sum(axis=1) < 0).any() == crossed
+
+
+def test_the_same_seed_takes_the_same_path_and_can_be_resumed():
+    psi = network_state()
+    metropolis = Metropolis(SITES, 0.05, seed=9, stream=Stream.TRAINING)
+    one = metropolis.start(psi, metropolis.random_chains(50))
+    for _ in range(6):
+        metropolis.sweep(psi, one)
+    two = metropolis.start(psi, metropolis.random_chains(50))
+    for _ in range(3):
+        metropolis.sweep(psi, two)
+    two = metropolis.start(psi, two.sigma, two.sweeps)
+    for _ in range(3):
+        metropolis.sweep(psi, two)
+    np.testing.assert_array_equal(one.sigma, two.sigma)
+    np.testing.assert_array_equal(one.log_psi, two.log_psi)
+
+
+def test_drift_sees_a_stale_cache():
+    psi = network_state()
+    metropolis = Metropolis(SITES, 0.05, seed=9, stream=Stream.TRAINING)
+    chains = metropolis.start(psi, metropolis.random_chains(50))
+    metropolis.sweep(psi, chains)
+    assert drift(psi, psi.reference, chains) < 1e-4
+    chains.log_psi = chains.log_psi + 0.1
+    assert drift(psi, psi.reference, chains) > 0.09
+
+
+def test_nan_stops_the_sampler():
+    class Broken:
+        def log_psi(self, sigma):
+            return np.full(len(sigma), np.nan)
+
+    metropolis = Metropolis(SITES, 0.05, seed=9, stream=Stream.TRAINING)
+    with pytest.raises(NumericalError, match="NaN"):
+        metropolis.sweep(Broken(), metropolis.start(Broken(), metropolis.random_chains(5)))
+
+
+def test_draws_have_the_shape_of_chains_and_draws():
+    psi = network_state()
+    metropolis = Metropolis(SITES, 0.05, seed=9, stream=Stream.SAMPLES)
+    chains = metropolis.start(psi, metropolis.random_chains(7))
+    sigma, log_psi = metropolis.draws(psi, chains, draws=3, sweeps=2)
+    assert sigma.shape == (7, 3, SITES)
+    assert chains.sweeps == 6
+    np.testing.assert_allclose(log_psi.reshape(-1), psi.log_psi(sigma.reshape(-1, SITES)), atol=1e-5)

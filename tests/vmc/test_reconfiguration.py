@@ -1,0 +1,177 @@
+"""minSR and SPRING against their dense float64 forms; local estimators against matrices; the exact gradient on a small system."""
+
+import numpy as np
+import pytest
+
+from nqs_sae_service.errors import NumericalError
+from nqs_sae_service.physics.exact import FullSummation, all_configurations
+from nqs_sae_service.physics.hamiltonians.tfim import Tfim
+from nqs_sae_service.physics.lattices import Chain
+from nqs_sae_service.physics.operators import SigmaX, basis_index
+from nqs_sae_service.states import Transformer
+from nqs_sae_service.vmc.estimators import local_values
+from nqs_sae_service.vmc.gram import TILE, accumulate_gram, mirror
+from nqs_sae_service.vmc.reconfiguration import SampleSpace, natural_step, solve_shifted
+
+SITES = 6
+LATTICE = Chain(kind="chain", length=SITES).build()
+HAMILTONIAN = Tfim(kind="tfim", h=0.8).build(LATTICE)
+
+
+def wave(amplitude="positive", dtype=np.float64, seed=0):
+    state = Transformer(patch=2, width=8, heads=2, layers=1, amplitude=amplitude).build(LATTICE)
+    noise = 0.3 * np.random.default_rng(seed).normal(size=state.n_parameters)
+    return state.bind((state.initial_parameters(1) + noise).astype(dtype))
+
+
+def dense_parts(psi, sigma, energies):
+    o = psi.per_sample_gradients(sigma)
+    o = (o - o.mean(axis=0)) / np.sqrt(len(sigma))
+    eps = (energies - energies.mean()) / np.sqrt(len(sigma))
+    if np.iscomplexobj(o):
+        return np.concatenate([o.real, o.imag]), np.concatenate([eps.real, eps.imag])
+    return o, eps.real
+
+
+@pytest.mark.parametrize("amplitude", ["positive", "complex"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-9), (np.float32, 2e-3)])
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+def test_step_equals_the_dense_formula(amplitude, dtype, tolerance, momentum):
+    psi = wave(amplitude, dtype)
+    generator = np.random.default_rng(2)
+    sigma = generator.choice(np.array([-1, 1], np.int8), size=(40, SITES))
+    log_psi = psi.log_psi(sigma)
+    (energies,) = local_values(psi, [HAMILTONIAN], sigma, log_psi)
+    previous = 0.1 * generator.normal(size=psi.state.n_parameters)
+    o, eps = dense_parts(psi.reference, sigma, energies)
+    y = np.linalg.solve(o @ o.T + 0.01 * np.eye(len(o)), eps - momentum * o @ previous)
+    expected = o.T @ y + momentum * previous
+    update = natural_step(psi, sigma, energies, previous, 0.01, momentum, longest=1e9)
+    np.testing.assert_allclose(update.direction, expected, atol=tolerance * np.abs(expected).max())
+    assert update.norm == pytest.approx(np.linalg.norm(o @ expected), rel=10 * tolerance)
+    assert not update.bounded
+
+
+def test_a_step_that_is_too_long_is_shortened_and_says_so():
+    psi = wave()
+    sigma = all_configurations(SITES)
+    (energies,) = local_values(psi, [HAMILTONIAN], sigma, psi.log_psi(sigma))
+    update = natural_step(psi, sigma, energies, np.zeros(psi.state.n_parameters), 1e-3, 0.0, longest=1e-3)
+    assert update.bounded
+    assert update.norm * update.factor == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("amplitude", ["positive", "complex"])
+def test_energy_gradient_by_sampling_formula_is_the_derivative_of_the_exact_energy(amplitude):
+    """2 Re <O-bar* eps-bar> under full summation against finite differences of <H>."""
+    psi = wave(amplitude)
+    configurations, matrix = all_configurations(SITES), HAMILTONIAN.to_sparse()
+    full = FullSummation.from_log_psi(SITES, psi.log_psi(configurations))
+    (energies,) = local_values(psi, [HAMILTONIAN], configurations, psi.log_psi(configurations))
+    o, p = psi.per_sample_gradients(configurations), full.probability
+    o, eps = o - p @ o, energies - p @ energies
+    gradient = 2 * np.real((p * eps) @ o.conj())
+    generator = np.random.default_rng(0)
+    for _ in range(4):
+        push, step = generator.normal(size=psi.state.n_parameters), 1e-5
+        up, down = (
+            FullSummation.from_log_psi(SITES, psi.state.log_psi(psi.parameters + s * push, configurations)) for s in (step, -step)
+        )
+        numeric = (up.operator_expectation(matrix) - down.operator_expectation(matrix)) / (2 * step)
+        assert gradient @ push == pytest.approx(numeric, rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("amplitude", ["positive", "complex"])
+def test_local_values_are_rows_of_the_matrix(amplitude):
+    psi = wave(amplitude)
+    configurations, sigma_x = all_configurations(SITES), SigmaX(LATTICE)
+    log_psi = psi.log_psi(configurations)
+    amplitudes = np.exp(log_psi)
+    for chunk in (0, 1, 17):
+        local = local_values(psi, [HAMILTONIAN, sigma_x], configurations, log_psi, chunk)
+        for operator, values in zip((HAMILTONIAN, sigma_x), local, strict=True):
+            np.testing.assert_allclose(values, (operator.to_sparse() @ amplitudes) / amplitudes, rtol=1e-9)
+
+
+def test_the_chunk_does_not_change_the_bits():
+    psi = wave("complex", np.float32)
+    sigma = np.random.default_rng(0).choice(np.array([-1, 1], np.int8), size=(300, SITES))
+    log_psi = psi.log_psi(sigma)
+    first, *others = (local_values(psi, [HAMILTONIAN], sigma, log_psi, chunk)[0] for chunk in (0, 1, 700, 10**6))
+    for other in others:
+        np.testing.assert_array_equal(first, other)
+
+
+def test_operators_share_network_calls():
+    calls = []
+
+    class Counting:
+        def log_psi(self, sigma):
+            calls.append(len(sigma))
+            return np.zeros(len(sigma))
+
+    sigma = all_configurations(SITES)[:5]
+    local_values(Counting(), [HAMILTONIAN, SigmaX(LATTICE)], sigma, np.zeros(5))
+    assert sum(calls) == 5 * SITES
+
+
+def test_a_family_of_states_is_measured_at_once():
+    psi, other = wave(seed=0), wave(seed=1)
+
+    class Family:
+        def log_psi(self, sigma):
+            return np.stack([psi.log_psi(sigma), other.log_psi(sigma)], axis=-1)
+
+    sigma = all_configurations(SITES)[:9]
+    (both,) = local_values(Family(), [HAMILTONIAN], sigma, Family().log_psi(sigma))
+    for column, member in zip(both.T, (psi, other), strict=True):
+        np.testing.assert_allclose(column, local_values(member, [HAMILTONIAN], sigma, member.log_psi(sigma))[0])
+
+
+@pytest.mark.parametrize("rows", [1, TILE - 1, TILE, 2 * TILE + 5])
+def test_gram_equals_the_product(rows):
+    block = np.random.default_rng(0).normal(size=(rows, 333)).astype(np.float32)
+    total = np.zeros((rows, rows))
+    accumulate_gram(block, total)
+    accumulate_gram(block, total)
+    exact = 2 * block.astype(np.float64) @ block.T.astype(np.float64)
+    np.testing.assert_allclose(mirror(total), exact, atol=1e-3)
+    np.testing.assert_array_equal(mirror(total), mirror(total).T)
+
+
+def test_gram_does_not_depend_on_the_number_of_threads():
+    import numba
+
+    block, totals = np.random.default_rng(0).normal(size=(300, 500)).astype(np.float32), []
+    threads = numba.get_num_threads()
+    for count in (1, threads):
+        numba.set_num_threads(count)
+        totals.append(np.zeros((300, 300)))
+        accumulate_gram(block, totals[-1])
+    numba.set_num_threads(threads)
+    np.testing.assert_array_equal(*totals)
+
+
+def test_products_with_o_bar():
+    psi = wave("complex")
+    sigma = all_configurations(SITES)
+    (energies,) = local_values(psi, [HAMILTONIAN], sigma, psi.log_psi(sigma))
+    o, _ = dense_parts(psi, sigma, energies)
+    space, generator = SampleSpace(psi, sigma), np.random.default_rng(3)
+    vector, y = generator.normal(size=o.shape[1]), generator.normal(size=o.shape[0])
+    gram, product = space.gram_and_product(vector)
+    np.testing.assert_allclose(gram, o @ o.T, atol=1e-12)
+    np.testing.assert_allclose(product, o @ vector, atol=1e-12)
+    np.testing.assert_allclose(space.transposed_product(y), o.T @ y, atol=1e-12)
+
+
+def test_solver_survives_an_indefinite_matrix_and_refuses_nan():
+    gram = np.diag([1.0, -1e-3])
+    x = solve_shifted(gram, 1e-6, np.array([1.0, 1.0]))
+    assert np.isfinite(x).all()
+    with pytest.raises(NumericalError, match="shift"):
+        solve_shifted(np.full((2, 2), np.nan), 1e-3, np.ones(2))
+
+
+def test_basis_index_matches_the_matrix_rows():
+    np.testing.assert_array_equal(basis_index(all_configurations(SITES)), np.arange(2**SITES))
