@@ -49,6 +49,7 @@ SCHEMA: dict[str, dict[str, Variable]] = {
         "step_seconds": _v("step", "wall time of the step", "s", True, True),
         "parameters": _v("parameter", "final variational parameters"),
         "initial_parameters": _v("parameter", "variational parameters before training"),
+        "final_configuration": _v("chain spin", "the chains at the end, thermalised: later samples start here", "1", True),
         "mean_configuration": _v("spin", "mean of sigma^z on the final samples", "1", True),
     },
     "samples": {
@@ -126,10 +127,10 @@ SCHEMA: dict[str, dict[str, Variable]] = {
             "layer initialisation observable", "the untrained control, each initialisation"
         ),
         "stability": _v(
-            "layer feature", "mean |cosine| with the matched feature of the other dictionary seeds"
+            "layer feature", "mean cosine with the matched feature of the other dictionary seeds"
         ),
         "stability_activation": _v(
-            "layer feature", "mean |r| of activations with the matched feature of the other seeds"
+            "layer feature", "mean correlation of activations with the matched feature of the other seeds"
         ),
         "density": _v("layer feature", "share of test inputs on which the feature is active"),
         "participation_ratio": _v("layer", "(tr C)^2 / tr C^2 of the activation covariance"),

@@ -41,6 +41,8 @@ def _cache_directory() -> Path:
 
 
 os.environ.setdefault("NUMBA_CACHE_DIR", str(_cache_directory()))
+# Threads that wait must not spin: kernels are short, machines are shared, and a spinning thread takes a core from the other.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numba  # noqa: E402
 from numba import prange  # noqa: E402

@@ -22,7 +22,7 @@ def configure_threads(threads: int = 0) -> int:
     import scipy.linalg  # noqa: F401
     from threadpoolctl import ThreadpoolController
 
-    wanted = min(threads or available_threads(), jit.numba.config.NUMBA_NUM_THREADS)
+    wanted = min(threads or available_threads(), int(jit.numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     jit.numba.set_num_threads(wanted)
     for library in ThreadpoolController().lib_controllers:
         if library.user_api == "blas":

@@ -42,9 +42,9 @@ def matched_strengths(
         reached = np.asarray([infidelity(column) for column in log_ratio.T])
         with np.errstate(divide="ignore", invalid="ignore"):
             size = np.where(wanted > 0, size * np.clip(np.sqrt(wanted / reached), 0.5, 2.0), 0.0)
-        if np.all(_matches(reached, wanted)):
+        if np.all((wanted == 0) | _matches(reached, wanted)):
             break
-    return np.where(_matches(reached, wanted, slack=5.0), signs * size, np.nan)
+    return np.where((wanted == 0) | _matches(reached, wanted, slack=5.0), signs * size, np.nan)
 
 
 def _matches(reached: np.ndarray, wanted: np.ndarray, slack: float = 1.0) -> np.ndarray:

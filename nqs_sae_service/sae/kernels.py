@@ -69,20 +69,20 @@ def _select(z, k, floor, maxima, candidates, places, values, indices):
         part = z[start : start + n_chunks]
         for c in range(part.size):
             maxima[c] = max(maxima[c], part[c])
-    low = high = maxima[0]
+    low = largest = maxima[0]
     for c in range(n_chunks):
-        low, high = min(low, maxima[c]), max(high, maxima[c])
+        low, largest = min(low, maxima[c]), max(largest, maxima[c])
     low = max(low, floor)
     if _above(maxima, n_chunks, low) < k:
         low = floor
-    low, _, _ = _threshold(maxima, n_chunks, k, low, high)
+    low, _, _ = _threshold(maxima, n_chunks, k, low, largest)
     n = 0
     for j in range(n_features):
         places[n] = j
         n += z[j] > low
     for q in range(n):
         candidates[q] = z[places[q]]
-    low, high, count = _threshold(candidates, n, k, low, high)
+    low, high, count = _threshold(candidates, n, k, low, largest)
     ties = k - _above(candidates, n, high) if count > k else count
     found = 0
     for q in range(n):

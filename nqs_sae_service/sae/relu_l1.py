@@ -21,7 +21,7 @@ from .training import Parameters, unit_rows
 
 WARM_UP = 0.05  # share of the steps over which the penalty grows to its value
 DECODER_LENGTH = 0.1  # of the rows at the start
-BLOCK_ELEMENTS = 2**22  # of the dense (rows, F) features of a block
+BLOCK_ELEMENTS = 2**17  # of the dense (rows, F) features of a block: they stay in the cache
 
 
 class ReluL1(SaeSection):
@@ -72,20 +72,20 @@ def relu_l1_gradients(
 ) -> tuple[float, Parameters, np.ndarray]:
     """L of the module's formula, its gradients, and how often each feature fires (F,), for ``x`` (n, d), any precision.
 
-    At z = 0 and at |d_i| = 0, where L has a kink, the derivative of the inactive side and 0 are taken.
+    L has kinks: at z = 0 the derivative of the inactive side is taken, at |d_i| = 0 zero.
     """
     p = parameters
     lengths = np.linalg.norm(p.decoder, axis=1)
     loss, counts, total_f = 0.0, np.zeros(len(lengths), np.int64), np.zeros_like(lengths)
     gradients = Parameters(*(np.zeros_like(array) for array in vars(p).values()))
-    size = max(1, BLOCK_ELEMENTS // len(lengths))
+    size = max(64, BLOCK_ELEMENTS // len(lengths))
     for first in range(0, len(x), size):
         rows = x[first : first + size]
         f = np.maximum(rows @ p.encoder.T + p.encoder_bias, 0)
         error = rows - (f @ p.decoder + p.decoder_bias)
         loss += float(np.sum(error**2, dtype=np.float64)) / len(x)
         active, g = f > 0, error * (-2 / len(x))
-        delta = np.where(active, g @ p.decoder.T + lengths * (l1 / len(x)), 0)
+        delta = (g @ p.decoder.T + lengths * (l1 / len(x))) * active
         gradients.encoder += delta.T @ rows
         gradients.decoder += f.T @ g
         gradients.encoder_bias += delta.sum(axis=0)

@@ -101,7 +101,8 @@ def train(record: SaeSection, x: np.ndarray, seed: int, tick: Tick) -> tuple[Dic
     history = np.empty((3, record.steps))
     for step, batch in zip(range(record.steps), batches, strict=False):
         dead = idle >= record.dead_after
-        loss, gradients, counts = learner.gradients(batch, step / record.steps, dead)
+        with np.errstate(over="ignore", invalid="ignore"):  # shows in the loss
+            loss, gradients, counts = learner.gradients(batch, step / record.steps, dead)
         if not np.isfinite(loss):
             raise _diverged(record, step)
         rate = record.learning_rate * min(1.0, (record.steps - step) / (DECAY * record.steps))

@@ -1,15 +1,16 @@
 """Metropolis sampling of |psi|^2 with many chains (Metropolis et al. 1953), all chains moved at once.
 
-A proposal flips one site, or with a small probability all of them: at small transverse field single flips do not cross between
-the two magnetised sectors. Both moves are symmetric, so a proposal is accepted with probability min(1, |psi'/psi|^2).
-Random numbers are counter-based: proposal, site and threshold are pure functions of (seed, stream, sweep, row, chain).
+A proposal flips a stretch of neighbouring sites: one site, a stretch of random length, or all of them. Single flips alone are slow
+near a critical point (domain walls diffuse) and never cross between magnetised sectors; long stretches move whole domains, global
+flips change the sector. Every move is its own inverse and as likely as it, so it is accepted with probability min(1, |psi'/psi|^2).
+Random numbers are counter-based: kind, site and threshold are pure functions of (seed, stream, sweep, row, chain).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,13 +19,30 @@ from ..engine.random import Stream, below, uniform, words
 from ..errors import NumericalError
 from ..states import LogPsi
 
+if TYPE_CHECKING:
+    from ..spec.sections import Sampling
+
 Array = Any
 
 
-def flip_proposals(random: Array, n_sites: int, global_flip: float) -> tuple[Array, Array]:
-    """Moves of one row of random words (chains, 4): (site (chains,), whole (chains,) bool: flip everything)."""
-    whole = random[..., 0] < int(global_flip * 2**32)
-    return below(random[..., 1], n_sites), whole
+def stretch_proposals(random: Array, n_sites: int, moves: Moves) -> tuple[Array, Array]:
+    """First site (chains,) and length (chains,) of the stretch to flip, from one row of random words (chains, 4).
+
+    Length n_sites with probability ``moves.all_spins``, uniform in 2 ... n_sites - 1 with probability ``moves.stretch``, else 1.
+    """
+    xp = namespace(random)
+    share = random[..., 0].astype(xp.float64) * 2.0**-32
+    place = xp.clip(share - moves.all_spins, 0, moves.stretch) / (moves.stretch or 1.0)  # uniform in [0, 1) for a stretch
+    length = xp.where(share < moves.all_spins + moves.stretch, 2 + (place * (n_sites - 2)).astype(xp.int64), 1)
+    return below(random[..., 1], n_sites), xp.where(share < moves.all_spins, n_sites, length)
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Shares of the proposals that flip all spins, and a stretch of random length; the rest flips one spin."""
+
+    all_spins: float
+    stretch: float = 0.0
 
 
 @dataclass
@@ -49,12 +67,17 @@ class Chains:
 
 @dataclass(frozen=True)
 class Metropolis:
-    """The Markov process: single flips and a share ``global_flip`` of global flips, random numbers of (seed, stream)."""
+    """The Markov process: what is proposed, and whose random numbers (seed, stream) decide."""
 
     n_sites: int
-    global_flip: float
+    moves: Moves
     seed: int
     stream: Stream
+
+    @classmethod
+    def of(cls, options: Sampling, n_sites: int, seed: int, stream: Stream) -> Metropolis:
+        """The process that the section ``[sampling]`` describes."""
+        return cls(n_sites, Moves(options.global_flip, options.stretch_flip), seed, stream)
 
     def random_chains(self, chains: int) -> Array:
         """Independent uniformly random configurations (chains, n_sites) int8."""
@@ -69,11 +92,11 @@ class Metropolis:
         """One sweep: as many proposals per chain as there are sites, in place. Raises NumericalError on a NaN log psi."""
         xp = namespace(chains.sigma)
         random = words(self.seed, self.stream, chains.sweeps, self.n_sites, len(chains.sigma), xp)
-        rows = xp.arange(len(chains.sigma))
+        sites = xp.arange(self.n_sites)
         for row in random:
-            site, whole = flip_proposals(row, self.n_sites, self.global_flip)
-            proposed = xp.where(whole[:, None], -chains.sigma, chains.sigma)
-            proposed[rows, site] = -chains.sigma[rows, site]
+            first, length = stretch_proposals(row, self.n_sites, self.moves)
+            flipped = (sites - first[:, None]) % self.n_sites < length[:, None]
+            proposed = xp.where(flipped, -chains.sigma, chains.sigma)
             log_psi = psi.log_psi(proposed)
             log_ratio = 2 * (log_psi.real - chains.log_psi.real)
             if xp.isnan(log_ratio).any():

@@ -25,7 +25,7 @@ _SPLIT_NAMES = ("train", "select", "test")
 
 
 class Sampling(Section):
-    """Metropolis sampling of |psi|^2: single spin flips and flips of all spins, many chains side by side."""
+    """Metropolis sampling of |psi|^2 with many chains: flips of single spins, of stretches of spins, and of all of them."""
 
     chains: int = Field(1024, ge=1, le=2**20, description="Markov chains that run side by side")
     sweeps: int = Field(
@@ -40,7 +40,14 @@ class Sampling(Section):
         lt=1,
         description="share of proposals that flip all spins (else ordered phases stick in one sector)",
     )
+    stretch_flip: float = Field(
+        0.1, ge=0, lt=1, description="share of proposals that flip a stretch of neighbouring sites (moves whole domains)"
+    )
     burn_in: int = Field(20, ge=0, le=1_000_000, description="sweeps before the first recorded sample")
+
+    def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
+        if self.global_flip + self.stretch_flip > 1:
+            yield Finding("stretch_flip", "global_flip and stretch_flip are shares of the proposals: together at most 1")
 
 
 class GroundState(Section):

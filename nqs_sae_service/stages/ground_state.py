@@ -9,7 +9,7 @@ import xarray as xr
 
 from ..datasets.schema import labelled
 from ..engine.random import Stream
-from ..sampling import Metropolis
+from ..sampling import Metropolis, drift
 from ..vmc.estimators import local_values
 from ..vmc.statistics import autocorrelation_time, mean_and_error, split_r_hat, v_score
 from ..vmc.training import HISTORIES, Trainer, Training
@@ -48,8 +48,9 @@ def run(context: Context) -> xr.Dataset:
     variables["step_bounded"] = variables["step_bounded"].astype(np.int8)
     variables["parameters"] = training.parameters
     variables["initial_parameters"] = trainer.state.initial_parameters(spec.ground_state.seed)
-    variables["mean_configuration"] = final.pop("mean_configuration")
-    return labelled("ground_state", variables, {"step": np.arange(steps)}, final)
+    for name in ("mean_configuration", "final_configuration"):
+        variables[name] = final.pop(name)
+    return labelled("ground_state", variables, {}, final)
 
 
 def _message(training: Training, exact: float | None) -> str:
@@ -63,9 +64,7 @@ def _final_energy(context: Context, trainer: Trainer, training: Training, total:
     """Energy with an honest error from samples that no step was taken on."""
     spec, state = context.spec, trainer.state
     psi = state.bind(training.parameters)
-    metropolis = Metropolis(
-        state.n_sites, spec.sampling.global_flip, spec.ground_state.seed, Stream.FINAL_ENERGY
-    )
+    metropolis = Metropolis.of(spec.sampling, state.n_sites, spec.ground_state.seed, Stream.FINAL_ENERGY)
     chains = metropolis.start(psi, training.sigma)
     for _ in range(spec.sampling.burn_in):
         metropolis.sweep(psi, chains)
@@ -92,16 +91,10 @@ def _final_energy(context: Context, trainer: Trainer, training: Training, total:
         "v_score": float(v_score(float(mean), float(values.var()), state.n_sites)),
         "acceptance": chains.acceptance,
         "sector_occupancy": [float((moment > 0).mean()), float((moment < 0).mean())],
-        "sampling_drift": psi_drift(psi, chains),
+        "drift": drift(psi, psi.reference, chains),
         "mean_configuration": sigma.mean(axis=(0, 1)),
+        "final_configuration": chains.sigma,
     }
-
-
-def psi_drift(psi, chains) -> float:
-    """Disagreement between cached and recomputed log |psi|^2, reported with the result."""
-    from ..sampling import drift
-
-    return drift(psi, psi.reference, chains)
 
 
 def estimate(spec: Spec) -> Cost:

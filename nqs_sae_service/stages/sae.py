@@ -62,7 +62,7 @@ class _Workshop:
         energy = float(self.context.upstream["ground_state"].attrs["final_energy"])
         if exact is not None:
             energy = exact.energy
-        metropolis = Metropolis(n, spec.sampling.global_flip, int(self.record.seeds[0] % 2**31), Stream.RECONSTRUCTION)
+        metropolis = Metropolis.of(spec.sampling, n, int(self.record.seeds[0] % 2**31), Stream.RECONSTRUCTION)
         keep = self.chains["select"]
         return Yardstick(
             self.psi, quantities, exact, metropolis, sigma[keep], log_psi[keep], energy, spec.engine.chunk

@@ -21,11 +21,11 @@ SPLITS = ("train", "select", "test")
 
 
 def run(context: Context) -> xr.Dataset:
-    """Thermalise independent chains from random configurations, then record ``count`` samples over all of them."""
+    """Let the chains of the training move on, thermalised as they are, then record ``count`` samples over all of them."""
     spec = context.spec
     psi = trained(context)
-    metropolis = Metropolis(psi.state.n_sites, spec.sampling.global_flip, spec.samples.seed, Stream.SAMPLES)
-    chains = metropolis.start(psi, metropolis.random_chains(spec.sampling.chains))
+    metropolis = Metropolis.of(spec.sampling, psi.state.n_sites, spec.samples.seed, Stream.SAMPLES)
+    chains = metropolis.start(psi, context.upstream["ground_state"]["final_configuration"].values)
     draws = spec.samples.count // spec.sampling.chains
     total = spec.sampling.burn_in + draws
     for sweep in range(spec.sampling.burn_in):

@@ -150,6 +150,8 @@ class _Experiment:
         dictionary = Dictionary.from_dataset(sae, name, self.spec.sae.seeds[0])
         best = int(features["best_feature"].sel(observable=self.targets[target]))
         self.results["feature"][layer, target] = best
+        if best < 0:  # no feature, or no target, varies: there is nothing to turn
+            return dict.fromkeys(DIRECTIONS)
         pooled = self.spec.sae.input == "pooled"
 
         def along(i: int, vector: np.ndarray) -> FeatureDirection:
@@ -240,9 +242,7 @@ class _Experiment:
         shape = (len(self.layers), len(self.targets), len(DIRECTIONS), len(self.scales))
         number = int(np.ravel_multi_index(place, shape))
         sampling = self.spec.sampling
-        metropolis = Metropolis(
-            self.lattice.n_sites, sampling.global_flip, self.options.seed, Stream.STEERING
-        )
+        metropolis = Metropolis.of(sampling, self.lattice.n_sites, self.options.seed, Stream.STEERING)
         return resampled(
             direction.at(float(strength)),
             self.psi,

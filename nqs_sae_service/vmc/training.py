@@ -80,7 +80,7 @@ class Trainer:
     ):
         self.state, self.hamiltonian = state, hamiltonian
         self.sampling, self.options, self.chunk = sampling, options, chunk
-        self.metropolis = Metropolis(state.n_sites, sampling.global_flip, options.seed, Stream.TRAINING)
+        self.metropolis = Metropolis.of(sampling, state.n_sites, options.seed, Stream.TRAINING)
 
     def start(self) -> Training:
         """Fresh parameters and chains, the chains thermalised."""

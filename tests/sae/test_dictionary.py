@@ -41,6 +41,24 @@ def test_kernel_and_reference_choose_alike_with_many_ties(n_features, k):
     np.testing.assert_array_equal(dense(values, indices, n_features), dictionary.encode(x))
 
 
+@pytest.mark.parametrize("stride", [1, 2, 32, 64, 96, 128, 500])
+@pytest.mark.parametrize("k", [1, 3, 8, 40])
+def test_kernel_finds_the_largest_wherever_they_are(stride, k):
+    """Large entries a regular distance apart all fall into one chunk of the search."""
+    rng = np.random.default_rng(stride)
+    z = rng.standard_normal(1000).astype(np.float32)
+    z[::stride] += 10
+    for row in (z, -z, np.abs(z), np.where(rng.random(1000) < 0.9, -1, z).astype(np.float32)):
+        zero = np.zeros(1000, np.float32)
+        dictionary = Dictionary("topk", k, row[:, None], row[:, None], zero, np.zeros(1, np.float32))
+        values, indices = dictionary.encode_sparse(np.ones((3, 1), np.float32))
+        expected = np.sort(np.argsort(-row, kind="stable")[:k])
+        expected = expected[row[expected] > 0]
+        for i in range(3):
+            np.testing.assert_array_equal(indices[i][indices[i] >= 0], expected)
+            np.testing.assert_array_equal(values[i][indices[i] >= 0], row[expected])
+
+
 @pytest.mark.parametrize("kind", ["topk", "relu-l1"])
 def test_every_way_to_encode_agrees(kind, monkeypatch):
     dictionary = make(kind)

@@ -120,9 +120,9 @@ def test_relu_l1_gradients_are_finite_differences(l1):
 
 def test_relu_l1_blocks_add_up(monkeypatch):
     rng = np.random.default_rng(12)
-    parameters, x = random_parameters(rng), rng.standard_normal((N, D))
+    parameters, x = random_parameters(rng), rng.standard_normal((150, D))
     loss, whole, counts = relu_l1_gradients(parameters, x, 0.7)
-    monkeypatch.setattr("nqs_sae_service.sae.relu_l1.BLOCK_ELEMENTS", 2 * F)
+    monkeypatch.setattr("nqs_sae_service.sae.relu_l1.BLOCK_ELEMENTS", 1)
     block_loss, blocks, block_counts = relu_l1_gradients(parameters, x, 0.7)
     assert block_loss == pytest.approx(loss)
     assert (block_counts == counts).all()
@@ -172,6 +172,14 @@ def test_kernels_accept_an_empty_batch():
     assert not any(
         array.any() for array in kernels.backward(x, error, 1.0, p.decoder, p.decoder_bias, values, indices)
     )
+
+
+def test_relu_l1_of_an_empty_batch_is_zero():
+    loss, gradients, counts = relu_l1_gradients(
+        random_parameters(np.random.default_rng(0)), np.empty((0, D)), 5.0
+    )
+    assert loss == 0
+    assert not any(array.any() for array in (*vars(gradients).values(), counts))
 
 
 @pytest.mark.parametrize("unit", [False, True])

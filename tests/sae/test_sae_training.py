@@ -187,7 +187,6 @@ def test_inputs_without_anything_to_learn_are_refused(x, message):
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_divergence_is_an_error_with_a_remedy(kind, monkeypatch):
     x, _ = planted(n=300)
     record = KINDS[kind](kind=kind, steps=4, features=16)

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nqs_sae_service.engine.random import Stream
+from nqs_sae_service.engine.random import Stream, words
 from nqs_sae_service.errors import NumericalError
 from nqs_sae_service.physics.exact import all_configurations
 from nqs_sae_service.physics.lattices import Chain
 from nqs_sae_service.physics.operators import basis_index
-from nqs_sae_service.sampling import Metropolis, drift
+from nqs_sae_service.sampling import Metropolis, Moves, drift
+from nqs_sae_service.sampling.metropolis import stretch_proposals
 from nqs_sae_service.states import Transformer
 
 SITES = 6
@@ -29,9 +30,10 @@ def network_state():
     return state.bind((state.initial_parameters(1) + noise).astype(np.float32))
 
 
+@pytest.mark.parametrize("moves", [Moves(0.1), Moves(0.05, 0.3), Moves(0.2, 0.8)], ids=str)
 @pytest.mark.parametrize("psi", [network_state(), Ordered()], ids=["network", "two sectors"])
-def test_chi_square_against_the_born_distribution(psi):
-    metropolis = Metropolis(SITES, 0.1, seed=4, stream=Stream.SAMPLES)
+def test_chi_square_against_the_born_distribution(psi, moves):
+    metropolis = Metropolis(SITES, moves, seed=4, stream=Stream.SAMPLES)
     chains = metropolis.start(psi, metropolis.random_chains(3000))
     for _ in range(40):
         metropolis.sweep(psi, chains)
@@ -48,6 +50,16 @@ def test_chi_square_against_the_born_distribution(psi):
     assert abs(up - exact) < 5 * np.sqrt(exact * (1 - exact) / 3000)
 
 
+def test_proposals_have_the_wanted_shares_and_lengths():
+    random = words(1, Stream.SAMPLES, 0, 1, 200_000)[0]
+    first, length = stretch_proposals(random, 10, Moves(0.05, 0.3))
+    counts = np.bincount(length, minlength=11)
+    wanted = np.array([0, 0.65, *[0.3 / 8] * 8, 0.05])
+    assert stats.chisquare(counts[1:], 200_000 * wanted[1:]).pvalue > 1e-3
+    assert stats.chisquare(np.bincount(first)).pvalue > 1e-3
+    assert set(stretch_proposals(random, 10, Moves(0.0))[1]) == {1}
+
+
 def test_without_global_flips_a_sector_is_never_left():
     """The reason for global flips: started all up, chains of single flips stay up."""
 
@@ -57,7 +69,7 @@ def test_without_global_flips_a_sector_is_never_left():
 
     up = np.ones((200, SITES), np.int8)
     for share, crossed in ((0.0, False), (0.1, True)):
-        metropolis = Metropolis(SITES, share, seed=1, stream=Stream.SAMPLES)
+        metropolis = Metropolis(SITES, Moves(share), seed=1, stream=Stream.SAMPLES)
         chains = metropolis.start(Deep(), up)
         for _ in range(20):
             metropolis.sweep(Deep(), chains)
@@ -66,7 +78,7 @@ def test_without_global_flips_a_sector_is_never_left():
 
 def test_the_same_seed_takes_the_same_path_and_can_be_resumed():
     psi = network_state()
-    metropolis = Metropolis(SITES, 0.05, seed=9, stream=Stream.TRAINING)
+    metropolis = Metropolis(SITES, Moves(0.05), seed=9, stream=Stream.TRAINING)
     one = metropolis.start(psi, metropolis.random_chains(50))
     for _ in range(6):
         metropolis.sweep(psi, one)
@@ -82,7 +94,7 @@ def test_the_same_seed_takes_the_same_path_and_can_be_resumed():
 
 def test_drift_sees_a_stale_cache():
     psi = network_state()
-    metropolis = Metropolis(SITES, 0.05, seed=9, stream=Stream.TRAINING)
+    metropolis = Metropolis(SITES, Moves(0.05), seed=9, stream=Stream.TRAINING)
     chains = metropolis.start(psi, metropolis.random_chains(50))
     metropolis.sweep(psi, chains)
     assert drift(psi, psi.reference, chains) < 1e-4
@@ -95,14 +107,14 @@ def test_nan_stops_the_sampler():
         def log_psi(self, sigma):
             return np.full(len(sigma), np.nan)
 
-    metropolis = Metropolis(SITES, 0.05, seed=9, stream=Stream.TRAINING)
+    metropolis = Metropolis(SITES, Moves(0.05), seed=9, stream=Stream.TRAINING)
     with pytest.raises(NumericalError, match="NaN"):
         metropolis.sweep(Broken(), metropolis.start(Broken(), metropolis.random_chains(5)))
 
 
 def test_draws_have_the_shape_of_chains_and_draws():
     psi = network_state()
-    metropolis = Metropolis(SITES, 0.05, seed=9, stream=Stream.SAMPLES)
+    metropolis = Metropolis(SITES, Moves(0.05), seed=9, stream=Stream.SAMPLES)
     chains = metropolis.start(psi, metropolis.random_chains(7))
     sigma, log_psi = metropolis.draws(psi, chains, draws=3, sweeps=2)
     assert sigma.shape == (7, 3, SITES)
