@@ -12,7 +12,7 @@ A direction knows log psi for a whole family of strengths at once, and its tange
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,8 +32,11 @@ class Direction(ABC):
         """log psi (n, strength) of configurations (n, n_sites)."""
 
     @abstractmethod
-    def tangent(self, sigma: np.ndarray) -> np.ndarray:
-        """d log psi / d strength at strength 0: (n,), complex if psi is."""
+    def tangent(self, sigma: np.ndarray, gradient: np.ndarray | None = None) -> np.ndarray:
+        """d log psi / d strength at strength 0: (n,), complex if psi is.
+
+        ``gradient`` (n, token, width): d log psi / d x of the layer on sigma, where it is already known.
+        """
 
     def family(self, strengths: Sequence[float] | np.ndarray) -> Family:
         """The wave functions at these strengths."""
@@ -88,24 +91,27 @@ class FeatureDirection(Direction):
         rows = x.mean(axis=1, keepdims=True) if self.pooled else x
         return self.dictionary.feature(np.ascontiguousarray(rows), self.i)
 
+    def _push(self, x: np.ndarray) -> np.ndarray:
+        return (self.activation(x)[..., None] * self.vector).astype(x.dtype)
+
+    def _edit(self, strength: float) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda x: x + x.dtype.type(strength) * self._push(x)
+
     def log_psi(self, sigma, strengths):
-        x = self.psi.stream_at(sigma, self.layer)
-        push = (self.activation(x)[..., None] * self.vector).astype(x.dtype)
         if not self.psi.starts_at(self.layer):
-            edits = [self.psi.edited(self.layer, lambda y, s=s: y + _part(y, s, self)) for s in strengths]
+            edits = [self.psi.edited(self.layer, self._edit(s)) for s in strengths]
             return np.stack([edited.log_psi(sigma) for edited in edits], axis=-1)
+        x = self.psi.stream_at(sigma, self.layer)
+        push = self._push(x)
         return np.stack(
             [self.psi.log_psi_from(self.layer, x + x.dtype.type(s) * push) for s in strengths], axis=-1
         )
 
-    def tangent(self, sigma):
-        x = self.psi.stream_at(sigma, self.layer)
-        slope = self.psi.layer_gradient(sigma, self.layer) @ self.vector.astype(np.float64)
-        return (self.activation(x) * slope).sum(axis=1)
-
-
-def _part(x: np.ndarray, strength: float, direction: FeatureDirection) -> np.ndarray:
-    return (strength * direction.activation(x)[..., None] * direction.vector).astype(x.dtype)
+    def tangent(self, sigma, gradient=None):
+        if gradient is None:
+            gradient = self.psi.layer_gradient(sigma, self.layer)
+        activation = self.activation(self.psi.stream_at(sigma, self.layer))
+        return (activation * (gradient @ self.vector.astype(np.float64))).sum(axis=1)
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ class JastrowDial(Direction):
     def log_psi(self, sigma, strengths):
         return self.psi.log_psi(sigma)[:, None] + 0.5 * self.observable.values(sigma)[:, None] * strengths
 
-    def tangent(self, sigma):
+    def tangent(self, sigma, gradient=None):
         return 0.5 * self.observable.values(sigma)
 
 

@@ -151,6 +151,15 @@ def infidelity(log_ratio: np.ndarray) -> float:
     return float(np.mean(np.abs(r - r.mean()) ** 2) / np.mean(np.abs(r) ** 2))
 
 
+def systematic_resample(weight: np.ndarray, count: int, offset: float) -> np.ndarray:
+    """Indices (count,) drawn in proportion to ``weight`` (n,), evenly spread; ``offset`` in [0, 1).
+
+    Chains that start at samples of psi drawn with the weights of psi_s are thermalised as far as the samples reach.
+    """
+    place = np.cumsum(weight) / weight.sum()
+    return np.minimum(np.searchsorted(place, (np.arange(count) + offset) / count), len(weight) - 1)
+
+
 def resampled(
     psi_s: LogPsi,
     psi: LogPsi,

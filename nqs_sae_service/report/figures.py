@@ -21,19 +21,34 @@ from .reading import Run, Sweep, read
 from .values import labels
 
 DPI = 150
+Format = Literal["png", "svg"]
+FORMATS: tuple[Format, ...] = ("png", "svg")
 
 
-def write_figures(run_dir: Path | str) -> list[Path]:
+class Images:
+    """The figures of a run or sweep, drawn once and rendered at most once in each format."""
+
+    def __init__(self, found: Run | Sweep) -> None:
+        self.figures = draw(found)
+        self._rendered: dict[tuple[str, Format], bytes] = {}
+
+    def bytes(self, name: str, kind: Format) -> bytes:
+        """One figure as the bytes of a file."""
+        if (name, kind) not in self._rendered:
+            self._rendered[name, kind] = render(self.figures[name], kind)
+        return self._rendered[name, kind]
+
+
+def write_figures(run_dir: Path | str, images: Images | None = None) -> list[Path]:
     """Write every figure the run or sweep has data for to ``<run>/figures/``; returns the paths.
 
-    Raises ``UserError`` when the directory is neither, OSError when it cannot be written.
+    ``images`` of the same directory, if it has been drawn already. Raises ``UserError`` when the directory is neither a run
+    nor a sweep, OSError when it cannot be written.
     """
     directory = Path(run_dir) / "figures"
-    figures = draw(read(run_dir))
+    images = images or Images(read(run_dir))
     directory.mkdir(exist_ok=True)
-    return [
-        _write(directory, name, figure, kind) for name, figure in figures.items() for kind in ("png", "svg")
-    ]
+    return [_write(directory, name, images, kind) for name in images.figures for kind in FORMATS]
 
 
 def draw(found: Run | Sweep) -> dict[str, Figure]:
@@ -47,7 +62,7 @@ def draw(found: Run | Sweep) -> dict[str, Figure]:
         return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def render(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
+def render(figure: Figure, kind: Format) -> bytes:
     """The figure as the bytes of a file, without a date: equal data give equal bytes."""
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
@@ -71,8 +86,8 @@ def _of(stage: str, dataset: xr.Dataset) -> dict[str, Figure | None]:
     return {}
 
 
-def _write(directory: Path, name: str, figure: Figure, kind: Literal["png", "svg"]) -> Path:
+def _write(directory: Path, name: str, images: Images, kind: Format) -> Path:
     path = directory / f"{name}.{kind}"
-    content = render(figure, kind)
+    content = images.bytes(name, kind)
     replace_atomically(path, lambda temporary: temporary.write_bytes(content))
     return path

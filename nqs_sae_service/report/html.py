@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 
 from ..datasets.files import write_text
-from .figures import draw, render
+from .figures import Images
 from .reading import Run, Sweep, read
 from .records import Kind, Table, Verdict
 from .summary import summarise
@@ -46,17 +45,19 @@ CAPTIONS = {
 }
 
 
-def write_report(run_dir: Path | str) -> Path:
+def write_report(run_dir: Path | str, images: Images | None = None) -> Path:
     """Write ``report.html`` into a run or sweep directory and return its path.
 
-    Raises ``UserError`` when the directory is neither, OSError when it cannot be written.
+    ``images`` of the same directory, if it has been drawn already. Raises ``UserError`` when the directory is neither a run
+    nor a sweep, OSError when it cannot be written.
     """
     path = Path(run_dir) / "report.html"
-    write_text(path, page(read(run_dir)))
+    found = read(run_dir)
+    write_text(path, page(found, images or Images(found)))
     return path
 
 
-def page(found: Run | Sweep) -> str:
+def page(found: Run | Sweep, images: Images) -> str:
     """The page as text."""
     summary = summarise(found)
     verdicts = "\n".join(_verdict(verdict) for verdict in summary.verdicts) or "<p>None.</p>"
@@ -66,7 +67,7 @@ def page(found: Run | Sweep) -> str:
         state=escape(_state(found)),
         verdicts=f'{verdicts}\n<p class="legend">{LEGEND}</p>',
         tables="\n".join(_table(table) for table in summary.tables) or "<p>None yet.</p>",
-        figures="\n".join(_figure(name, figure) for name, figure in draw(found).items())
+        figures="\n".join(_figure(name, images) for name in images.figures)
         or "<p>None yet.</p>",
         provenance=_provenance(found),
         spec=_spec(found),
@@ -107,9 +108,9 @@ def _definitions(definitions: Mapping[str, Any]) -> str:
     return f"<dl>\n{lines}\n</dl>"
 
 
-def _figure(name: str, figure: Figure) -> str:
+def _figure(name: str, images: Images) -> str:
     """The figure as an SVG image in the page itself."""
-    image = base64.b64encode(render(figure, "svg")).decode("ascii")
+    image = base64.b64encode(images.bytes(name, "svg")).decode("ascii")
     caption = CAPTIONS["steering" if name.startswith("steering_") else name]
     return (
         f'<figure><img alt="{escape(plain(name))}" src="data:image/svg+xml;base64,{image}">\n'

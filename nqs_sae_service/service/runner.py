@@ -275,10 +275,13 @@ def _draw(directory: Path, spec: Spec) -> None:
     try:
         from .. import report
 
+        if not (spec.output.figures or spec.output.report):
+            return
+        images = report.Images(report.read(directory))
         if spec.output.figures:
-            report.write_figures(directory)
+            report.write_figures(directory, images)
         if spec.output.report:
-            report.write_report(directory)
+            report.write_report(directory, images)
     except Exception as problem:
         logger.opt(exception=not isinstance(problem, UserError)).error(
             "{}: the report failed: {}", directory, problem

@@ -8,7 +8,7 @@ samples, and on small systems from the sum over all configurations.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -18,7 +18,7 @@ from ..engine.random import Stream
 from ..errors import NumericalError
 from ..interpret import steering
 from ..interpret.directions import DIRECTIONS, Direction, FeatureDirection, JastrowDial, random_unit_vector
-from ..interpret.expectation import MAX_SITES_EXACT, Curve, Exact, Quantities, resampled, reweighted
+from ..interpret.expectation import MAX_SITES_EXACT, Curve, Exact, Quantities, resampled, reweighted, systematic_resample
 from ..physics.exact import all_configurations, ground_state, susceptibility
 from ..physics.observables import make_observable
 from ..sae.dictionary import Dictionary
@@ -62,13 +62,13 @@ class _Experiment:
         ]
         self.quantities = Quantities(tuple(o for o in observables if o.kind != "log_psi"), self.hamiltonian)
         self._take_born_samples()
+        self._gradients: dict[str, Any] = {}
         self.results = context.restore() or self._empty()
         self.ticks = int(self.results["done"].sum()) * self._ticks_of_a_direction
 
     def _take_born_samples(self) -> None:
         sigma, log_psi = born_samples(self.context.upstream["samples"], self.psi.state.complex_amplitude)
         chains, draws = log_psi.shape
-        self.last = np.ascontiguousarray(sigma[:, -1])
         kept = np.unique(
             np.linspace(0, draws - 1, max(1, min(draws, self.options.samples // chains))).round().astype(int)
         )
@@ -129,6 +129,15 @@ class _Experiment:
             return susceptibility(self.exact.hamiltonian, self._ground, operator)
         except NumericalError:
             return float("nan")
+
+    def gradient(self, layer: int, which: str) -> np.ndarray:
+        """d log psi / d x at a layer on the Born samples or on all configurations; kept until another layer is asked for."""
+        if self._gradients.get("layer") != layer:
+            self._gradients = {"layer": layer}
+        if which not in self._gradients:
+            sigma = self.sigma.reshape(-1, self.lattice.n_sites) if which == "born" else self.exact.configurations
+            self._gradients[which] = self.psi.layer_gradient(sigma, self.layers[layer])
+        return self._gradients[which]
 
     def turn(self, layer: int, target: int) -> None:
         """All directions of one layer and target, the feature first."""
@@ -196,7 +205,7 @@ class _Experiment:
             predicted, error = 2 * slope, 2 * slope_error
             if estimator == "exact":
                 assert self.exact is not None
-                predicted = self.exact.slopes(direction.tangent(self.exact.configurations))[:-1]
+                predicted = self.exact.slopes(direction.tangent(self.exact.configurations, self.gradient(layer, "all")))[:-1]
                 error = np.zeros_like(predicted)
             self._store((layer, target, d), e, curve, strengths, column, chi, (predicted, error))
 
@@ -248,7 +257,7 @@ class _Experiment:
             self.psi,
             self.quantities,
             metropolis,
-            self.last,
+            self._start(direction, strength, number),
             number * _SWEEPS_OF_A_POINT,
             self.options.burn_in,
             self.options.draws,
@@ -256,6 +265,14 @@ class _Experiment:
             self.spec.engine.chunk,
             self.tick,
         )
+
+    def _start(self, direction: Direction, strength: float, number: int) -> np.ndarray:
+        """One configuration per chain, drawn from the Born samples with the weights of the turned state."""
+        flat = self.sigma.reshape(-1, self.lattice.n_sites)
+        log_ratio = direction.at(float(strength)).log_psi(flat).real - self.log_psi.reshape(-1).real
+        offset = np.random.default_rng((self.options.seed, number)).random()
+        weight = np.exp(2 * (log_ratio - log_ratio.max()))
+        return flat[systematic_resample(weight, len(self.log_psi), offset)]
 
     def _store(
         self,
