@@ -49,7 +49,9 @@ SCHEMA: dict[str, dict[str, Variable]] = {
         "step_seconds": _v("step", "wall time of the step", "s", True, True),
         "parameters": _v("parameter", "final variational parameters"),
         "initial_parameters": _v("parameter", "variational parameters before training"),
-        "final_configuration": _v("chain spin", "the chains at the end, thermalised: later samples start here", "1", True),
+        "final_configuration": _v(
+            "chain spin", "the chains at the end, thermalised: later samples start here", "1", True
+        ),
         "mean_configuration": _v("spin", "mean of sigma^z on the final samples", "1", True),
     },
     "samples": {

@@ -50,7 +50,10 @@ def philox(counter, key: tuple[int, int]):
 
 
 def words(seed: int, stream: Stream, step: int, rows: int, chains: int, xp=np):
-    """Random words (rows, chains, 4), uint32, of one step: counter = (row, chain, step low, step high), key = (seed, stream)."""
+    """Random words (rows, chains, 4), uint32, of one step.
+
+    The counter is (row, chain, step low, step high), the key (seed, stream).
+    """
     counter = xp.empty((rows, chains, 4), dtype=xp.uint32)
     counter[..., 0] = xp.arange(rows, dtype=xp.uint32)[:, None]
     counter[..., 1] = xp.arange(chains, dtype=xp.uint32)

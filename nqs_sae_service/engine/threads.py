@@ -7,6 +7,7 @@ NumPy products outside kernels use NumPy's, on as many threads as the engine has
 from __future__ import annotations
 
 import os
+from importlib import import_module
 
 
 def available_threads() -> int:
@@ -16,13 +17,12 @@ def available_threads() -> int:
 
 def configure_threads(threads: int = 0) -> int:
     """Set the number of threads of all kernels and products (0: all available cores); returns the number set."""
-    from . import jit
-
-    import numpy  # noqa: F401  (loads its BLAS, so that it can be found)
-    import scipy.linalg  # noqa: F401
     from threadpoolctl import ThreadpoolController
 
-    wanted = min(threads or available_threads(), int(jit.numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    from . import jit
+
+    import_module("scipy.linalg")  # loads SciPy's BLAS, so that it can be found; NumPy's came with Numba
+    wanted = min(threads or available_threads(), int(jit.numba.config.NUMBA_NUM_THREADS))
     jit.numba.set_num_threads(wanted)
     for library in ThreadpoolController().lib_controllers:
         if library.user_api == "blas":

@@ -5,8 +5,8 @@
     other_feature     another live feature of the same dictionary
     jastrow_dial      log psi -> log psi + strength O / 2   for a diagonal observable O
 
-The part of x that the dictionary does not explain stays, so strength 0 is psi exactly (Templeton et al. 2024, "feature steering").
-A direction knows log psi for a whole family of strengths at once, and its tangent d log psi / d strength at 0.
+The part of x that the dictionary does not explain stays, so strength 0 is psi exactly (Templeton et al. 2024, "feature
+steering"). A direction knows log psi for a whole family of strengths at once, and its tangent d log psi / d strength at 0.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Turned:
 class FeatureDirection(Direction):
     """Adds strength f_i(x) ``vector`` to the activations x of ``layer``.
 
-    ``vector`` is the decoder row of feature ``i``, or another vector of its length for a control. With a ``pooled`` dictionary f_i
-    is read from the mean over tokens and the same vector is added to every token.
+    ``vector`` is the decoder row of feature ``i``, or another vector of its length for a control. With a ``pooled`` dictionary
+    f_i is read from the mean over tokens and the same vector is added to every token.
     """
 
     psi: Wavefunction

@@ -4,9 +4,10 @@
     resampled    fresh Metropolis samples of every psi_s
     exact        the sum over all configurations (small systems)
 
-The energy and off-diagonal observables always use psi_s's own local estimators. Infidelity: 1 - |E r|^2 / E|r|^2, r = psi_s / psi.
-A ``Curve`` keeps the influence of every batch of samples on every mean, so that any linear combination of its points (a change, a
-slope, an interpolated value) has an honest error: paired between the points of a reweighted curve, independent otherwise.
+The energy and off-diagonal observables always use psi_s's own local estimators. The infidelity is 1 - |E r|^2 / E|r|^2 with
+r = psi_s / psi. A ``Curve`` keeps the influence of every batch of samples on every mean, so that any linear combination of its
+points (a change, a slope, an interpolated value) has an honest error: paired between the points of a reweighted curve,
+independent otherwise.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ class Quantities:
 class Curve:
     """Means (point, quantity) along a family of states, and how each batch of samples moved them.
 
-    ``influence`` (point, chain, draw, quantity): the mean's deviation is the mean of the influence over chains and draws. ``paired``:
-    the points share their samples. Exact curves have no influence.
+    ``influence`` (point, chain, draw, quantity): the mean's deviation is the mean of the influence over chains and draws.
+    ``paired``: the points share their samples. Exact curves have no influence.
     """
 
     mean: np.ndarray
@@ -117,7 +118,10 @@ class Curve:
 def reweighted(
     family: LogPsi, quantities: Quantities, sigma: np.ndarray, log_psi: np.ndarray, chunk: int, tick: Tick
 ) -> Curve:
-    """Curve from samples of psi: sigma (chain, draw, n_sites), log_psi (chain, draw); ``family`` has a trailing axis (point)."""
+    """Curve from samples of psi: sigma (chain, draw, n_sites), log_psi (chain, draw).
+
+    The log psi of ``family`` has a trailing axis (point).
+    """
     chains, draws = log_psi.shape
     flat, per_call = sigma.reshape(-1, sigma.shape[-1]), 256
     logs, values = [], []

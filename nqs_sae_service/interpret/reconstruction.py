@@ -2,7 +2,8 @@
 
     energy recovered = (E_ablated - E_sae) / (E_ablated - E)      infidelity = 1 - |<psi|psi_sae>|^2
 
-Every replaced state gets the energy of its own |psi|^2: by the sum over all configurations on small systems, by fresh sampling otherwise.
+Every replaced state gets the energy of its own |psi|^2: by the sum over all configurations on small systems, by fresh
+sampling otherwise.
 """
 
 from __future__ import annotations
@@ -64,7 +65,17 @@ class Yardstick:
             return float(self.exact.curve(_Single(psi_s)).mean[0, -1])
         sigma = np.ascontiguousarray(self.sigma[:, -1])
         curve = resampled(
-            psi_s, self.psi, self.quantities, self.metropolis, sigma, number << 24, _BURN_IN, _DRAWS, 1, self.chunk, tick
+            psi_s,
+            self.psi,
+            self.quantities,
+            self.metropolis,
+            sigma,
+            number << 24,
+            _BURN_IN,
+            _DRAWS,
+            1,
+            self.chunk,
+            tick,
         )
         return float(curve.mean[0, -1])
 

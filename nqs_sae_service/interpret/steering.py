@@ -1,10 +1,11 @@
 """What a turned feature does: slopes, energy curvature, reach and efficiency, from curves of expectation values.
 
-A curve is known at scales s (1 is psi), that is at strengths a(s) of a direction, a(1) = 0. Near an eigenstate the energy deviates to
-second order and an observable to first, so a small |dE/E| near scale 1 is generic; hence
+A curve is known at scales s (1 is psi), that is at strengths a(s) of a direction, a(1) = 0. Near an eigenstate the energy
+deviates to second order and an observable to first, so a small |dE/E| near scale 1 is generic; hence
 
     reach         largest change of O within |E(s) - E(1)| <= budget |E(1)|
-    efficiency    eta = (d<O>/da)^2 / (chi d^2E/da^2), chi = d<O>/d lambda of the ground state of H - lambda O; 1 is the best there is
+    efficiency    eta = (d<O>/da)^2 / (chi d^2E/da^2) with chi = d<O>/d lambda of the ground state of H - lambda O;
+                  1 is the best there is
 
 Controls are compared at equal infidelity: ``matched_strengths`` finds their strengths.
 """
@@ -28,8 +29,8 @@ def matched_strengths(
 ) -> np.ndarray:
     """Strengths (point,) at which the direction reaches the wanted infidelities; NaN where it cannot.
 
-    sigma (n, n_sites) samples of psi with log_psi (n,). The infidelity grows as strength^2 Var(tangent) at first; a damped secant in
-    its square root follows from there.
+    sigma (n, n_sites) samples of psi with log_psi (n,). The infidelity grows as strength^2 Var(tangent) at first; a damped
+    secant in its square root follows from there.
     """
     metric = np.var(direction.tangent(sigma))
     if not metric > 0:
@@ -114,8 +115,9 @@ def relative_deviation(curve: Curve, base: int) -> tuple[np.ndarray, np.ndarray]
 def reach(curve: Curve, base: int, quantity: int, budget: float) -> tuple[float, float]:
     """Largest |change| of a quantity within the energy budget, with its standard error.
 
-    On both sides of ``base`` the curve is followed outwards until the deviation leaves the budget; the crossing is interpolated in
-    sqrt|dE|, which is linear in the strength near an eigenstate. Where the curve ends within the budget its last point counts.
+    On both sides of ``base`` the curve is followed outwards until the deviation leaves the budget; the crossing is interpolated
+    in sqrt|dE|, which is linear in the strength near an eigenstate. Where the curve ends within the budget, its last point
+    counts.
     """
     deviation, _ = relative_deviation(curve, base)
     best = (0.0, 0.0)

@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .figures import Images, write_figures
-    from .reading import read
     from .html import write_report
+    from .reading import read
     from .tables import show
 
 __all__ = ["Images", "read", "show", "write_figures", "write_report"]
 
-_HOMES = {"show": ".tables", "Images": ".figures", "read": ".reading", "write_figures": ".figures", "write_report": ".html"}
+_HOMES = {
+    "show": ".tables",
+    "Images": ".figures",
+    "read": ".reading",
+    "write_figures": ".figures",
+    "write_report": ".html",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -67,8 +67,7 @@ def page(found: Run | Sweep, images: Images) -> str:
         state=escape(_state(found)),
         verdicts=f'{verdicts}\n<p class="legend">{LEGEND}</p>',
         tables="\n".join(_table(table) for table in summary.tables) or "<p>None yet.</p>",
-        figures="\n".join(_figure(name, images) for name in images.figures)
-        or "<p>None yet.</p>",
+        figures="\n".join(_figure(name, images) for name in images.figures) or "<p>None yet.</p>",
         provenance=_provenance(found),
         spec=_spec(found),
     )

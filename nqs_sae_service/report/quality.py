@@ -13,7 +13,7 @@ from .numbers import NOTHING, number, with_error
 from .records import Table, Verdict
 from .values import attribute, cell, finite, labels
 
-R_HAT_LIMIT = 1.05  # above it chains disagree (Gelman et al., Bayesian Data Analysis, section 11.5, uses 1.1)
+R_HAT_LIMIT = 1.1  # above it chains disagree (Gelman et al., Bayesian Data Analysis, section 11.5)
 SIMPLE_R2_LIMIT = 0.99  # above it no feature can show more than simple functions of the input do
 ENERGY_LIMIT = 1e-3  # relative energy error (with two standard errors) up to which the state is called good
 

@@ -1,9 +1,10 @@
 """Metropolis sampling of |psi|^2 with many chains (Metropolis et al. 1953), all chains moved at once.
 
-A proposal flips a stretch of neighbouring sites: one site, a stretch of random length, or all of them. Single flips alone are slow
-near a critical point (domain walls diffuse) and never cross between magnetised sectors; long stretches move whole domains, global
-flips change the sector. Every move is its own inverse and as likely as it, so it is accepted with probability min(1, |psi'/psi|^2).
-Random numbers are counter-based: kind, site and threshold are pure functions of (seed, stream, sweep, row, chain).
+A proposal flips a stretch of neighbouring sites: one site, a stretch of random length, or all of them. Single flips alone are
+slow near a critical point (domain walls diffuse) and never cross between magnetised sectors; long stretches move whole domains,
+global flips change the sector. Every move is its own inverse and as likely as it, so it is accepted with probability
+min(1, |psi'/psi|^2). Random numbers are counter-based: kind, site and threshold are pure functions of (seed, stream, sweep,
+row, chain).
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ Array = Any
 def stretch_proposals(random: Array, n_sites: int, moves: Moves) -> tuple[Array, Array]:
     """First site (chains,) and length (chains,) of the stretch to flip, from one row of random words (chains, 4).
 
-    Length n_sites with probability ``moves.all_spins``, uniform in 2 ... n_sites - 1 with probability ``moves.stretch``, else 1.
+    The length is n_sites with probability ``moves.all_spins``, uniform in 2 ... n_sites - 1 with probability ``moves.stretch``,
+    else 1.
     """
     xp = namespace(random)
     share = random[..., 0].astype(xp.float64) * 2.0**-32
-    place = xp.clip(share - moves.all_spins, 0, moves.stretch) / (moves.stretch or 1.0)  # uniform in [0, 1) for a stretch
-    length = xp.where(share < moves.all_spins + moves.stretch, 2 + (place * (n_sites - 2)).astype(xp.int64), 1)
+    # Uniform in [0, 1) for a stretch.
+    place = xp.clip(share - moves.all_spins, 0, moves.stretch) / (moves.stretch or 1.0)
+    stretch = 2 + (place * (n_sites - 2)).astype(xp.int64)
+    length = xp.where(share < moves.all_spins + moves.stretch, stretch, 1)
     return below(random[..., 1], n_sites), xp.where(share < moves.all_spins, n_sites, length)
 
 

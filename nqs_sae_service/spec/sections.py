@@ -41,13 +41,18 @@ class Sampling(Section):
         description="share of proposals that flip all spins (else ordered phases stick in one sector)",
     )
     stretch_flip: float = Field(
-        0.1, ge=0, lt=1, description="share of proposals that flip a stretch of neighbouring sites (moves whole domains)"
+        0.2,
+        ge=0,
+        lt=1,
+        description="share of proposals that flip a stretch of neighbouring sites (moves whole domains)",
     )
     burn_in: int = Field(20, ge=0, le=1_000_000, description="sweeps before the first recorded sample")
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
         if self.global_flip + self.stretch_flip > 1:
-            yield Finding("stretch_flip", "global_flip and stretch_flip are shares of the proposals: together at most 1")
+            yield Finding(
+                "stretch_flip", "global_flip and stretch_flip are shares of the proposals: together at most 1"
+            )
 
 
 class GroundState(Section):
@@ -89,6 +94,9 @@ class Samples(Section):
     count: int = Field(
         32768, ge=1, le=10**8, description="number of samples over all chains; a multiple of sampling.chains"
     )
+    sweeps: int | None = Field(
+        None, ge=1, le=10_000, description="sweeps between recorded samples here; default: sampling.sweeps"
+    )
     split: tuple[float, ...] = Field(
         (0.5, 0.25, 0.25),
         min_length=3,
@@ -110,6 +118,12 @@ class Samples(Section):
         train = round(self.split[0] * chains)
         select = round((self.split[0] + self.split[1]) * chains) - train
         return train, select, chains - train - select
+
+    def resolved(self, sections: Mapping[str, Section]) -> Section:
+        sampling = sections.get("sampling")
+        if self.sweeps is not None or not isinstance(sampling, Sampling):
+            return self
+        return self.model_copy(update={"sweeps": sampling.sweeps})
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
         yield from _multiple_of_chains("count", self.count, sections)

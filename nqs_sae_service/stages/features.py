@@ -219,7 +219,9 @@ def run(context: Context) -> xr.Dataset:
     }
     if not experiment.initialisations:
         del variables["untrained_pearson"], coords["initialisation"]
-    return labelled("features", variables, coords, {"confidence": experiment.context.spec.features.confidence})
+    return labelled(
+        "features", variables, coords, {"confidence": experiment.context.spec.features.confidence}
+    )
 
 
 def _tables(layer: _Layer) -> Tables:

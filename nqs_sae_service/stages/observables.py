@@ -24,7 +24,7 @@ _SAMPLES_AT_ONCE = 1024
 
 
 def run(context: Context) -> xr.Dataset:
-    """Values (chain, draw, observable), their means with errors, exact values where known, and what simple functions explain."""
+    """Values (chain, draw, observable), means with errors, exact values where known, and what simple functions explain."""
     spec = context.spec
     lattice = spec.lattice.build()
     hamiltonian = spec.hamiltonian.build(lattice)

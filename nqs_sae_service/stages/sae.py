@@ -1,7 +1,7 @@
 """Stage ``sae``: dictionaries of every layer and seed, what they keep of the state, and the same for untrained networks.
 
-The untrained networks are the first control of every finding: same architecture, same configurations, same dictionary pipeline, random
-parameters. They are trained here, once, so that adding an observable never retrains anything.
+The untrained networks are the first control of every finding: same architecture, same configurations, same dictionary
+pipeline, random parameters. Their dictionaries are trained here, once, so that adding an observable never retrains anything.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class _Workshop:
 
     def tick(self, done: int, total: int, message: str) -> None:
         """Progress inside the dictionary being trained."""
-        finished = int(self.results["done"].sum())
-        self.context.tick(finished * total + done, self.results["done"].size * total, message, lambda: self.results)
+        flags = self.results["done"]
+        self.context.tick(int(flags.sum()) * total + done, flags.size * total, message, lambda: self.results)
 
     def train(self, layer: int, seed: int) -> None:
         """One dictionary of the trained network, with everything that is measured on it."""
@@ -113,7 +113,9 @@ class _Workshop:
         name, r = self.layers[layer], self.results
         x = self.inputs(None, name, "train")
         label = f"{name}, seed {self.record.seeds[seed]}"
-        dictionary, history = self.record.train(x, self.record.seeds[seed], lambda i, n, _: self.tick(i, n, label))
+        dictionary, history = self.record.train(
+            x, self.record.seeds[seed], lambda i, n, _: self.tick(i, n, label)
+        )
         self._keep(dictionary, "", (layer, seed))
         for quantity in ("loss", "l0", "dead_fraction"):
             r[quantity][layer, seed] = getattr(history, quantity)
@@ -131,7 +133,8 @@ class _Workshop:
             self.tick(self.record.steps, self.record.steps, f"{name}: energy recovered")
 
         if np.isnan(r["ablated"][layer]):
-            r["ablated"][layer] = self.yardstick.energy_of(ablated(self.psi, name, mean, self.pooled), number, tick)
+            psi_ablated = ablated(self.psi, name, mean, self.pooled)
+            r["ablated"][layer] = self.yardstick.energy_of(psi_ablated, number, tick)
         psi_sae = reconstructed(self.psi, name, dictionary, self.pooled)
         r["energy_recovered"][layer, seed] = self.yardstick.energy_recovered(
             psi_sae, float(r["ablated"][layer]), number + 1 + seed, tick
@@ -148,7 +151,9 @@ class _Workshop:
         self.results["untrained_parameters"][initialisation] = parameters
         label = f"{name}, untrained network {initialisation + 1}"
         dictionary, _ = self.record.train(
-            self.inputs(parameters, name, "train"), self.record.seeds[0], lambda i, n, _: self.tick(i, n, label)
+            self.inputs(parameters, name, "train"),
+            self.record.seeds[0],
+            lambda i, n, _: self.tick(i, n, label),
         )
         self._keep(dictionary, "untrained_", (layer, initialisation))
         held_out = self.inputs(parameters, name, "select")
@@ -165,7 +170,9 @@ class _Workshop:
         """sae.nc."""
         variables = {name: array for name, array in self.results.items() if name not in ("done", "ablated")}
         if not self.record.untrained:
-            variables = {name: array for name, array in variables.items() if not name.startswith("untrained_")}
+            variables = {
+                name: array for name, array in variables.items() if not name.startswith("untrained_")
+            }
         coordinates = {
             "layer": np.asarray(self.layers, dtype=object),
             "sae_seed": np.asarray(self.record.seeds),
@@ -174,7 +181,11 @@ class _Workshop:
         }
         if self.record.untrained:
             coordinates["initialisation"] = UNTRAINED_SEED + np.arange(self.record.untrained)
-        attributes = {"kind": self.record.kind, "k": int(getattr(self.record, "k", 0)), "input": self.record.input}
+        attributes = {
+            "kind": self.record.kind,
+            "k": int(getattr(self.record, "k", 0)),
+            "input": self.record.input,
+        }
         return labelled("sae", variables, coordinates, attributes)
 
 

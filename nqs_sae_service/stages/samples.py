@@ -35,7 +35,7 @@ def run(context: Context) -> xr.Dataset:
         psi,
         chains,
         draws,
-        spec.sampling.sweeps,
+        spec.samples.sweeps or spec.sampling.sweeps,
         after=lambda draw: context.tick(spec.sampling.burn_in + draw + 1, total, "sampling"),
     )
     n_chains = spec.sampling.chains
@@ -54,7 +54,9 @@ def run(context: Context) -> xr.Dataset:
 def estimate(spec: Spec) -> Cost:
     """One network call per proposal."""
     n = spec.lattice.build().n_sites
-    sweeps = spec.sampling.burn_in + spec.samples.count // spec.sampling.chains * spec.sampling.sweeps
+    sweeps = spec.sampling.burn_in + spec.samples.count // spec.sampling.chains * (
+        spec.samples.sweeps or spec.sampling.sweeps
+    )
     calls = sweeps * n * spec.sampling.chains
     return Cost(
         seconds_for(network_flops(spec) * calls),

@@ -1,8 +1,8 @@
 """Stage ``steering``: turn the best feature of every target, and its controls at the same infidelity, and measure everything.
 
-For each layer and target: the feature chosen in ``features.nc`` is scaled; a random vector, another live feature and (for diagonal
-targets) the Jastrow dial follow at strengths that move the state as far. Curves come from reweighted Born samples, from fresh
-samples, and on small systems from the sum over all configurations.
+For each layer and target: the feature chosen in ``features.nc`` is scaled; a random vector, another live feature and (for
+diagonal targets) the Jastrow dial follow at strengths that move the state as far. Curves come from reweighted Born samples,
+from fresh samples, and on small systems from the sum over all configurations.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ from ..engine.random import Stream
 from ..errors import NumericalError
 from ..interpret import steering
 from ..interpret.directions import DIRECTIONS, Direction, FeatureDirection, JastrowDial, random_unit_vector
-from ..interpret.expectation import MAX_SITES_EXACT, Curve, Exact, Quantities, resampled, reweighted, systematic_resample
+from ..interpret.expectation import (
+    MAX_SITES_EXACT,
+    Curve,
+    Exact,
+    Quantities,
+    resampled,
+    reweighted,
+    systematic_resample,
+)
 from ..physics.exact import all_configurations, ground_state, susceptibility
 from ..physics.observables import make_observable
 from ..sae.dictionary import Dictionary
@@ -135,7 +143,11 @@ class _Experiment:
         if self._gradients.get("layer") != layer:
             self._gradients = {"layer": layer}
         if which not in self._gradients:
-            sigma = self.sigma.reshape(-1, self.lattice.n_sites) if which == "born" else self.exact.configurations
+            if which == "born":
+                sigma = self.sigma.reshape(-1, self.lattice.n_sites)
+            else:
+                assert self.exact is not None
+                sigma = self.exact.configurations
             self._gradients[which] = self.psi.layer_gradient(sigma, self.layers[layer])
         return self._gradients[which]
 
@@ -205,12 +217,13 @@ class _Experiment:
             predicted, error = 2 * slope, 2 * slope_error
             if estimator == "exact":
                 assert self.exact is not None
-                predicted = self.exact.slopes(direction.tangent(self.exact.configurations, self.gradient(layer, "all")))[:-1]
+                exact_tangent = direction.tangent(self.exact.configurations, self.gradient(layer, "all"))
+                predicted = self.exact.slopes(exact_tangent)[:-1]
                 error = np.zeros_like(predicted)
             self._store((layer, target, d), e, curve, strengths, column, chi, (predicted, error))
 
     def _strengths(self, layer: int, target: int, d: int, direction: Direction, slope: float) -> np.ndarray:
-        """scale - 1 for the feature; for a control the strengths of equal infidelity, in the sense that moves the target alike."""
+        """scale - 1 for the feature; for a control the strengths of equal infidelity, signed so that the target moves alike."""
         if d == 0:
             return self.scales - 1
         wanted = self.results["infidelity"][layer, target, 0, :, 0]

@@ -2,8 +2,8 @@
 
 A brick reads one or more edges of shape (sample, token, channel) and writes one. Samples never mix. Hence ONE backward pass
 with cotangent 1 gives every sample its own delta = d log psi / d edge, and each brick turns (input, delta) into per-sample
-parameter gradients O_k(sigma) = d log psi(sigma) / d theta_k, or into their weighted sum. Parameters are real; the cotangent may be
-complex (a complex log psi is linear in it). Everything runs on NumPy or CuPy arrays, in any precision.
+parameter gradients O_k(sigma) = d log psi(sigma) / d theta_k, or into their weighted sum. Parameters are real; the cotangent
+may be complex (a complex log psi is linear in it). Everything runs on NumPy or CuPy arrays, in any precision.
 """
 
 from __future__ import annotations
@@ -226,7 +226,10 @@ class _Heads(Brick):
 
 @dataclass(frozen=True)
 class Mix(_Heads):
-    """Positional attention: y_i = sum_j a_ij v_j in each head, weights independent of the input (Rende et al., arXiv:2405.18874)."""
+    """Positional attention: y_i = sum_j a_ij v_j in each head, with weights independent of the input.
+
+    Rende et al., arXiv:2405.18874.
+    """
 
     def shapes(self):
         return {f"{self.name}.weight": self.pair_shape()}
@@ -246,9 +249,10 @@ class Mix(_Heads):
 
 @dataclass(frozen=True)
 class Attention(_Heads):
-    """Full attention: y_i = sum_j softmax_j(q_i . k_j / sqrt(d_head) + b_ij) v_j in each head (Vaswani et al., arXiv:1706.03762).
+    """Full attention: y_i = sum_j softmax_j(q_i . k_j / sqrt(d_head) + b_ij) v_j in each head.
 
-    The learned bias b depends on i - j when translation-invariant; otherwise there is none and a ``PositionCode`` tells tokens apart.
+    The learned bias b depends on i - j when translation-invariant; otherwise there is none and a ``PositionCode`` tells tokens
+    apart. Vaswani et al., arXiv:1706.03762.
     """
 
     def shapes(self):
@@ -304,7 +308,8 @@ class SumTokens(Brick):
 class LogCosh(Brick):
     """log psi = sum over channels of log cosh(a), or of log cosh(a + i b) with a second input: (n, 1, width) -> (n,).
 
-    The sum over channels is taken in double precision. ``softened`` makes it safe: log cosh z = z + log(1 + e^(-2z)) - log 2, Re z >= 0.
+    The sum over channels is taken in double precision. ``softened`` makes it safe: log cosh z = z + log(1 + e^(-2z)) - log 2
+    for Re z >= 0.
     """
 
     def _argument(self, x):

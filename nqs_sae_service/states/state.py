@@ -45,8 +45,8 @@ class Fused(Protocol):
 class State:
     """Shape of a network.
 
-    ``tokens`` cuts configurations (n, n_sites) int8 into the first edge ``tokens`` (n, token, spins per token); ``bricks`` lead from
-    there to the edge ``log_psi``. ``initial`` draws one parameter array from a NumPy generator. ``fuse`` makes the fast
+    ``tokens`` cuts configurations (n, n_sites) int8 into the first edge ``tokens`` (n, token, spins per token); ``bricks`` lead
+    from there to the edge ``log_psi``. ``initial`` draws one parameter array from a NumPy generator. ``fuse`` makes the fast
     twin for float32 NumPy parameters, ``fused_layers`` are the layers it can stop at.
     """
 

@@ -3,15 +3,15 @@
     sigma -> patches of b spins -> embedding -> L pre-LayerNorm blocks -> sum over tokens -> LayerNorm -> head -> log psi
 
 A block adds attention(LayerNorm(x)) and then mlp(LayerNorm(x)) to the residual stream. The head is a dense map and LayerNorm
-(for a complex amplitude two of them, a and b) followed by the sum over channels of log cosh(a), or log cosh(a + i b). The fused CPU
-twin is ``transformer_cpu.py``.
+(for a complex amplitude two of them, a and b) followed by the sum over channels of log cosh(a), or log cosh(a + i b). The fused
+CPU twin is ``transformer_cpu.py``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -53,9 +53,10 @@ class Transformer(Section):
             yield Finding("heads", f"{self.heads} heads do not divide the width {self.width}")
         if self.width * self.mlp_ratio > 65536:
             yield Finding("mlp_ratio", f"a hidden width of {self.width * self.mlp_ratio} is more than 65536")
-        if "lattice" not in sections:
+        geometry: Any = sections.get("lattice")
+        if geometry is None:
             return
-        lattice = sections["lattice"].build()  # type: ignore[attr-defined]
+        lattice = geometry.build()
         if lattice.n_sites % self.patch:
             divisors = [b for b in range(1, lattice.n_sites + 1) if lattice.n_sites % b == 0]
             yield Finding(

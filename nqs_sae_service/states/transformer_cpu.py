@@ -1,9 +1,9 @@
 """The transformer forward pass, fused for the CPU: float32, equal to the bricks of ``transformer.py`` to rounding.
 
-A block of configurations stays in the second-level cache from the embedding to log psi: matrix products go to the BLAS (one thread per
-block, blocks in parallel), everything between them is a vectorised loop on the block. Every block has the same number of
-rows, the last one padded: the bits depend on a configuration's place in its block (the BLAS treats rows differently), but neither
-on its neighbours nor on the number of threads.
+A block of configurations stays in the second-level cache from the embedding to log psi: matrix products go to the BLAS (one
+thread per block, blocks in parallel), everything between them is a vectorised loop on the block. Every block has the same
+number of rows, the last one padded: the bits depend on a configuration's place in its block (the BLAS treats rows differently),
+but neither on its neighbours nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import math
 import numpy as np
 
 from ..engine.jit import EXACT, njit, numba, prange
-from .primitives import LAYER_NORM_EPSILON, circulant
+from .primitives import LAYER_NORM_EPSILON, Attention, Mix, circulant
 from .state import State
 
 _CACHE_BYTES = 336 * 1024  # share of a core's second-level cache that a block may fill
-LARGEST_BLOCK = 64  # configurations; blocks are powers of two, so calls in multiples of 64 always cut at block boundaries
-_PIECES_PER_THREAD = 16  # blocks are handed to threads in this many pieces per thread, so that a slow core does not hold up the rest
+# Configurations in a block. Blocks are powers of two, so that calls in multiples of 64 always cut at block boundaries.
+LARGEST_BLOCK = 64
+# Blocks are handed to threads in this many pieces per thread, so that a slow core does not hold up the rest.
+_PIECES_PER_THREAD = 16
 
 _f4 = np.float32
 _ROUND = _f4(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds a float32 to an integer
@@ -199,8 +201,8 @@ def forward(
     weights that follow: proj_w (L, width, width or 3 width), up_w (L, width, hidden), head_w (1 or 2, width, width).
     pair: (L, token, token, width) positional weights spread over channels, or (L, heads, token, token) score biases.
 
-    FLOPs per configuration: tokens (2 patch width + L (4 width^2 + 4 width hidden + 2 tokens width)), with 8 width^2 and twice the
-    attention term for full attention. Memory traffic: the int8 configuration in, log psi out.
+    FLOPs per configuration: tokens (2 patch width + L (4 width^2 + 4 width hidden + 2 tokens width)), with 8 width^2 and twice
+    the attention term for full attention. Memory traffic: the int8 configuration in, log psi out.
     """
     n = stream.shape[0] if not embed else sigma.shape[0]
     tokens, d = patch_b.shape
@@ -297,8 +299,8 @@ class FusedTransformer:
         self.complex = state.complex_amplitude
         self.depth = sum(name.startswith("residual_") for name in state.layers)
         bricks = {brick.name: brick for brick in state.bricks}
-        self.heads = bricks["attention_1.mix"].heads  # type: ignore[attr-defined]
-        packed = [self._patches(w)] + [self._stack(w, bricks)] + [self._head(w)]
+        self.heads = next(brick.heads for brick in state.bricks if isinstance(brick, (Attention, Mix)))
+        packed = [self._patches(w), self._stack(w, bricks), self._head(w)]
         self.arrays = tuple(np.ascontiguousarray(a, dtype=np.float32) for group in packed for a in group)
         self.block = self._block_size()
 

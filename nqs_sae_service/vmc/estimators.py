@@ -1,8 +1,8 @@
 """Local estimators: O_loc(sigma) = sum_sigma' <sigma|O|sigma'> psi(sigma') / psi(sigma), so that <O> = E_|psi|^2 [O_loc].
 
-The energy and off-diagonal observables often reach the same configurations sigma' (a transverse field and sigma^x do). Operators
-evaluated together share them: each psi(sigma') is computed once. Nothing of size samples x connected x width is ever held: the
-network sees at most ``chunk`` configurations at a time.
+The energy and off-diagonal observables often reach the same configurations sigma' (a transverse field and sigma^x do).
+Operators evaluated together share them: each psi(sigma') is computed once. Nothing of size samples x connected x width is ever
+held: the network sees at most ``chunk`` configurations at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from ..physics.operators import Operator
 from ..states import LogPsi
 
 CHUNK = 16384
-_ALIGNMENT = 64  # samples: a multiple of every block of the fused networks, so that ``chunk`` does not change the bits
+# Samples: a multiple of every block of the fused networks, so that ``chunk`` does not change the bits.
+_ALIGNMENT = 64
 
 
 def local_values(
@@ -24,8 +25,8 @@ def local_values(
     """Local estimator of every operator on every configuration.
 
     sigma (n, n_sites) int8, log_psi (n, ...) of the same wave function, or of a family of them along trailing axes;
-    ``chunk``: configurations per network call (0: 16384), rounded so that calls hold a multiple of 64 samples. Returns one array (n, ...) per operator, float64, complex128 if
-    psi is complex.
+    ``chunk``: configurations per network call (0: 16384), rounded so that calls hold a multiple of 64 samples. Returns one
+    array (n, ...) per operator, float64, complex128 if psi is complex.
     """
     flips, places = _shared_flips(operators)
     per_call = max(1, (chunk or CHUNK) // max(len(flips), 1) // _ALIGNMENT) * _ALIGNMENT

@@ -1,11 +1,12 @@
-"""Stochastic reconfiguration in sample space: minSR (Chen & Heyl, arXiv:2302.01941) with SPRING momentum (Goldshlager et al., arXiv:2401.10190).
+"""Stochastic reconfiguration in sample space: minSR with the momentum of SPRING.
 
-With O-bar = (O - mean O) / sqrt(n_s) and eps = (E_loc - E) / sqrt(n_s), real and imaginary parts stacked as rows, T = O-bar O-bar^T:
+Chen & Heyl, arXiv:2302.01941; Goldshlager et al., arXiv:2401.10190. With O-bar = (O - mean O) / sqrt(n_s) and
+eps = (E_loc - E) / sqrt(n_s), real and imaginary parts stacked as rows, and T = O-bar O-bar^T:
 
     d theta_k = O-bar^T (T + shift I)^-1 (eps - mu O-bar d theta_{k-1}) + mu d theta_{k-1},      theta <- theta - lr d theta_k
 
-mu = 0 is minSR. T is accumulated array by array; O is never held whole. The update is bounded in the metric S = O-bar^T O-bar: its
-length |O-bar d theta| is how far the normalised state moves, and a step that is too long is shortened and reported.
+mu = 0 is minSR. T is accumulated array by array; O is never held whole. The update is bounded in the metric S = O-bar^T O-bar:
+its length |O-bar d theta| is how far the normalised state moves, and a step that is too long is shortened and reported.
 """
 
 from __future__ import annotations

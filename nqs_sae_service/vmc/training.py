@@ -1,9 +1,10 @@
 """Variational Monte Carlo of a ground state: sample, measure local energies, take a natural-gradient step, repeat.
 
-    E(theta) = E_{|psi|^2}[E_loc],      theta <- theta - lr (S + shift)^-1 grad E   (imaginary-time evolution projected on the network)
+    E(theta) = E_{|psi|^2}[E_loc],      theta <- theta - lr (S + shift)^-1 grad E
 
-``Training`` is everything that has to survive an interruption; it can be turned into plain arrays and back. The random numbers are
-counter-based, so a training that continues from a checkpoint takes the same path bit by bit.
+The step is imaginary-time evolution projected on the network. ``Training`` is everything that has to survive an interruption;
+it can be turned into plain arrays and back. The random numbers are counter-based, so a training that continues from a
+checkpoint takes the same path bit by bit.
 """
 
 from __future__ import annotations

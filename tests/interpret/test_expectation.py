@@ -112,7 +112,9 @@ def test_fresh_samples_agree_with_full_summation(case):
     sigma, _ = born(psi, draws=1)
     metropolis = Metropolis(SITES, Moves(0.1), 3, Stream.STEERING)
     for p in (0, 4):
-        curve = resampled(turned.at(STRENGTHS[p]), psi, QUANTITIES, metropolis, sigma[:, 0], p << 24, 15, 8, 1, 0, silent)
+        curve = resampled(
+            turned.at(STRENGTHS[p]), psi, QUANTITIES, metropolis, sigma[:, 0], p << 24, 15, 8, 1, 0, silent
+        )
         assert np.all(np.abs(curve.mean[0] - exact.mean[p]) < 4.5 * curve.error[0] + 1e-5)
         assert curve.infidelity[0] == pytest.approx(exact.infidelity[p], rel=0.3)
         assert 0 < curve.ess[0] <= 1
@@ -137,7 +139,9 @@ def test_controls_are_matched_in_infidelity(case):
     psi, turned, exact, _ = case
     sigma, log_psi = born(psi)
     wanted, signs = np.array([1e-3, 0.0, 1e-3, 1e-2]), np.array([-1.0, 0.0, 1.0, 1.0])
-    strengths = steering.matched_strengths(turned, sigma.reshape(-1, SITES), log_psi.reshape(-1), wanted, signs)
+    strengths = steering.matched_strengths(
+        turned, sigma.reshape(-1, SITES), log_psi.reshape(-1), wanted, signs
+    )
     np.testing.assert_allclose(exact.curve(turned.family(strengths)).infidelity, wanted, rtol=0.2, atol=1e-9)
     assert strengths[1] == 0
     assert np.all(np.sign(strengths) == signs)

@@ -95,7 +95,8 @@ def test_relative_deviation():
 
 
 @pytest.mark.parametrize(
-    ("slope", "curvature", "chi"), [(1, 0, 1), (1, -1, 1), (1, 1, np.nan), (np.nan, 1, 1), (1, 1, -2), (1, 1, np.inf)]
+    ("slope", "curvature", "chi"),
+    [(1, 0, 1), (1, -1, 1), (1, 1, np.nan), (np.nan, 1, 1), (1, 1, -2), (1, 1, np.inf)],
 )
 def test_efficiency_is_undefined_without_a_positive_curvature_and_response(slope, curvature, chi):
     assert np.isnan(steering.efficiency(slope, curvature, chi))

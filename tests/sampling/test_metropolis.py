@@ -42,7 +42,8 @@ def test_chi_square_against_the_born_distribution(psi, moves):
     expected = np.exp(log_p - log_p.max())
     expected *= counts.sum() / expected.sum()
     rare = expected < 5
-    observed, wanted = np.append(counts[~rare], counts[rare].sum()), np.append(expected[~rare], expected[rare].sum())
+    observed = np.append(counts[~rare], counts[rare].sum())
+    wanted = np.append(expected[~rare], expected[rare].sum())
     kept = wanted > 0
     assert stats.chisquare(observed[kept], wanted[kept]).pvalue > 1e-3
     up = (chains.sigma.sum(axis=1) > 0).mean()

@@ -25,15 +25,17 @@ from .style import (
     GREEN,
     GREY,
     Look,
+    above,
     axis,
     bars,
     known,
     legend_above,
     log_axis,
     paired,
-    positive,
     series,
 )
+
+ROUNDING = 1e-9  # an infidelity below it is rounding of the network in single precision
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def _draw_direction(
             series(dataset, "relative_energy_deviation", "scale", **at),
             series(dataset, "relative_energy_deviation_error", "scale", **at),
         ),
-        (positive(series(dataset, "infidelity", "scale", **at)), nothing),
+        (above(series(dataset, "infidelity", "scale", **at), ROUNDING), nothing),
         (series(dataset, "ess", "scale", **at), nothing),
     )
     for axes, (values, errors) in zip(column, curves, strict=True):

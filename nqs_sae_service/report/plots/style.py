@@ -77,9 +77,9 @@ def known(dataset: xr.Dataset, name: str, **at: Any) -> bool:
     return name in dataset and bool(np.isfinite(np.asarray(dataset[name].sel(at), dtype=float)).any())
 
 
-def positive(values: np.ndarray) -> np.ndarray:
-    """Values for a logarithmic axis: what is not positive becomes NaN, a gap in the line."""
-    return np.where(np.nan_to_num(values) > 0, values, np.nan)
+def above(values: np.ndarray, floor: float = 0.0) -> np.ndarray:
+    """Values for a logarithmic axis: what is not above ``floor`` becomes NaN, a gap in the line."""
+    return np.where(np.nan_to_num(values) > floor, values, np.nan)
 
 
 def bars(errors: np.ndarray) -> np.ndarray:

@@ -16,13 +16,13 @@ from .style import (
     ORANGE,
     RED,
     SKY,
+    above,
     axis,
     bars,
     known,
     legend_above,
     log_axis,
     paired,
-    positive,
     series,
 )
 
@@ -59,16 +59,16 @@ def _draw_quality(axes: Axes, dataset: xr.Dataset, exact: float) -> None:
     log_axis(axes)
     if dataset.sizes.get("spin"):
         v_score = dataset.sizes["spin"] * series(dataset, "energy_variance", "step") / energy**2
-        axes.plot(step, positive(v_score), color=ORANGE, linewidth=1, label="V-score")
+        axes.plot(step, above(v_score), color=ORANGE, linewidth=1, label="V-score")
     if np.isfinite(exact):
         axes.plot(
             step,
-            positive(np.abs(_error(dataset) / exact)),
+            above(np.abs(_error(dataset) / exact)),
             color=SKY,
             linewidth=1,
             label="relative standard error",
         )
-        relative = positive(np.abs((energy - exact) / exact))
+        relative = above(np.abs((energy - exact) / exact))
         axes.plot(step, relative, color=BLUE, linewidth=1.2, label="relative error against exact")
     final = abs(attribute(dataset, "relative_error"))
     if final > 0:
@@ -113,6 +113,6 @@ def _draw_histories(axes: Axes, dataset: xr.Dataset, name: str) -> None:
     for layer, (colour, _) in paired(labels(dataset, "layer"), (FEATURE, *CONTROLS)):
         for first, seed in enumerate(labels(dataset, "sae_seed")):
             history = series(dataset, name, "step", layer=layer, sae_seed=seed)
-            shown = positive(history) if name == "loss" else history
+            shown = above(history) if name == "loss" else history
             label = None if first else f"{plain(layer)} (a line per seed)"
             axes.plot(axis(dataset, "step"), shown, color=colour, linewidth=1, alpha=0.8, label=label)
