@@ -63,7 +63,7 @@ class GroundState(Section):
     samples: int = Field(
         1024, ge=2, le=2**16, description="Born samples per step; a multiple of sampling.chains"
     )
-    learning_rate: float = Field(0.03, gt=0, le=10, description="step length at the start")
+    learning_rate: float = Field(0.1, gt=0, le=10, description="step length at the start")
     final_learning_rate: float = Field(
         0.05, ge=0, le=1, description="share of learning_rate left at the end of the cosine decay"
     )
