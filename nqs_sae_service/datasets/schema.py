@@ -39,7 +39,7 @@ _STEERED = "layer target direction scale estimator"
 SCHEMA: dict[str, dict[str, Variable]] = {
     "ground_state": {
         "energy": _v("step", "mean local energy (total)", "J", True),
-        "energy_error": _v("step", "standard error of the energy over chains", "J", True),
+        "energy_error": _v("step", "standard error of the energy, samples taken as independent", "J", True),
         "energy_variance": _v("step", "variance of the local energy", "J^2", True),
         "acceptance": _v("step", "accepted share of the proposals", "1", True),
         "learning_rate": _v("step", "step length of the update", "1", True),
@@ -135,7 +135,7 @@ SCHEMA: dict[str, dict[str, Variable]] = {
             "layer feature", "mean correlation of activations with the matched feature of the other seeds"
         ),
         "density": _v("layer feature", "share of test inputs on which the feature is active"),
-        "participation_ratio": _v("layer", "(tr C)^2 / tr C^2 of the activation covariance"),
+        "participation_ratio": _v("layer", "(tr C)^2 / tr C^2 of the covariance C of the dictionary's inputs"),
     },
     "steering": {
         "observable_mean": _v(f"{_STEERED} observable", "expectation in the steered state"),

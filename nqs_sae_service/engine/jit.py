@@ -12,14 +12,14 @@ import tempfile
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent.parent
+_ROOMS = ("engine", "states", "sampling", "vmc", "sae")  # where kernels, and the constants compiled into them, live
 
 
 def _sources_digest() -> str:
     digest = hashlib.sha256()
-    for source in sorted(_PACKAGE.rglob("*.py")):
-        text = source.read_bytes()
-        if b"njit" in text:
-            digest.update(str(source.relative_to(_PACKAGE)).encode() + b"\0" + text)
+    for room in _ROOMS:
+        for source in sorted((_PACKAGE / room).rglob("*.py")):
+            digest.update(str(source.relative_to(_PACKAGE)).encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()[:16]
 
 

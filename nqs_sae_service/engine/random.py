@@ -63,7 +63,7 @@ def words(seed: int, stream: Stream, step: int, rows: int, chains: int, xp=np):
 
 
 def uniform(high, low):
-    """Doubles in (0, 1) from two words: 53 random bits, never 0 so that the logarithm is finite."""
+    """Doubles in (0, 1] from two words: 53 random bits, never 0 so that the logarithm is finite."""
     xp = namespace(high)
     bits = (high.astype(xp.uint64) << np.uint64(21)) ^ (low.astype(xp.uint64) >> np.uint64(11))
     return (bits.astype(xp.float64) + 0.5) * 2.0**-53

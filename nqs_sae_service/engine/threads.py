@@ -1,7 +1,7 @@
-"""Threads of this process: kernels own the parallel loops, so the BLAS they call stays on one thread.
+"""Threads of this process: kernels own the parallel loops, and every BLAS call stays on one thread.
 
-NumPy and SciPy wheels each bring their own OpenBLAS. Numba kernels call SciPy's inside ``prange`` (one thread each); plain
-NumPy products outside kernels use NumPy's, on as many threads as the engine has.
+NumPy and SciPy wheels each bring their own OpenBLAS. Kernels call SciPy's inside ``prange``, so it must not start threads of
+its own; with one thread everywhere the bits of a product do not depend on the number of threads either.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def available_threads() -> int:
 
 
 def configure_threads(threads: int = 0) -> int:
-    """Set the number of threads of all kernels and products (0: all available cores); returns the number set."""
+    """Set the number of threads of the kernels (0: all available cores), and of every BLAS to one; returns the former."""
     from threadpoolctl import ThreadpoolController
 
     from . import jit
@@ -26,5 +26,5 @@ def configure_threads(threads: int = 0) -> int:
     jit.numba.set_num_threads(wanted)
     for library in ThreadpoolController().lib_controllers:
         if library.user_api == "blas":
-            library.set_num_threads(1 if "scipy" in library.filepath else wanted)
+            library.set_num_threads(1)
     return wanted

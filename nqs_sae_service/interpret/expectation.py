@@ -4,67 +4,36 @@
     resampled    fresh Metropolis samples of every psi_s
     exact        the sum over all configurations (small systems)
 
-The energy and off-diagonal observables always use psi_s's own local estimators. The infidelity is 1 - |E r|^2 / E|r|^2 with
-r = psi_s / psi. A ``Curve`` keeps the influence of every batch of samples on every mean, so that any linear combination of its
-points (a change, a slope, an interpolated value) has an honest error: paired between the points of a reweighted curve,
+The energy and off-diagonal observables always use psi_s's own local estimators. Infidelity: 1 - |E r|^2 / E|r|^2 with
+r = psi_s / psi. A ``Curve`` keeps the influence of every batch of samples on every mean, so that any linear combination of
+its points (a change, a slope, an interpolated value) has an honest error: paired between the points of a reweighted curve,
 independent otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..physics.exact import FullSummation
+from ..physics.exact import FullSummation, all_configurations
 from ..physics.observables import Observable
-from ..physics.operators import Operator
 from ..sampling import Metropolis
 from ..states import LogPsi
-from ..vmc.estimators import local_values
+from ..vmc.estimators import measure
 from ..vmc.statistics import autocorrelation_time, effective_sample_size, mean_and_error, weighted_mean
 
 MAX_SITES_EXACT = 16
+REWEIGHTING_CALL = 256  # samples per tick of a reweighted curve
 Tick = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Quantities:
-    """What is measured: observables, and the energy as the last column."""
-
-    observables: tuple[Observable, ...]
-    hamiltonian: Operator
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the columns."""
-        return (*(o.name for o in self.observables), "energy")
-
-    def __len__(self) -> int:
-        return len(self.observables) + 1
-
-    def measure(self, psi: LogPsi, sigma: np.ndarray, log_psi: np.ndarray, chunk: int) -> np.ndarray:
-        """Local value of every quantity: sigma (n, n_sites), log_psi (n, ...) -> (n, ..., quantity) float64."""
-        operators = [o.operator for o in self.observables if o.operator is not None]
-        estimates = iter(local_values(psi, [*operators, self.hamiltonian], sigma, log_psi, chunk))
-        columns = []
-        for o in self.observables:
-            if o.operator is not None:
-                columns.append(next(estimates).real)
-            elif o.kind == "log_psi":
-                columns.append(o.values(log_psi))
-            else:
-                values = o.values(sigma).reshape(-1, *(1,) * (log_psi.ndim - 1))
-                columns.append(np.broadcast_to(values, log_psi.shape))
-        return np.stack([*columns, next(estimates).real], axis=-1)
-
-
-@dataclass(frozen=True)
 class Curve:
-    """Means (point, quantity) along a family of states, and how each batch of samples moved them.
+    """Means (point, observable) along a family of states, and how each batch of samples moved them.
 
-    ``influence`` (point, chain, draw, quantity): the mean's deviation is the mean of the influence over chains and draws.
+    ``influence`` (point, chain, draw, observable): the mean's deviation is the mean of the influence over chains and draws.
     ``paired``: the points share their samples. Exact curves have no influence.
     """
 
@@ -75,7 +44,7 @@ class Curve:
     ess: np.ndarray
 
     def combination(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """sum_p weights_p mean_p and its standard error: weights (point,) -> two arrays (quantity,)."""
+        """sum_p weights_p mean_p and its standard error: weights (point,) -> two arrays (observable,)."""
         used = np.flatnonzero(weights)
         value = weights[used] @ self.mean[used]
         if self.influence is None or not len(used):
@@ -87,9 +56,19 @@ class Curve:
 
     @property
     def error(self) -> np.ndarray:
-        """Standard error of every mean (point, quantity)."""
+        """Standard error of every mean (point, observable)."""
         errors = np.stack([self.combination(row)[1] for row in np.eye(len(self.mean))])
         return np.where(np.isnan(self.mean), np.nan, errors)
+
+    def replicas(self, count: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
+        """Means (point, observable) as other chains would have given them: a bootstrap over chains, to first order."""
+        if self.influence is None:
+            return
+        by_chain = self.influence.mean(axis=2)
+        points, chains = by_chain.shape[:2]
+        for _ in range(count):
+            drawn = generator.integers(chains, size=(1 if self.paired else points, chains))
+            yield self.mean + np.take_along_axis(by_chain, drawn[:, :, None], axis=1).mean(axis=1)
 
     def spread(self, places: np.ndarray, points: int) -> Curve:
         """The same points at ``places`` of a longer curve that is NaN elsewhere."""
@@ -116,28 +95,32 @@ class Curve:
 
 
 def reweighted(
-    family: LogPsi, quantities: Quantities, sigma: np.ndarray, log_psi: np.ndarray, chunk: int, tick: Tick
+    family: LogPsi,
+    observables: Sequence[Observable],
+    sigma: np.ndarray,
+    log_psi: np.ndarray,
+    chunk: int,
+    tick: Tick,
 ) -> Curve:
     """Curve from samples of psi: sigma (chain, draw, n_sites), log_psi (chain, draw).
 
-    The log psi of ``family`` has a trailing axis (point).
+    log psi of ``family`` has a trailing axis (point).
     """
     chains, draws = log_psi.shape
-    flat, per_call = sigma.reshape(-1, sigma.shape[-1]), 256
+    flat = sigma.reshape(-1, sigma.shape[-1])
     logs, values = [], []
-    for start in range(0, len(flat), per_call):
+    for start in range(0, len(flat), REWEIGHTING_CALL):
         tick("reweighting")
-        rows = flat[start : start + per_call]
+        rows = flat[start : start + REWEIGHTING_CALL]
         logs.append(family.log_psi(rows))
-        values.append(quantities.measure(family, rows, logs[-1], chunk))
+        values.append(measure(family, observables, rows, logs[-1], chunk).real)
     log_family = np.concatenate(logs).reshape(chains, draws, -1)
     value = np.concatenate(values).reshape(chains, draws, log_family.shape[-1], -1)
-    log_ratio = log_family - log_psi[:, :, None]
-    return _from_ratios(log_ratio, value)
+    return _from_ratios(log_family - log_psi[:, :, None], value)
 
 
 def _from_ratios(log_ratio: np.ndarray, value: np.ndarray) -> Curve:
-    """log psi_s / psi (chain, draw, point) and values (chain, draw, point, quantity)."""
+    """log psi_s / psi (chain, draw, point) and values (chain, draw, point, observable)."""
     means, influences, infidelities, sizes = [], [], [], []
     for p in range(log_ratio.shape[-1]):
         weight = np.exp(2 * (log_ratio[..., p].real - log_ratio[..., p].real.max()))
@@ -164,91 +147,93 @@ def systematic_resample(weight: np.ndarray, count: int, offset: float) -> np.nda
     return np.minimum(np.searchsorted(place, (np.arange(count) + offset) / count), len(weight) - 1)
 
 
+@dataclass(frozen=True)
+class FreshSampling:
+    """How a state is sampled anew: ``draws`` samples per chain, ``sweeps`` apart, after ``burn_in`` sweeps."""
+
+    metropolis: Metropolis
+    chains: int
+    burn_in: int
+    draws: int
+    sweeps: int
+    chunk: int
+
+
+_SWEEPS_OF_A_STATE = 1 << 24  # the random numbers of different states never overlap
+
+
 def resampled(
     psi_s: LogPsi,
     psi: LogPsi,
-    quantities: Quantities,
-    metropolis: Metropolis,
-    start: np.ndarray,
-    first_sweep: int,
-    burn_in: int,
-    draws: int,
-    sweeps: int,
-    chunk: int,
+    observables: Sequence[Observable],
+    born: tuple[np.ndarray, np.ndarray],
+    sampling: FreshSampling,
+    number: int,
     tick: Tick,
 ) -> Curve:
-    """One point from fresh samples of psi_s: chains begin at ``start`` (chain, n_sites), ``draws`` samples per chain.
+    """One point from fresh samples of psi_s; ``number`` keeps the random numbers of different states apart.
 
-    ``first_sweep`` numbers the sweeps, so that different points use different random numbers. The ESS is 1 / tau of the energy.
+    The chains start at Born samples of psi, (n, n_sites) and log psi (n,), drawn with the weights |psi_s / psi|^2. The ESS
+    is 1 / tau of the energy: an upper bound when the draws per chain are few.
     """
-    chains = metropolis.start(psi_s, start, first_sweep)
-    for _ in range(burn_in):
+    sigma, log_psi = born
+    log_ratio = (psi_s.log_psi(sigma) - log_psi).real
+    offset = np.random.default_rng((sampling.metropolis.seed, number)).random()
+    start = systematic_resample(np.exp(2 * (log_ratio - log_ratio.max())), sampling.chains, offset)
+    chains = sampling.metropolis.start(psi_s, sigma[start], number * _SWEEPS_OF_A_STATE)
+    for _ in range(sampling.burn_in):
         tick("resampling")
-        metropolis.sweep(psi_s, chains)
+        sampling.metropolis.sweep(psi_s, chains)
     values, log_ratios = [], []
-    for _ in range(draws):
-        for _ in range(sweeps):
+    for _ in range(sampling.draws):
+        for _ in range(sampling.sweeps):
             tick("resampling")
-            metropolis.sweep(psi_s, chains)
-        values.append(quantities.measure(psi_s, chains.sigma, chains.log_psi, chunk))
+            sampling.metropolis.sweep(psi_s, chains)
+        values.append(measure(psi_s, observables, chains.sigma, chains.log_psi, sampling.chunk).real)
         log_ratios.append(psi.log_psi(chains.sigma) - chains.log_psi)
     value = np.stack(values, axis=1)
     mean = value.mean(axis=(0, 1))
-    tau = autocorrelation_time(value[..., -1]) if draws > 1 else 1.0
-    ess = 1 / max(1.0, float(tau))
+    tau = float(autocorrelation_time(value[..., -1])) if sampling.draws > 1 else 1.0
     overlap = infidelity(np.stack(log_ratios))
-    return Curve(mean[None], (value - mean)[None], False, np.asarray([overlap]), np.asarray([ess]))
+    return Curve(
+        mean[None], (value - mean)[None], False, np.asarray([overlap]), np.asarray([1 / max(1.0, tau)])
+    )
 
 
 class Exact:
     """Full summation: operators as sparse matrices, psi on all configurations, kept for all families that follow."""
 
-    def __init__(self, psi: LogPsi, quantities: Quantities, n_sites: int, configurations: np.ndarray):
-        self.quantities, self.n_sites, self.configurations = quantities, n_sites, configurations
-        self.matrices = [
-            o.operator.to_sparse() if o.operator is not None else None for o in quantities.observables
+    def __init__(self, psi: LogPsi, observables: Sequence[Observable], n_sites: int):
+        self.observables, self.configurations = observables, all_configurations(n_sites)
+        self.operators = [
+            o.operator.to_sparse() if o.operator is not None else o.values(self.configurations)
+            for o in observables
         ]
-        self.hamiltonian = quantities.hamiltonian.to_sparse()
-        self.psi = FullSummation.from_log_psi(n_sites, psi.log_psi(configurations))
+        self.state = self._normalised(psi.log_psi(self.configurations))
 
-    @property
-    def energy(self) -> float:
-        """Energy of psi."""
-        return self.psi.operator_expectation(self.hamiltonian)
+    def _normalised(self, log_psi: np.ndarray) -> FullSummation:
+        return FullSummation.from_log_psi(self.configurations.shape[1], log_psi)
 
     def curve(self, family: LogPsi) -> Curve:
         """Exact curve of a family (trailing axis of log psi)."""
-        log_family = family.log_psi(self.configurations)
-        states = [
-            FullSummation.from_log_psi(self.n_sites, log_family[:, p]) for p in range(log_family.shape[1])
-        ]
-        mean = np.stack([self.expectations(s, log_family[:, p]) for p, s in enumerate(states)])
-        overlap = np.asarray([self.psi.infidelity(s) for s in states])
-        return Curve(mean, None, True, overlap, np.ones(len(states)))
+        states = [self._normalised(column) for column in family.log_psi(self.configurations).T]
+        overlap = np.asarray([self.state.infidelity(s) for s in states])
+        return Curve(
+            np.stack([self.expectations(s) for s in states]), None, True, overlap, np.ones(len(states))
+        )
 
-    def expectations(self, state: FullSummation, log_psi: np.ndarray) -> np.ndarray:
-        """Every quantity in one state (quantity,)."""
-        values = []
-        for o, matrix in zip(self.quantities.observables, self.matrices, strict=True):
-            if matrix is not None:
-                values.append(state.operator_expectation(matrix))
-            else:
-                values.append(
-                    float(
-                        state.expectation(o.values(log_psi if o.kind == "log_psi" else self.configurations))
-                    )
-                )
-        return np.asarray([*values, state.operator_expectation(self.hamiltonian)])
+    def expectations(self, state: FullSummation) -> np.ndarray:
+        """Every observable in one state (observable,)."""
+        return np.asarray(
+            [
+                float(state.expectation(o)) if isinstance(o, np.ndarray) else state.operator_expectation(o)
+                for o in self.operators
+            ]
+        )
 
     def slopes(self, tangent: np.ndarray) -> np.ndarray:
-        """2 Re Cov(t, O_loc) of every quantity (quantity,) for t = d log psi / d strength (2^N,): exact first derivatives."""
-        psi, p = self.psi.psi, self.psi.probability
-        t = tangent - p @ tangent
-        values = []
-        for o, matrix in zip(self.quantities.observables, self.matrices, strict=True):
-            if matrix is not None:
-                values.append(2 * np.vdot(t * psi, matrix @ psi).real)
-            else:
-                diagonal = np.full(len(p), np.nan) if o.kind == "log_psi" else o.values(self.configurations)
-                values.append(float(2 * np.sum(p * t.real * diagonal)))
-        return np.asarray([*values, 2 * np.vdot(t * psi, self.hamiltonian @ psi).real])
+        """2 Re Cov(t, O_loc) of every observable (observable,), t = d log psi / d strength (2^N,): exact first derivatives."""
+        psi = self.state.psi
+        turned = (tangent - self.state.probability @ tangent) * psi
+        applied = (o * psi if isinstance(o, np.ndarray) else o @ psi for o in self.operators)
+        return np.asarray([2 * np.vdot(turned, a).real for a in applied])

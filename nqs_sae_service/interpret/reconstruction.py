@@ -12,12 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..physics.observables import Observable
 from ..sae.dictionary import Dictionary
-from ..sampling import Metropolis
 from ..states import LogPsi, Wavefunction
-from .expectation import Exact, Quantities, Tick, infidelity, resampled
-
-_BURN_IN, _DRAWS = 15, 2  # sweeps before, and samples per chain of, the energy of a replaced state
+from .expectation import Exact, FreshSampling, Tick, infidelity, resampled
 
 
 def reconstructed(psi: Wavefunction, layer: str, dictionary: Dictionary, pooled: bool) -> LogPsi:
@@ -45,50 +43,35 @@ def ablated(psi: Wavefunction, layer: str, mean: np.ndarray, pooled: bool) -> Lo
 
 @dataclass(frozen=True)
 class Yardstick:
-    """Energies and overlaps of replaced states: ``exact`` on small systems, else Born samples to start and reweight from.
+    """Energies and overlaps of replaced states: ``exact`` on small systems, else from Born samples of psi.
 
-    sigma (chain, draw, n_sites), log_psi (chain, draw) of psi; ``energy`` of psi (total).
+    born: configurations (n, n_sites) and log psi (n,); ``energy``: the local energy; ``reference``: <H> of psi (total).
     """
 
     psi: Wavefunction
-    quantities: Quantities
+    energy: Observable
     exact: Exact | None
-    metropolis: Metropolis
-    sigma: np.ndarray
-    log_psi: np.ndarray
-    energy: float
-    chunk: int
+    sampling: FreshSampling
+    born: tuple[np.ndarray, np.ndarray]
+    reference: float
 
     def energy_of(self, psi_s: LogPsi, number: int, tick: Tick) -> float:
         """Energy of a replaced state; ``number`` keeps the random numbers of different states apart."""
         if self.exact is not None:
             return float(self.exact.curve(_Single(psi_s)).mean[0, -1])
-        sigma = np.ascontiguousarray(self.sigma[:, -1])
-        curve = resampled(
-            psi_s,
-            self.psi,
-            self.quantities,
-            self.metropolis,
-            sigma,
-            number << 24,
-            _BURN_IN,
-            _DRAWS,
-            1,
-            self.chunk,
-            tick,
-        )
+        curve = resampled(psi_s, self.psi, (self.energy,), self.born, self.sampling, number, tick)
         return float(curve.mean[0, -1])
 
     def infidelity_of(self, psi_s: LogPsi) -> float:
         """1 - fidelity with psi."""
         if self.exact is not None:
             return float(self.exact.curve(_Single(psi_s)).infidelity[0])
-        flat = self.sigma.reshape(-1, self.sigma.shape[-1])
-        return infidelity(psi_s.log_psi(flat) - self.log_psi.reshape(-1))
+        sigma, log_psi = self.born
+        return infidelity(psi_s.log_psi(sigma) - log_psi)
 
     def energy_recovered(self, psi_sae: LogPsi, energy_ablated: float, number: int, tick: Tick) -> float:
         """1 when the reconstruction costs no energy, 0 when it is as bad as the mean; NaN if the mean costs none either."""
-        gap = energy_ablated - self.energy
+        gap = energy_ablated - self.reference
         return (energy_ablated - self.energy_of(psi_sae, number, tick)) / gap if gap > 0 else float("nan")
 
 

@@ -20,41 +20,42 @@ from .directions import Direction
 from .expectation import Curve, infidelity
 
 _MATCHING_ROUNDS = 12
-_MATCHING_TOLERANCE = 0.01
+_MATCHING_TOLERANCE = 0.01  # relative, of the infidelity: good enough to stop
+_MATCHED = 0.05  # and good enough to be called matched
+_REPLICAS = 200
 _LOCAL_POINTS = 5  # points around scale 1 that a slope is fitted to
 
 
 def matched_strengths(
     direction: Direction, sigma: np.ndarray, log_psi: np.ndarray, wanted: np.ndarray, signs: np.ndarray
 ) -> np.ndarray:
-    """Strengths (point,) at which the direction reaches the wanted infidelities; NaN where it cannot.
+    """Strengths (point,) at which the direction reaches the wanted infidelities: 0 where the sign is 0, NaN where it cannot.
 
-    sigma (n, n_sites) samples of psi with log_psi (n,). The infidelity grows as strength^2 Var(tangent) at first; a damped
-    secant in its square root follows from there.
+    sigma (n, n_sites) samples of psi with log_psi (n,). The infidelity grows as strength^2 Var(tangent) at first; from there
+    the strength is rescaled by the square root of what is missing, by a factor between 1/2 and 2 at a time.
     """
+    asked = (signs != 0) & (wanted > 0)
+    strengths = np.where(signs == 0, 0.0, np.nan)
     metric = np.var(direction.tangent(sigma))
-    if not metric > 0:
-        return np.where(wanted == 0, 0.0, np.nan)
-    with np.errstate(invalid="ignore"):
-        size = np.sqrt(wanted / metric)
-    reached = np.zeros_like(size)
+    if not metric > 0 or not asked.any():
+        return strengths
+    aim, sign = wanted[asked], signs[asked]
+    size = np.sqrt(aim / metric)
     for _ in range(_MATCHING_ROUNDS):
-        log_ratio = direction.log_psi(sigma, signs * np.nan_to_num(size)) - log_psi[:, None]
+        log_ratio = direction.log_psi(sigma, sign * size) - log_psi[:, None]
         reached = np.asarray([infidelity(column) for column in log_ratio.T])
-        with np.errstate(divide="ignore", invalid="ignore"):
-            size = np.where(wanted > 0, size * np.clip(np.sqrt(wanted / reached), 0.5, 2.0), 0.0)
-        if np.all((wanted == 0) | _matches(reached, wanted)):
+        missed = np.abs(reached / aim - 1)
+        strengths[asked] = np.where(missed < _MATCHED, sign * size, np.nan)
+        if np.all(missed < _MATCHING_TOLERANCE):
             break
-    return np.where((wanted == 0) | _matches(reached, wanted, slack=5.0), signs * size, np.nan)
-
-
-def _matches(reached: np.ndarray, wanted: np.ndarray, slack: float = 1.0) -> np.ndarray:
-    return np.abs(reached - wanted) <= slack * _MATCHING_TOLERANCE * wanted + 1e-14
+        with np.errstate(divide="ignore", invalid="ignore"):
+            size = size * np.clip(np.nan_to_num(np.sqrt(aim / reached), nan=0.5), 0.5, 2.0)
+    return strengths
 
 
 @dataclass(frozen=True)
 class Derivatives:
-    """First and second derivative by the strength at psi, of every quantity, with standard errors of the first."""
+    """First and second derivative by the strength at psi, of every observable, with standard errors of the first."""
 
     slope: np.ndarray
     slope_error: np.ndarray
@@ -98,7 +99,7 @@ def _through_base(coefficients: np.ndarray, near: np.ndarray, base: int, points:
 
 
 def change(curve: Curve, point: int, base: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean at ``point`` minus mean at ``base``, with its standard error: two arrays (quantity,)."""
+    """Mean at ``point`` minus mean at ``base``, with its standard error: two arrays (observable,)."""
     row = np.zeros(len(curve.mean))
     row[point] += 1
     row[base] -= 1
@@ -112,58 +113,57 @@ def relative_deviation(curve: Curve, base: int) -> tuple[np.ndarray, np.ndarray]
     return np.asarray([v[-1] for v, _ in pairs]) / energy, np.asarray([e[-1] for _, e in pairs]) / energy
 
 
-def reach(curve: Curve, base: int, quantity: int, budget: float) -> tuple[float, float]:
-    """Largest |change| of a quantity within the energy budget, with its standard error.
+def reach(mean: np.ndarray, base: int, column: int, budget: float) -> float:
+    """Largest |change| of an observable within the energy budget, from means (point, observable), the energy last.
 
-    On both sides of ``base`` the curve is followed outwards until the deviation leaves the budget; the crossing is interpolated
-    in sqrt|dE|, which is linear in the strength near an eigenstate. Where the curve ends within the budget, its last point
-    counts.
+    On both sides of ``base`` the curve is followed outwards until the deviation leaves the budget; the crossing is
+    interpolated in sqrt|dE|, which is linear in the strength near an eigenstate. Where the curve ends within the budget its
+    last point counts.
     """
-    deviation, _ = relative_deviation(curve, base)
-    best = (0.0, 0.0)
-    for step in (-1, 1):
-        row = _crossing(np.abs(deviation), base, step, budget)
-        if row is not None:
-            value, error = curve.combination(row)
-            best = max(best, (abs(float(value[quantity])), float(error[quantity])))
-    return best
+    deviation = np.abs(mean[:, -1] - mean[base, -1]) / abs(mean[base, -1])
+    change = mean[:, column] - mean[base, column]
+    return max(abs(_followed(deviation, change, base, step, budget)) for step in (-1, 1))
 
 
-def _crossing(deviation: np.ndarray, base: int, step: int, budget: float) -> np.ndarray | None:
-    """Weights (point,) of the change at the point where the deviation leaves the budget, going from ``base`` by ``step``."""
+def _followed(deviation: np.ndarray, change: np.ndarray, base: int, step: int, budget: float) -> float:
+    """The change where the deviation leaves the budget, going from ``base`` by ``step``."""
     inner, outer = base, base + step
     while 0 <= outer < len(deviation) and deviation[outer] <= budget:
         inner, outer = outer, outer + step
-    row = np.zeros(len(deviation))
-    row[base] -= 1
     if not 0 <= outer < len(deviation) or not np.isfinite(deviation[outer]):
-        row[inner] += 1
-        return row if inner != base else None
+        return float(change[inner])
     low, high = np.sqrt(deviation[[inner, outer]])
     part = (np.sqrt(budget) - low) / (high - low)
-    row[inner] += 1 - part
-    row[outer] += part
-    return row
+    return float((1 - part) * change[inner] + part * change[outer])
 
 
-def monotone_range(curve: Curve, base: int, quantity: int) -> tuple[int, int]:
-    """First and last point of the stretch around ``base`` over which a quantity moves one way, up to two standard errors."""
-    sign = np.sign(_side_difference(curve, base, quantity))
+def reach_error(curve: Curve, base: int, column: int, budget: float, generator: np.random.Generator) -> float:
+    """Standard error of the reach: how it scatters when whole chains are drawn anew, in the change and in the energy."""
+    replicas = [reach(mean, base, column, budget) for mean in curve.replicas(_REPLICAS, generator)]
+    return float(np.std(replicas)) if replicas else 0.0
+
+
+def monotone_range(curve: Curve, base: int, column: int) -> tuple[int, int]:
+    """First and last point of the stretch around ``base`` over which an observable moves one way, up to two standard errors.
+
+    The way is that of the step between the neighbours of ``base``; where that is unknown the stretch is ``base`` alone.
+    """
+    sign = np.sign(_side_difference(curve, base, column))
     ends = []
     for step in (-1, 1):
         end = base
-        while 0 <= end + step < len(curve.mean) and np.isfinite(curve.mean[end + step, quantity]):
+        while sign in (-1, 1) and 0 <= end + step < len(curve.mean):
             value, error = change(curve, end + step, end)
-            if step * sign * value[quantity] < -2 * error[quantity]:
+            if not step * sign * value[column] >= -2 * error[column]:
                 break
             end += step
         ends.append(end)
     return ends[0], ends[1]
 
 
-def _side_difference(curve: Curve, base: int, quantity: int) -> float:
+def _side_difference(curve: Curve, base: int, column: int) -> float:
     low, high = max(base - 1, 0), min(base + 1, len(curve.mean) - 1)
-    return float(curve.mean[high, quantity] - curve.mean[low, quantity])
+    return float(curve.mean[high, column] - curve.mean[low, column])
 
 
 def efficiency(slope: float, curvature: float, chi: float) -> float:

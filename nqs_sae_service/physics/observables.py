@@ -126,6 +126,11 @@ def check_observable(name: str, n_sites: int) -> None:
     _resolve(name, n_sites)
 
 
+def observable_kind(name: str, n_sites: int) -> Kind:
+    """diagonal, local or log_psi. Raises UnknownObservable."""
+    return _resolve(name, n_sites)[0].kind
+
+
 def observable_names(n_sites: int) -> list[str]:
     """Every observable, one example of each family: all are valid names on ``n_sites`` sites."""
     return [family.fill((*family.lowest[:-1], n_sites // 2)) for family in _FAMILIES.values()]

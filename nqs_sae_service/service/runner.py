@@ -177,9 +177,7 @@ def _plainly(plan: PointPlan, problem: Exception) -> str:
 
 
 def _prepare(plan: PointPlan) -> None:
-    """Check the device, write the resolved spec, and take away stage files that belong to an earlier version of it."""
-    if plan.point.spec.engine.device == "gpu":
-        raise UserError('this version computes on the CPU only: set engine.device = "cpu" or "auto"')
+    """Write the resolved spec, and take away stage files that belong to an earlier version of it."""
     spec, text = plan.directory / "spec.toml", plan.point.toml()
     if not spec.exists() or spec.read_text(encoding="utf-8") != text:
         write_text(spec, text)

@@ -243,7 +243,8 @@ class Steering(Section):
         update: dict[str, Any] = {}
         observables, activations = sections.get("observables"), sections.get("activations")
         if not self.targets and isinstance(observables, Observables):
-            update["targets"] = observables.names[:2]
+            fixed = _without_norm(observables.names, sections)
+            update["targets"] = tuple(name for name in observables.names if name not in fixed)[:2]
         if not self.layers and isinstance(activations, Activations):
             update["layers"] = activations.layers
         return self.model_copy(update=update) if update else self
@@ -254,8 +255,30 @@ class Steering(Section):
         observables, activations = sections.get("observables"), sections.get("activations")
         if isinstance(observables, Observables):
             yield from _among("targets", self.targets, "observables.names", observables.names)
+            if not self.targets:
+                yield Finding("targets", "none of observables.names has a mean that steering can move")
+        for name in _without_norm(self.targets, sections):
+            what = f"{name} has no meaning as a mean: it depends on the norm of psi"
+            yield Finding(f"targets[{self.targets.index(name)}]", what)
         if isinstance(activations, Activations):
             yield from _among("layers", self.layers, "activations.layers", activations.layers)
+
+
+def _without_norm(names: tuple[str, ...], sections: Mapping[str, Section]) -> list[str]:
+    """Those of the observables that are functions of log psi itself, which is known up to a constant only."""
+    lattice: Any = sections.get("lattice")
+    if lattice is None:
+        return []
+    from ..physics.observables import UnknownObservable, observable_kind
+
+    found = []
+    for name in names:
+        try:
+            if observable_kind(name, lattice.build().n_sites) == "log_psi":
+                found.append(name)
+        except UnknownObservable:
+            continue
+    return found
 
 
 class Engine(Section):
@@ -264,9 +287,13 @@ class Engine(Section):
     device: Literal["auto", "cpu", "gpu"] = Field("auto", description="where to compute")
     threads: int = Field(0, ge=0, le=4096, description="threads of the kernels; 0: all cores")
     chunk: int = Field(
-        0, ge=0, le=10**8, description="configurations per forward pass; 0: from the free memory"
+        0, ge=0, le=10**8, description="configurations per network call in local estimators; 0: 16384"
     )
     checkpoint_seconds: float = Field(30.0, ge=0, le=86_400, description="seconds between checkpoints")
+
+    def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
+        if self.device == "gpu":
+            yield Finding("device", 'this version computes on the CPU: use "cpu" or "auto"')
 
 
 class Output(Section):

@@ -20,7 +20,7 @@ from ..datasets.schema import labelled
 from ..errors import UserError
 from ..interpret import controls, correlation
 from ..interpret.gain import Gain, gain_over_controls
-from ..interpret.series import Average, Load, Rows, per_sample, row_moments
+from ..interpret.series import Average, Load, RowMoments, Rows, per_sample, row_moments
 from ..interpret.verdict import Evidence, verdict
 from ..sae.dictionary import Dictionary
 from ..sae.metrics import density, stability
@@ -161,11 +161,17 @@ class _Layer:
     def width(self) -> int:
         return self.stored.shape[3]
 
+    @cached_property
+    def moments(self) -> RowMoments:
+        """Of the inputs the dictionary was trained on: tokens, or token means."""
+        return row_moments(self.trained("train"), self.width)
+
     @property
     def participation_ratio(self) -> float:
-        return float(
-            self.experiment.context.upstream["activations"]["participation_ratio"].sel(layer=self.name)
-        )
+        """(tr C)^2 / tr C^2 of their covariance; NaN when they do not vary."""
+        covariance = self.moments.covariance
+        square = float(np.sum(covariance**2))
+        return float(np.trace(covariance)) ** 2 / square if square > 0 else float("nan")
 
     @property
     def pooled(self) -> bool:
@@ -263,7 +269,7 @@ def _controls(layer: _Layer, f: dict[str, NDArray]) -> Iterator[tuple[str, NDArr
     for i in experiment.initialisations:
         average = Dictionary.untrained_from_dataset(experiment.sae, layer.name, i).token_mean
         yield "untrained", layer.measured(average, partial(layer.untrained, i), features)
-    moments = row_moments(layer.trained("train"), width)
+    moments = layer.moments
     principal = controls.principal_directions(moments)
     random = controls.random_average(width, features, moments.mean, experiment.rng)
     yield "neuron", layer.measured(lambda x: x.mean(axis=1), layer.trained, width)

@@ -9,9 +9,8 @@ import xarray as xr
 
 from ..datasets.schema import labelled
 from ..physics.exact import exact_observables
-from ..physics.observables import Observable, explained_r2, make_observable, simple_functions
-from ..states import Wavefunction
-from ..vmc.estimators import local_values
+from ..physics.observables import explained_r2, make_observable, simple_functions
+from ..vmc.estimators import measure
 from ..vmc.statistics import mean_and_error, split_r_hat
 from .cost import Cost, network_flops, seconds_for
 from .inputs import born_samples, trained
@@ -38,7 +37,7 @@ def run(context: Context) -> xr.Dataset:
     for start in range(0, len(sigma), _SAMPLES_AT_ONCE):
         context.tick(start, len(sigma), "observables")
         rows = slice(start, start + _SAMPLES_AT_ONCE)
-        values[rows] = measure(psi, observables, sigma[rows], log_psi[rows], spec.engine.chunk)
+        values[rows] = measure(psi, observables, sigma[rows], log_psi[rows], spec.engine.chunk).real
     design = simple_functions(lattice, sigma)
     by_chain = values.reshape(*shape, -1)
     mean, error = mean_and_error(by_chain)
@@ -60,21 +59,6 @@ def run(context: Context) -> xr.Dataset:
             "split": ("chain", samples["split"].values),
         },
     )
-
-
-def measure(
-    psi: Wavefunction, observables: list[Observable], sigma: np.ndarray, log_psi: np.ndarray, chunk: int
-) -> np.ndarray:
-    """Real part of every observable's value or local estimator: (n, observable) float64. Operators share network calls."""
-    local = [o.operator for o in observables if o.operator is not None]
-    estimates = iter(local_values(psi, local, sigma, log_psi, chunk) if local else [])
-    columns = []
-    for observable in observables:
-        if observable.operator is not None:
-            columns.append(next(estimates).real)
-        else:
-            columns.append(observable.values(log_psi if observable.kind == "log_psi" else sigma))
-    return np.stack(columns, axis=-1)
 
 
 def estimate(spec: Spec) -> Cost:

@@ -13,9 +13,9 @@ import xarray as xr
 
 from ..datasets.schema import SCHEMA, labelled
 from ..engine.random import Stream
-from ..interpret.expectation import MAX_SITES_EXACT, Exact, Quantities
+from ..interpret.expectation import MAX_SITES_EXACT, Exact, FreshSampling
 from ..interpret.reconstruction import Yardstick, ablated, reconstructed
-from ..physics.exact import all_configurations
+from ..physics.observables import make_observable
 from ..sae.dictionary import Dictionary
 from ..sae.metrics import density, explained_variance
 from ..sampling import Metropolis
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ..spec import Spec
 
 UNTRAINED_SEED = 1_000_000  # seeds of the untrained networks follow on from here
+_BURN_IN, _DRAWS = 15, 2  # sweeps before, and samples per chain of, the energy of a replaced state
+_SAMPLES = 8192  # Born samples that overlaps are measured on
 
 
 def run(context: Context) -> xr.Dataset:
@@ -56,17 +58,19 @@ class _Workshop:
 
     def _make_yardstick(self) -> Yardstick:
         spec, n = self.context.spec, self.psi.state.n_sites
-        quantities = Quantities((), spec.hamiltonian.build(spec.lattice.build()))
-        exact = Exact(self.psi, quantities, n, all_configurations(n)) if n <= MAX_SITES_EXACT else None
-        sigma, log_psi = born_samples(self.samples, self.psi.state.complex_amplitude)
-        energy = float(self.context.upstream["ground_state"].attrs["final_energy"])
+        lattice = spec.lattice.build()
+        energy = make_observable("local_energy", lattice, spec.hamiltonian.build(lattice))
+        exact = Exact(self.psi, (energy,), n) if n <= MAX_SITES_EXACT else None
+        reference = float(self.context.upstream["ground_state"].attrs["final_energy"])
         if exact is not None:
-            energy = exact.energy
-        metropolis = Metropolis.of(spec.sampling, n, int(self.record.seeds[0] % 2**31), Stream.RECONSTRUCTION)
-        keep = self.chains["select"]
-        return Yardstick(
-            self.psi, quantities, exact, metropolis, sigma[keep], log_psi[keep], energy, spec.engine.chunk
-        )
+            reference = float(exact.expectations(exact.state)[0])
+        metropolis = Metropolis.of(spec.sampling, n, self.record.seeds[0], Stream.RECONSTRUCTION)
+        sampling = FreshSampling(metropolis, spec.sampling.chains, _BURN_IN, _DRAWS, 1, spec.engine.chunk)
+        sigma, log_psi = born_samples(self.samples, self.psi.state.complex_amplitude)
+        sigma, log_psi = sigma[self.chains["select"]], log_psi[self.chains["select"]]
+        some = np.linspace(0, log_psi.size - 1, min(_SAMPLES, log_psi.size)).astype(int)
+        born = (sigma.reshape(-1, n)[some], log_psi.reshape(-1)[some])
+        return Yardstick(self.psi, energy, exact, sampling, born, reference)
 
     def _empty(self) -> dict[str, np.ndarray]:
         sizes = {
@@ -78,7 +82,7 @@ class _Workshop:
             "step": self.record.steps,
             "parameter": self.psi.state.n_parameters,
         }
-        large = {"encoder", "decoder", "encoder_bias", "decoder_bias", "untrained_parameters"}
+        large = {"encoder", "decoder", "encoder_bias", "decoder_bias"}
         arrays = {
             name: np.zeros(
                 [sizes[d] for d in variable.dims],
@@ -86,6 +90,7 @@ class _Workshop:
             )
             for name, variable in SCHEMA["sae"].items()
         }
+        arrays["untrained_parameters"] = arrays["untrained_parameters"].astype(self.psi.state.dtype)
         done = np.zeros((len(self.layers), len(self.record.seeds) + self.record.untrained), bool)
         return {**arrays, "done": done, "ablated": np.full(len(self.layers), np.nan)}
 

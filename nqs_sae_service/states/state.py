@@ -103,14 +103,6 @@ class State:
         """Activations (n, token, width) of the named layers (one token for ``head``)."""
         return self.bind(parameters).activations(sigma, layers)
 
-    def edited_log_psi(self, parameters: Array, sigma: Array, layer: str, edit: Edit) -> Array:
-        """log psi (n,) with the activations x of ``layer`` replaced by ``edit(x)``."""
-        return self.bind(parameters).edited(layer, edit).log_psi(sigma)
-
-    def layer_gradient(self, parameters: Array, sigma: Array, layer: str) -> Array:
-        """d log psi / d x for the activations x of ``layer``: (n, token, width), complex with a phase."""
-        return self.bind(parameters).layer_gradient(sigma, layer)
-
     def check_layer(self, layer: str) -> None:
         """Raise KeyError naming the layers there are."""
         if layer not in self.layers:

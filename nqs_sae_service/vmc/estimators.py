@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..physics.observables import Observable
 from ..physics.operators import Operator
 from ..states import LogPsi
 
@@ -25,8 +26,8 @@ def local_values(
     """Local estimator of every operator on every configuration.
 
     sigma (n, n_sites) int8, log_psi (n, ...) of the same wave function, or of a family of them along trailing axes;
-    ``chunk``: configurations per network call (0: 16384), rounded so that calls hold a multiple of 64 samples. Returns one
-    array (n, ...) per operator, float64, complex128 if psi is complex.
+    ``chunk``: configurations per network call (0: 16384), rounded to calls of a multiple of 64 samples, at least one.
+    Returns one array (n, ...) per operator, float64, complex128 if psi is complex.
     """
     flips, places = _shared_flips(operators)
     per_call = max(1, (chunk or CHUNK) // max(len(flips), 1) // _ALIGNMENT) * _ALIGNMENT
@@ -39,6 +40,26 @@ def local_values(
                 element = _along(operator.element(sigma[rows]), ratio)
                 value[rows] += (element * ratio[:, place]).sum(axis=1)
     return values
+
+
+def measure(
+    psi: LogPsi, observables: Sequence[Observable], sigma: np.ndarray, log_psi: np.ndarray, chunk: int = 0
+) -> np.ndarray:
+    """Value, or local estimator, of every observable on every configuration; operators share their network calls.
+
+    sigma (n, n_sites), log_psi (n, ...) -> (n, ..., observable), float64, complex128 if psi is complex.
+    """
+    operators = [o.operator for o in observables if o.operator is not None]
+    estimates = iter(local_values(psi, operators, sigma, log_psi, chunk) if operators else [])
+    columns = []
+    for o in observables:
+        if o.operator is not None:
+            columns.append(next(estimates))
+        elif o.kind == "log_psi":
+            columns.append(o.values(log_psi))
+        else:
+            columns.append(np.broadcast_to(_along(o.values(sigma), log_psi), log_psi.shape))
+    return np.stack(columns, axis=-1)
 
 
 def _along(array: np.ndarray, target: np.ndarray) -> np.ndarray:

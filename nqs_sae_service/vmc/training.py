@@ -39,7 +39,7 @@ HISTORIES = (
     "step_seconds",
 )
 _DRIFT_EVERY = 25  # steps
-_DRIFT_LIMIT = 1e-2  # log |psi'/psi|^2: a percent in an acceptance ratio
+_DRIFT_LIMIT = 1e-2  # relative, of psi
 
 
 @dataclass
@@ -151,9 +151,9 @@ class Trainer:
             training.history[name].append(float(value))
 
 
-def _refuse_drift(log_ratio: float) -> None:
-    if not log_ratio <= _DRIFT_LIMIT:
+def _refuse_drift(departure: float) -> None:
+    if not departure <= _DRIFT_LIMIT:
         raise NumericalError(
-            f"cached and recomputed log |psi|^2 differ by {log_ratio:.1e}: float32 is not enough for this network; "
+            f"cached and recomputed psi differ by a share of {departure:.1e}: float32 is not enough for this network; "
             'set state.precision = "float64"'
         )

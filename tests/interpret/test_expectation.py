@@ -8,7 +8,7 @@ import pytest
 from nqs_sae_service.engine.random import Stream
 from nqs_sae_service.interpret import steering
 from nqs_sae_service.interpret.directions import Direction, FeatureDirection, JastrowDial, random_unit_vector
-from nqs_sae_service.interpret.expectation import Exact, Quantities, infidelity, resampled, reweighted
+from nqs_sae_service.interpret.expectation import Exact, FreshSampling, infidelity, resampled, reweighted
 from nqs_sae_service.interpret.reconstruction import ablated, reconstructed
 from nqs_sae_service.physics.exact import all_configurations, ground_state, susceptibility
 from nqs_sae_service.physics.hamiltonians.tfim import Tfim
@@ -18,13 +18,14 @@ from nqs_sae_service.physics.operators import basis_index
 from nqs_sae_service.sae.dictionary import Dictionary
 from nqs_sae_service.sampling import Metropolis, Moves
 from nqs_sae_service.states import Transformer
+from nqs_sae_service.vmc.estimators import measure
 from nqs_sae_service.vmc.statistics import covariance
 
 SITES = 12
 LATTICE = Chain(kind="chain", length=SITES).build()
 HAMILTONIAN = Tfim(kind="tfim", h=1.0).build(LATTICE)
-NAMES = ("magnetization", "abs_magnetization", "half_chain_correlation", "sigma_x")
-QUANTITIES = Quantities(tuple(make_observable(n, LATTICE, HAMILTONIAN) for n in NAMES), HAMILTONIAN)
+NAMES = ("magnetization", "abs_magnetization", "half_chain_correlation", "sigma_x", "local_energy")
+OBSERVABLES = tuple(make_observable(n, LATTICE, HAMILTONIAN) for n in NAMES)
 ALL = all_configurations(SITES)
 STRENGTHS = np.array([-0.8, -0.3, 0.0, 0.3, 0.8])
 BASE = 2
@@ -49,7 +50,7 @@ def dictionary(width=8, features=12, k=3, seed=0):
 
 def direction(psi, kind, layer="residual_1", pooled=False) -> Direction:
     if kind == "jastrow_dial":
-        return JastrowDial(psi, QUANTITIES.observables[1])
+        return JastrowDial(psi, OBSERVABLES[1])
     d = dictionary()
     rows = psi.stream_at(ALL, layer)
     rows = rows.mean(axis=1) if pooled else rows.reshape(-1, 8)
@@ -81,14 +82,14 @@ def case(request):
     kind, amplitude, layer, pooled = request.param
     psi = network(amplitude)
     turned = direction(psi, kind, layer, pooled)
-    exact = Exact(psi, QUANTITIES, SITES, ALL)
+    exact = Exact(psi, OBSERVABLES, SITES)
     return psi, turned, exact, exact.curve(turned.family(STRENGTHS))
 
 
 def test_reweighted_curve_agrees_with_full_summation(case):
     psi, turned, _, exact = case
     sigma, log_psi = born(psi)
-    curve = reweighted(turned.family(STRENGTHS), QUANTITIES, sigma, log_psi, 0, silent)
+    curve = reweighted(turned.family(STRENGTHS), OBSERVABLES, sigma, log_psi, 0, silent)
     assert np.ptp(exact.mean[:, 1]) > 1e-3  # the direction does something
     assert np.all(np.abs(curve.mean - exact.mean) < 4.5 * curve.error + 1e-5)
     for p in (0, 1, 3, 4):
@@ -101,23 +102,35 @@ def test_reweighted_curve_agrees_with_full_summation(case):
 def test_effective_sample_size_agrees_with_full_summation(case):
     psi, turned, exact, _ = case
     sigma, log_psi = born(psi)
-    curve = reweighted(turned.family(STRENGTHS), QUANTITIES, sigma, log_psi, 0, silent)
+    curve = reweighted(turned.family(STRENGTHS), OBSERVABLES, sigma, log_psi, 0, silent)
     weight = np.exp(2 * (turned.log_psi(ALL, STRENGTHS).real - psi.log_psi(ALL).real[:, None]))
-    p = exact.psi.probability
+    p = exact.state.probability
     np.testing.assert_allclose(curve.ess, (p @ weight) ** 2 / (p @ weight**2), rtol=0.1)
 
 
 def test_fresh_samples_agree_with_full_summation(case):
     psi, turned, _, exact = case
-    sigma, _ = born(psi, draws=1)
-    metropolis = Metropolis(SITES, Moves(0.1), 3, Stream.STEERING)
+    sigma, log_psi = born(psi)
+    samples = (sigma.reshape(-1, SITES), log_psi.reshape(-1))
+    sampling = FreshSampling(Metropolis(SITES, Moves(0.1), 3, Stream.STEERING), 400, 15, 8, 1, 0)
     for p in (0, 4):
-        curve = resampled(
-            turned.at(STRENGTHS[p]), psi, QUANTITIES, metropolis, sigma[:, 0], p << 24, 15, 8, 1, 0, silent
-        )
+        curve = resampled(turned.at(STRENGTHS[p]), psi, OBSERVABLES, samples, sampling, p, silent)
         assert np.all(np.abs(curve.mean[0] - exact.mean[p]) < 4.5 * curve.error[0] + 1e-5)
         assert curve.infidelity[0] == pytest.approx(exact.infidelity[p], rel=0.3)
         assert 0 < curve.ess[0] <= 1
+
+
+def test_complex_local_estimators_enter_the_slope():
+    """With a phase, Im t Im O_loc counts: the real parts alone give another number."""
+    psi = network("complex", np.float64)
+    turned = direction(psi, "feature")
+    exact = Exact(psi, OBSERVABLES, SITES)
+    tangent, p = turned.tangent(ALL), exact.state.probability
+    local = measure(psi, OBSERVABLES, ALL, psi.log_psi(ALL))
+    assert np.iscomplexobj(local)
+    centred = (tangent - p @ tangent).conj()[:, None]
+    np.testing.assert_allclose(exact.slopes(tangent), 2 * np.real(p @ (centred * local)), rtol=1e-9)
+    assert np.abs(2 * np.real(p @ (centred * local.real)) - exact.slopes(tangent))[3:].max() > 1e-3
 
 
 def test_predicted_slope_is_the_derivative(case):
@@ -130,7 +143,7 @@ def test_predicted_slope_is_the_derivative(case):
     np.testing.assert_allclose(measured.slope, predicted, atol=2e-3 * scale)
     sigma, log_psi = born(psi)
     flat = sigma.reshape(-1, SITES)
-    values = QUANTITIES.measure(psi, flat, log_psi.reshape(-1), 0).reshape(*log_psi.shape, -1)
+    values = measure(psi, OBSERVABLES, flat, log_psi.reshape(-1)).reshape(*log_psi.shape, -1)
     slope, error = covariance(turned.tangent(flat).reshape(*log_psi.shape, 1), values)
     assert np.all(np.abs(2 * slope - predicted) < 4.5 * 2 * error + 1e-6 * scale)
 
@@ -180,11 +193,11 @@ def test_jastrow_dial_has_the_known_efficiency():
     """eta = 0.81-0.85 for |m| on the critical ring of 12-16 sites: slope^2 / (chi curvature) from exact diagonalisation."""
     ground = ground_state(HAMILTONIAN)
     psi = Table(np.log(np.abs(ground.vector)))
-    dial = JastrowDial(psi, QUANTITIES.observables[1])
-    exact = Exact(psi, QUANTITIES, SITES, ALL)
+    dial = JastrowDial(psi, OBSERVABLES[1])
+    exact = Exact(psi, OBSERVABLES, SITES)
     strengths = np.linspace(-0.2, 0.2, 5)
     local = steering.derivatives(exact.curve(dial.family(strengths)), strengths, 2)
-    chi = susceptibility(exact.hamiltonian, ground, QUANTITIES.observables[1].values(ALL))
+    chi = susceptibility(exact.operators[-1], ground, OBSERVABLES[1].values(ALL))
     assert abs(local.slope[-1]) < 1e-6  # an eigenstate: no first-order change of the energy
     assert 0.80 < steering.efficiency(local.slope[1], local.curvature[-1], chi) < 0.86
 
@@ -192,10 +205,10 @@ def test_jastrow_dial_has_the_known_efficiency():
 def test_intervals_cover():
     """The 95 % interval of a reweighted change holds the exact change in about 95 % of 200 replicas."""
     psi = Table(np.log(np.abs(ground_state(HAMILTONIAN).vector)))
-    dial = JastrowDial(psi, QUANTITIES.observables[1])
-    diagonal = Quantities(QUANTITIES.observables[:3], HAMILTONIAN)
+    dial = JastrowDial(psi, OBSERVABLES[1])
+    diagonal = OBSERVABLES[:3]
     strengths = np.array([0.0, 0.4])
-    exact = Exact(psi, diagonal, SITES, ALL).curve(dial.family(strengths))
+    exact = Exact(psi, diagonal, SITES).curve(dial.family(strengths))
     hits = []
     for replica in range(200):
         sigma, log_psi = born(psi, chains=60, draws=4, seed=replica)

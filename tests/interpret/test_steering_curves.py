@@ -41,12 +41,12 @@ def test_a_single_point_has_no_derivative():
 def test_reach_interpolates_to_the_budget():
     """O = a, E = -1 + a^2: the budget 2e-2 is met at a = sqrt(0.02) on both sides."""
     curve = exact_curve(lambda a: a, lambda a: -1 + a**2)
-    assert steering.reach(curve, BASE, 0, 0.02)[0] == pytest.approx(np.sqrt(0.02), rel=1e-6)
+    assert steering.reach(curve.mean, BASE, 0, 0.02) == pytest.approx(np.sqrt(0.02), rel=1e-6)
 
 
 def test_reach_takes_the_better_side_and_the_end_of_the_curve():
     curve = exact_curve(lambda a: np.where(a > 0, 3 * a, a), lambda a: -1 + 1e-9 * a**2)
-    assert steering.reach(curve, BASE, 0, 0.02)[0] == pytest.approx(3)
+    assert steering.reach(curve.mean, BASE, 0, 0.02) == pytest.approx(3)
 
 
 def test_reach_follows_the_curve_outwards_and_does_not_jump_back_into_the_budget():
@@ -54,8 +54,32 @@ def test_reach_follows_the_curve_outwards_and_does_not_jump_back_into_the_budget
     deviation = np.array([0, 0.03, 0, 0, 0, 0, 0, 0, 0.05, 0, 0])
     mean = np.stack([SCALES - 1, -1 + deviation], axis=-1)
     curve = Curve(mean, None, True, np.zeros(11), np.ones(11))
-    value = steering.reach(curve, BASE, 0, 0.02)[0]
+    value = steering.reach(curve.mean, BASE, 0, 0.02)
     assert 0.6 < value < 0.8
+
+
+def test_the_error_of_the_reach_holds_the_noise_of_the_energy():
+    """A flat target: all scatter of the reach comes from where the noisy energy leaves the budget."""
+    generator = np.random.default_rng(3)
+    truth = np.stack([SCALES - 1, -1 + (SCALES - 1) ** 2], axis=-1)
+    reaches, errors = [], []
+    for _ in range(60):
+        noise = generator.normal(size=(11, 100, 1, 2)) * [0.0, 0.05]
+        influence = noise - noise.mean(axis=1, keepdims=True)
+        curve = Curve(truth + noise.mean(axis=(1, 2)), influence, False, np.zeros(11), np.ones(11))
+        reaches.append(steering.reach(curve.mean, BASE, 0, 0.1))
+        errors.append(steering.reach_error(curve, BASE, 0, 0.1, generator))
+    assert 0.6 < np.mean(errors) / np.std(reaches) < 1.6
+    exact = exact_curve(lambda a: a, lambda a: -1 + a**2)
+    assert steering.reach_error(exact, BASE, 0, 0.1, generator) == 0
+
+
+def test_an_unknown_neighbour_leaves_the_monotone_range_at_the_base():
+    mean = np.array([[0.0, -1], [np.nan, -1], [0, -1], [1, -1], [-1, -1], [5, -1]])
+    curve = Curve(mean, None, True, np.zeros(6), np.ones(6))
+    assert steering.monotone_range(curve, 2, 0) == (2, 2)
+    flat = Curve(np.array([[3.0, -1], [0, -1], [0, -1], [0, -1], [-4, -1]]), None, True, np.zeros(5), np.ones(5))
+    assert steering.monotone_range(flat, 2, 0) == (2, 2)
 
 
 def test_monotone_range():

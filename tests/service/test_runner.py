@@ -201,12 +201,6 @@ def test_leftovers_of_an_interrupted_write_are_swept(lab, run_directory):
     assert not leftover.exists()
 
 
-def test_the_gpu_is_refused_plainly(lab, computed, capsys):
-    assert lab('engine.device="gpu"') == 1
-    assert computed() == []
-    assert 'set engine.device = "cpu" or "auto"' in capsys.readouterr().err
-
-
 def test_results_that_are_a_file_are_said_plainly(lab, tmp_path, capsys):
     (tmp_path / "results").write_text("")
     assert lab() == 1

@@ -58,6 +58,12 @@ threads = -1
         ("[state]\nheads = 5", "spec.toml:9:1: state.heads: "),
         ("[state]\npatch = -4", "spec.toml:9:1: state.patch: must be at least 1, got -4"),
         ("[sae]\nfeatures = 4\nk = 8", "sae.k: "),
+        ('[engine]\ndevice = "gpu"', 'engine.device: this version computes on the CPU: use "cpu" or "auto"'),
+        ('[observables]\nnames = ["log_abs_psi"]', "steering.targets: none of observables.names has a mean"),
+        (
+            '[observables]\nnames = ["log_abs_psi", "sigma_x"]\n[steering]\ntargets = ["log_abs_psi"]',
+            "steering.targets[0]: log_abs_psi has no meaning as a mean",
+        ),
         ("[sae]\nfeatures = 1_000_000_000_000", "spec.toml:9:1: sae.features: must be at most "),
         ("[sae]\nkind = 'topk'\nl1 = 3.0", 'sae.l1: unknown key here; it belongs to kind "relu-l1"'),
         ("[sae]\nkind = 3", 'sae.kind: must be a string, "topk" or "relu-l1", got 3'),

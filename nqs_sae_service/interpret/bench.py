@@ -1,0 +1,160 @@
+"""The bench on which directions are measured: one trained state, its Born samples, and the three estimators.
+
+A direction gets its predicted slopes (2 Re Cov of the tangent with every local estimator), strengths at which it disturbs
+the state as much as another one does, and curves of every observable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ..errors import NumericalError
+from ..physics.exact import ground_state, susceptibility
+from ..physics.observables import Observable
+from ..states import Wavefunction
+from ..vmc.estimators import measure
+from ..vmc.statistics import covariance
+from . import steering
+from .directions import Direction
+from .expectation import MAX_SITES_EXACT, Curve, Exact, FreshSampling, Tick, resampled, reweighted
+
+ESTIMATORS = ("reweighted", "resampled", "exact")
+_MATCHING_SAMPLES = 2048
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """d<O> / d strength of every observable at the state itself, with standard errors: two arrays (observable,)."""
+
+    value: np.ndarray
+    error: np.ndarray
+
+
+@dataclass
+class Bench:
+    """``observables`` end with the local energy; sigma (chain, draw, n_sites), log_psi (chain, draw) are Born samples."""
+
+    psi: Wavefunction
+    observables: tuple[Observable, ...]
+    sigma: np.ndarray
+    log_psi: np.ndarray
+    sampling: FreshSampling
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Names of the observables, the energy last."""
+        return [o.name for o in self.observables]
+
+    @cached_property
+    def born(self) -> tuple[np.ndarray, np.ndarray]:
+        """The samples without their chains: configurations (n, n_sites), log psi (n,)."""
+        return self.sigma.reshape(-1, self.sigma.shape[-1]), self.log_psi.reshape(-1)
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """Every observable's value or local estimator on the samples: (chain, draw, observable), complex if psi is."""
+        sigma, log_psi = self.born
+        values = measure(self.psi, self.observables, sigma, log_psi, self.sampling.chunk)
+        return values.reshape(*self.log_psi.shape, -1)
+
+    @cached_property
+    def exact(self) -> Exact | None:
+        """The sum over all configurations, on small systems."""
+        n = self.psi.state.n_sites
+        return Exact(self.psi, self.observables, n) if n <= MAX_SITES_EXACT else None
+
+    @cached_property
+    def _susceptibilities(self) -> dict[int, float]:
+        return {}
+
+    def susceptibility(self, column: int) -> float:
+        """Exact d<O>/d lambda of the ground state of H - lambda O; NaN on large systems or where it does not converge."""
+        if self.exact is None:
+            return float("nan")
+        known = self._susceptibilities
+        if column not in known:
+            try:
+                known[column] = susceptibility(
+                    self.exact.operators[-1], self._ground, self.exact.operators[column]
+                )
+            except NumericalError:
+                known[column] = float("nan")
+        return known[column]
+
+    @cached_property
+    def _ground(self):
+        energy = self.observables[-1].operator
+        assert energy is not None
+        return ground_state(energy)
+
+    @cached_property
+    def _gradients(self) -> dict[tuple[str, str], np.ndarray]:
+        return {}
+
+    def gradient(self, layer: str, which: str) -> np.ndarray:
+        """d log psi / d x at a layer on the Born samples or on all configurations; kept until another layer is asked for."""
+        if any(kept != layer for kept, _ in self._gradients):
+            self._gradients.clear()
+        if (layer, which) not in self._gradients:
+            if which == "born":
+                sigma = self.born[0]
+            else:
+                assert self.exact is not None
+                sigma = self.exact.configurations
+            self._gradients[layer, which] = self.psi.layer_gradient(sigma, layer)
+        return self._gradients[layer, which]
+
+    def slopes(self, direction: Direction, layer: str) -> Slopes | None:
+        """Predicted slopes from the Born samples; None when the direction does nothing."""
+        tangent = direction.tangent(self.born[0], self.gradient(layer, "born")).reshape(self.log_psi.shape)
+        if not np.var(tangent) > 0:
+            return None
+        value, error = covariance(tangent[..., None], self.values)
+        return Slopes(2 * value, 2 * error)
+
+    def exact_slopes(self, direction: Direction, layer: str) -> Slopes:
+        """The same by full summation."""
+        assert self.exact is not None
+        value = self.exact.slopes(direction.tangent(self.exact.configurations, self.gradient(layer, "all")))
+        return Slopes(value, np.zeros_like(value))
+
+    def matched_strengths(self, direction: Direction, wanted: np.ndarray, signs: np.ndarray) -> np.ndarray:
+        """Strengths (point,) with the wanted infidelities; 0 where the sign is 0, NaN where there is none."""
+        sigma, log_psi = self.born
+        some = np.linspace(0, len(sigma) - 1, min(_MATCHING_SAMPLES, len(sigma))).astype(int)
+        return steering.matched_strengths(direction, sigma[some], log_psi[some], wanted, signs)
+
+    def curve(
+        self, estimator: str, direction: Direction, strengths: np.ndarray, number: int, tick: Tick
+    ) -> Curve | None:
+        """Means at every strength, NaN where that is NaN; None where the estimator cannot be computed.
+
+        ``number``: of the first point; it keeps the random numbers of different states apart.
+        """
+        known = np.flatnonzero(np.isfinite(strengths))
+        if not len(known) or (estimator == "exact" and self.exact is None):
+            return None
+        if estimator == "resampled":
+            points = [
+                resampled(
+                    direction.at(float(strengths[p])),
+                    self.psi,
+                    self.observables,
+                    self.born,
+                    self.sampling,
+                    number + int(p),
+                    tick,
+                )
+                for p in known
+            ]
+            curve = Curve.joined(points)
+        elif estimator == "reweighted":
+            family = direction.family(strengths[known])
+            curve = reweighted(family, self.observables, self.sigma, self.log_psi, self.sampling.chunk, tick)
+        else:
+            assert self.exact is not None
+            curve = self.exact.curve(direction.family(strengths[known]))
+        return curve.spread(known, len(strengths))
