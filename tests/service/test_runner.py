@@ -237,7 +237,7 @@ def test_a_disk_that_refuses_the_last_word_is_said_plainly(lab, monkeypatch, cap
 def test_a_report_that_fails_does_not_lose_the_run(lab, run_directory, monkeypatch, capsys):
     from nqs_sae_service import report
 
-    def fail(directory):
+    def fail(directory, images):
         raise ValueError("no such figure")
 
     monkeypatch.setattr(report, "write_figures", fail, raising=False)
@@ -252,7 +252,7 @@ def test_the_report_is_drawn_when_something_changed_and_only_then(lab, run_direc
     from nqs_sae_service import report
 
     drawn = []
-    monkeypatch.setattr(report, "write_report", drawn.append, raising=False)
+    monkeypatch.setattr(report, "write_report", lambda directory, images: drawn.append(directory), raising=False)
     lab("output.report=true")
     lab("output.report=true")
     assert drawn == [run_directory]
@@ -264,7 +264,7 @@ def test_a_sweep_has_a_report_of_its_own(lab, tmp_path, monkeypatch):
     from nqs_sae_service import report
 
     drawn = []
-    monkeypatch.setattr(report, "write_report", drawn.append, raising=False)
+    monkeypatch.setattr(report, "write_report", lambda directory, images: drawn.append(directory), raising=False)
     lab("output.report=true", text=toy.SPEC + STEERING_SWEEP)
     sweep = tmp_path / "results" / "toy"
     assert drawn == [sweep / "steering.draws=2", sweep / "steering.draws=3", sweep]

@@ -60,7 +60,7 @@ def upstream():
     rng = np.random.default_rng(1)
     sigma = rng.choice(np.array([-1, 1], np.int8), (CHAINS, DRAWS, SITES))
     m = sigma.mean(axis=2)
-    u, *others = directions = np.linalg.qr(rng.standard_normal((WIDTH, 3)))[0].T @ (np.eye(WIDTH) + 0.5)
+    u, *others = directions = np.linalg.qr(rng.standard_normal((WIDTH, 3)))[0].T @ (np.eye(WIDTH) + 0.2)
     reader = np.linalg.pinv(directions)[:, 0]  # sees u and is blind to the others
     encoder = rng.standard_normal((FEATURES, WIDTH))
     encoder[3], encoder[5] = reader, 0.0
@@ -80,8 +80,10 @@ def upstream():
         ),
         "activations": labelled(
             "activations",
-            {name: planted_activations(rng, m, u, np.array(others)).astype(np.float32) for name in LAYERS}
-            | {"participation_ratio": [3.0, 1.2]},
+            {
+                name: planted_activations(rng, m, u, loudness * np.array(others)).astype(np.float32)
+                for name, loudness in zip(LAYERS, (1.0, 0.3), strict=True)
+            },
             {"layer": LAYERS},
         ),
         "sae": labelled(
