@@ -127,7 +127,12 @@ def _record(document: Document, path: KeyPath, record: type[Section]) -> tuple[S
         place = (*path, *error["loc"])
         if not any(place[:n] in foreign for n in range(len(place) + 1)):
             problems.append(_problem(document, place, error, record))
-    return (None if problems else validated), problems
+    if validated is None and all(
+        error["type"] == "extra_forbidden" and len(error["loc"]) == 1 for error in errors
+    ):
+        known = {key: value for key, value in values.items() if key in record.model_fields}
+        validated, _ = _validate(record, json.dumps(known))  # unknown keys do not hide what else is wrong
+    return (None if foreign else validated), problems
 
 
 @lru_cache(maxsize=4096)

@@ -106,6 +106,7 @@ class Trainer:
             step / self.options.shift_steps
         )
 
+    @np.errstate(over="ignore", invalid="ignore")  # what diverges is refused below, in plain words
     def advance(self, training: Training) -> None:
         """One step, in place. Raises NumericalError, leaving ``training`` as it was, when a number is not finite."""
         started = time.perf_counter()

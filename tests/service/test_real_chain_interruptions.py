@@ -188,10 +188,9 @@ def test_killed_at_ten_random_moments_it_ends_with_the_same_bits(start, spec, tm
     (undisturbed,) = compute(spec, calm, *longer)
     rng = np.random.default_rng(seed)
     process = start(killed, *EAGER, *sets)
-    for moment in rng.uniform(0, 1.2, 10):
-        wait_until(
-            lambda process=process: status(killed).get("pid") == process.pid or rng.random() < 1e-3, process
-        )
+    for attempt, moment in enumerate(rng.uniform(0, 1.2, 10)):
+        if attempt % 3:  # every third one may die while it imports
+            wait_until(lambda process=process: status(killed).get("pid") == process.pid, process)
         time.sleep(moment)
         process.kill()
         assert process.wait() == -signal.SIGKILL

@@ -79,7 +79,6 @@ OBSERVABLES = ("magnetization", "abs_magnetization", "half_chain_correlation", "
 TARGETS = ("abs_magnetization", "sigma_x")
 SIGMAS = 4.5
 SAMPLED = ("reweighted", "resampled")
-STEERED_DRAWS = np.linspace(0, 31, 8).round().astype(int)  # 2048 of the 8192 samples are reweighted
 
 # What the contract promises to readers: variables with their dimensions, and attributes.
 _CURVE = "layer target direction scale estimator"
@@ -740,8 +739,8 @@ def test_controls_move_the_state_as_far_as_the_feature(run):
 
 
 def reweighted_samples(run):
-    """Configurations (chain, draw), as numbers of the basis, that steering reweights: some draws, evenly spread."""
-    sigma = run["samples"]["configuration"].values[:, STEERED_DRAWS]
+    """Configurations (chain, draw), as numbers of the basis, that steering reweights: all of the test chains."""
+    sigma = run["samples"]["configuration"].values[chains_of(run, "test")]
     return basis_index(sigma.reshape(-1, SITES)).reshape(sigma.shape[:2])
 
 
@@ -761,7 +760,7 @@ def test_overlaps_of_reweighted_samples_agree(run, exact, layer, target, directi
 
     expected = overlaps(exact.p)
     error = chain_error(
-        lambda chains: overlaps(np.bincount(index[chains].ravel(), minlength=4096)), np.arange(256)
+        lambda chains: overlaps(np.bincount(index[chains].ravel(), minlength=4096)), np.arange(len(index))
     )
     agree(curve["ess"].values, expected[0], error[0])
     agree(curve["infidelity"].values, 1 - expected[1], error[1])
@@ -797,9 +796,8 @@ def test_at_scale_one_everything_is_psi(run, exact):
     # reweighting with weights of one is plain averaging, over the same samples for every curve
     plain = sampled["observable_mean"].sel(estimator="reweighted", target=TARGETS[0]).values.reshape(-1, 4)
     np.testing.assert_allclose(plain, plain[:1].repeat(len(plain), axis=0), atol=1e-5)
-    np.testing.assert_allclose(
-        plain[0], run["observables"]["value"].values[:, STEERED_DRAWS].mean(axis=(0, 1)), atol=1e-5
-    )
+    value = run["observables"]["value"].values[chains_of(run, "test")]
+    np.testing.assert_allclose(plain[0], value.mean(axis=(0, 1)), atol=1e-5)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -835,6 +833,13 @@ def test_measured_slopes_agree(run):
             at = curve.sel(estimator=estimator)
             if np.isfinite(at["slope_measured"]).any():
                 agree(at["slope_measured"].values, expected, at["slope_measured_error"].values)
+
+
+def test_reaches_agree(run):
+    """Largest change within the energy budget: the sampled energies decide where the curve is left, and the error bar knows."""
+    for *_, curve in curves(run):
+        at = curve.sel(estimator="reweighted")
+        agree(at["reach"].values, curve["reach"].sel(estimator="exact").values, at["reach_error"].values)
 
 
 def test_the_efficiency_follows_from_slope_curvature_and_susceptibility(run, exact):
