@@ -135,7 +135,9 @@ SCHEMA: dict[str, dict[str, Variable]] = {
             "layer feature", "mean correlation of activations with the matched feature of the other seeds"
         ),
         "density": _v("layer feature", "share of test inputs on which the feature is active"),
-        "participation_ratio": _v("layer", "(tr C)^2 / tr C^2 of the covariance C of the dictionary's inputs"),
+        "participation_ratio": _v(
+            "layer", "(tr C)^2 / tr C^2 of the covariance C of the dictionary's inputs"
+        ),
     },
     "steering": {
         "observable_mean": _v(f"{_STEERED} observable", "expectation in the steered state"),

@@ -12,7 +12,13 @@ import tempfile
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-_ROOMS = ("engine", "states", "sampling", "vmc", "sae")  # where kernels, and the constants compiled into them, live
+_ROOMS = (
+    "engine",
+    "states",
+    "sampling",
+    "vmc",
+    "sae",
+)  # where kernels, and the constants compiled into them, live
 
 
 def _sources_digest() -> str:

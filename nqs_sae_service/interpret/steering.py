@@ -65,7 +65,8 @@ class Derivatives:
 def derivatives(curve: Curve, strengths: np.ndarray, base: int) -> Derivatives:
     """Derivatives at the point ``base`` (strength 0) from the nearest points by a polynomial through that point.
 
-    Exact curves are interpolated (degree 4 through five points); sampled ones get a quadratic fit.
+    Exact curves are interpolated (degree 4 through five points); sampled ones get a quadratic fit. Where the points share
+    their samples, noise does not hide how far the two differ, and the difference counts into the error of the slope.
     """
     near = _nearest(strengths, base)
     degree = min(4, len(near)) if curve.influence is None else min(2, len(near))
@@ -77,6 +78,10 @@ def derivatives(curve: Curve, strengths: np.ndarray, base: int) -> Derivatives:
     inverse = np.linalg.pinv(powers)
     rows = [_through_base(inverse[order], near, base, len(strengths)) for order in range(min(2, degree))]
     slope, slope_error = curve.combination(rows[0] / unit)
+    if curve.paired and curve.influence is not None and len(near) >= 4:
+        quartic = np.linalg.pinv((strengths[near] / unit)[:, None] ** np.arange(1, 5))
+        other = _through_base(quartic[0], near, base, len(strengths))
+        slope_error = np.hypot(slope_error, slope - curve.combination(other / unit)[0])
     if degree < 2:
         return Derivatives(slope, slope_error, np.full_like(slope, np.nan))
     second, _ = curve.combination(rows[1] * 2 / unit**2)

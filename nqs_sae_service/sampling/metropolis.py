@@ -105,7 +105,7 @@ class Metropolis:
             log_ratio = 2 * (log_psi.real - chains.log_psi.real)
             if xp.isnan(log_ratio).any():
                 raise NumericalError(
-                    "log psi became NaN while sampling; lower ground_state.learning_rate or raise its shift"
+                    "log psi became NaN while sampling; lower ground_state.learning_rate or raise ground_state.shift"
                 )
             accept = xp.log(uniform(row[:, 2], row[:, 3])) < log_ratio
             chains.sigma = xp.where(accept[:, None], proposed, chains.sigma)

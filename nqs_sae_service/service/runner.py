@@ -20,7 +20,7 @@ from loguru import logger
 from ..datasets import Origin, read_attributes, read_stage
 from ..datasets.files import locked, sweep_temporaries, write_text
 from ..engine.threads import configure_threads
-from ..errors import Stopped, UserError
+from ..errors import NumericalError, Stopped, UserError
 from .checkpoint import load_checkpoint, save_checkpoint
 from .log import run_log
 from .plan import PointPlan, Step
@@ -50,6 +50,7 @@ class StageContext:
     status: Status
     stop: StopRequest
     _due: float = field(init=False)
+    _state: Callable[[], dict[str, np.ndarray]] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self._due = time.monotonic() + self.spec.engine.checkpoint_seconds
@@ -62,6 +63,7 @@ class StageContext:
         state: Callable[[], dict[str, np.ndarray]] | None = None,
     ) -> None:
         """Show progress, write a checkpoint when one is due, raise Stopped when a stop was asked for."""
+        self._state = state or self._state
         if state is not None and (self.stop.asked or time.monotonic() >= self._due):
             began = time.monotonic()
             save_checkpoint(self.checkpoint, state())
@@ -71,6 +73,11 @@ class StageContext:
             raise Stopped
         self.progress.update(done, total, message)
         self.status.report(progress=self.progress.share, eta=self.progress.eta, message=message)
+
+    def keep(self) -> None:
+        """Write what the stage last offered: the last good state of one that diverged."""
+        if self._state is not None:
+            save_checkpoint(self.checkpoint, self._state())
 
     def restore(self) -> dict[str, np.ndarray] | None:
         """The arrays of the last checkpoint of this stage, or None."""
@@ -248,7 +255,11 @@ class _Run:
             progress = StageProgress(self.plan.point.run, name)
             stack.callback(progress.close)
             context = StageContext(spec, upstream, checkpoint, progress, self.status, self.stop)
-            dataset = step.stage.run(context)
+            try:
+                dataset = step.stage.run(context)
+            except NumericalError:
+                context.keep()
+                raise
             seed = getattr(getattr(spec, name, None), "seed", spec.seed)
             store.put(
                 dataset,

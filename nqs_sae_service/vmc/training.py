@@ -120,7 +120,8 @@ class Trainer:
         (energies,) = local_values(psi, [self.hamiltonian], sigma, log_psi, self.chunk)
         if not np.isfinite(energies).all():
             raise NumericalError(
-                f"a local energy is not finite at step {training.step}; lower ground_state.learning_rate or raise its shift"
+                f"a local energy is not finite at step {training.step}; "
+                "lower ground_state.learning_rate or raise ground_state.shift"
             )
         rate, shift = self.learning_rate(training.step), self.shift(training.step)
         update = natural_step(
@@ -133,7 +134,12 @@ class Trainer:
             self.options.max_step / rate,
         )
         parameters = training.parameters - rate * update.factor * update.direction
-        training.parameters = parameters.astype(self.state.dtype)
+        parameters = parameters.astype(self.state.dtype)
+        if not np.isfinite(parameters).all():
+            raise NumericalError(
+                "the parameters outgrew their precision; lower ground_state.learning_rate or raise ground_state.shift"
+            )
+        training.parameters = parameters
         training.previous = update.direction
         training.sigma, training.sweeps = chains.sigma, chains.sweeps
         training.step += 1

@@ -252,7 +252,9 @@ def test_the_report_is_drawn_when_something_changed_and_only_then(lab, run_direc
     from nqs_sae_service import report
 
     drawn = []
-    monkeypatch.setattr(report, "write_report", lambda directory, images: drawn.append(directory), raising=False)
+    monkeypatch.setattr(
+        report, "write_report", lambda directory, images: drawn.append(directory), raising=False
+    )
     lab("output.report=true")
     lab("output.report=true")
     assert drawn == [run_directory]
@@ -264,7 +266,9 @@ def test_a_sweep_has_a_report_of_its_own(lab, tmp_path, monkeypatch):
     from nqs_sae_service import report
 
     drawn = []
-    monkeypatch.setattr(report, "write_report", lambda directory, images: drawn.append(directory), raising=False)
+    monkeypatch.setattr(
+        report, "write_report", lambda directory, images: drawn.append(directory), raising=False
+    )
     lab("output.report=true", text=toy.SPEC + STEERING_SWEEP)
     sweep = tmp_path / "results" / "toy"
     assert drawn == [sweep / "steering.draws=2", sweep / "steering.draws=3", sweep]
