@@ -78,7 +78,9 @@ def test_an_unknown_neighbour_leaves_the_monotone_range_at_the_base():
     mean = np.array([[0.0, -1], [np.nan, -1], [0, -1], [1, -1], [-1, -1], [5, -1]])
     curve = Curve(mean, None, True, np.zeros(6), np.ones(6))
     assert steering.monotone_range(curve, 2, 0) == (2, 2)
-    flat = Curve(np.array([[3.0, -1], [0, -1], [0, -1], [0, -1], [-4, -1]]), None, True, np.zeros(5), np.ones(5))
+    flat = Curve(
+        np.array([[3.0, -1], [0, -1], [0, -1], [0, -1], [-4, -1]]), None, True, np.zeros(5), np.ones(5)
+    )
     assert steering.monotone_range(flat, 2, 0) == (2, 2)
 
 
