@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -99,11 +100,18 @@ class Dictionary:
         if self.kind != "topk":
             f = np.maximum((rows - self.decoder_bias) @ self.encoder[i] + self.encoder_bias[i], 0)
         elif self._sparse(x):
-            values, indices = self.encode_sparse(rows)
-            f = np.where(indices == i, values, 0).sum(axis=1, dtype=np.float32)
+            from .kernels import feature_topk
+
+            rows = np.ascontiguousarray(rows)
+            f = feature_topk(rows, self._columns, self.encoder_bias, self.decoder_bias, i, self.k)
         else:
             f = self._blocked(rows, lambda block: self.encode(block)[:, i])
         return f.reshape(x.shape[:-1])
+
+    @cached_property
+    def _columns(self) -> np.ndarray:
+        """The transposed encoder (d, F): features side by side, as a loop over them wants them."""
+        return np.ascontiguousarray(self.encoder.T)
 
     def token_mean(self, x: np.ndarray) -> np.ndarray:
         """Features averaged over tokens, (n, F), of ``x`` (n, token, d): a sample's activations when tokens are rows."""

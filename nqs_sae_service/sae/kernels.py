@@ -136,6 +136,46 @@ def encode_topk(x, encoder, encoder_bias, decoder_bias, k, positive=True):
     return values, indices
 
 
+@njit(parallel=True)
+def _feature_topk(x, columns, encoder_bias, decoder_bias, i, k, workers, f):
+    n, width = x.shape
+    n_features = columns.shape[1]
+    for worker in prange(workers):
+        z = np.empty(n_features, np.float32)
+        for row in range(worker * n // workers, (worker + 1) * n // workers):
+            own = encoder_bias[i]
+            for c in range(width):
+                own += (x[row, c] - decoder_bias[c]) * columns[c, i]
+            f[row] = 0
+            if not own > 0:
+                continue
+            for j in range(n_features):
+                z[j] = encoder_bias[j]
+            for c in range(width):
+                shifted = x[row, c] - decoder_bias[c]
+                for j in range(n_features):
+                    z[j] += shifted * columns[c, j]
+            ahead = np.int32(0)
+            for j in range(n_features):
+                ahead += np.int32(z[j] > z[i])
+            for j in range(i):
+                ahead += np.int32(z[j] == z[i])
+            if ahead < k and z[i] > 0:
+                f[row] = z[i]
+
+
+def feature_topk(x, columns, encoder_bias, decoder_bias, i, k):
+    """Activation (n,) float32 of feature ``i`` on ``x`` (n, d), ``columns`` (d, F) the transposed encoder.
+
+    Equals column i of the dense encoding to rounding; the lower index wins a tie. Where z_i <= 0 nothing else is computed, so
+    the cost is 2 d operations a row, plus 2 F d where the feature might be active. No row depends on another.
+    """
+    f = np.empty(len(x), np.float32)
+    workers = max(1, min(len(x), 16 * numba.get_num_threads()))
+    _feature_topk(x, columns, encoder_bias, decoder_bias, i, k, workers, f)
+    return f
+
+
 @njit()
 def _decode_row(x, decoder, decoder_bias, values, indices, error):
     for c in range(x.size):

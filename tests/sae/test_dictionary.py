@@ -128,3 +128,17 @@ def test_reads_itself_from_a_dataset():
             assert (read.kind, read.k) == ("topk", 4)
             for name in names:
                 np.testing.assert_array_equal(getattr(read, name), getattr(expected, name))
+
+
+def test_one_feature_is_its_column_also_where_entries_tie():
+    """Integers are exact in float32, so ties are real: the lower index must win in every path."""
+    generator = np.random.default_rng(4)
+    encoder = generator.integers(-2, 3, size=(12, 5)).astype(np.float32)
+    encoder[7] = encoder[2]
+    zero = np.zeros(12, np.float32)
+    dictionary = Dictionary("topk", 3, encoder, encoder, zero, np.zeros(5, np.float32))
+    x = generator.integers(-2, 3, size=(400, 5)).astype(np.float32)
+    f = dictionary.encode(x)
+    assert (f > 0).any(axis=0).sum() > 6
+    for i in range(12):
+        np.testing.assert_array_equal(dictionary.feature(x, i), f[:, i])
