@@ -132,7 +132,8 @@ class Bench:
     ) -> Curve | None:
         """Means at every strength, NaN where that is NaN; None where the estimator cannot be computed.
 
-        ``number``: of the first point; it keeps the random numbers of different states apart.
+        ``number`` keeps the random numbers of different directions apart. Along one direction they are common, so that
+        neighbouring states are compared on nearly the same chains.
         """
         known = np.flatnonzero(np.isfinite(strengths))
         if not len(known) or (estimator == "exact" and self.exact is None):
@@ -145,12 +146,12 @@ class Bench:
                     self.observables,
                     self.born,
                     self.sampling,
-                    number + int(p),
+                    number,
                     tick,
                 )
                 for p in known
             ]
-            curve = Curve.joined(points)
+            curve = Curve.joined(points, paired=True)
         elif estimator == "reweighted":
             family = direction.family(strengths[known])
             curve = reweighted(family, self.observables, self.sigma, self.log_psi, self.sampling.chunk, tick)

@@ -1,13 +1,13 @@
 """Expectation values along a family of wave functions psi_s, by three estimators that check each other.
 
     reweighted   samples of psi with w = |psi_s / psi|^2:  <O>_s = E[w O_loc] / E[w],  ESS = (sum w)^2 / sum w^2
-    resampled    fresh Metropolis samples of every psi_s
+    resampled    fresh Metropolis samples of every psi_s, with common random numbers along the family
     exact        the sum over all configurations (small systems)
 
 The energy and off-diagonal observables always use psi_s's own local estimators. Infidelity: 1 - |E r|^2 / E|r|^2 with
 r = psi_s / psi. A ``Curve`` keeps the influence of every batch of samples on every mean, so that any linear combination of
-its points (a change, a slope, an interpolated value) has an honest error: paired between the points of a reweighted curve,
-independent otherwise.
+its points (a change, a slope, an interpolated value) has an honest error, chain by chain where the points share samples or
+random numbers.
 """
 
 from __future__ import annotations
@@ -82,13 +82,12 @@ class Curve:
         return Curve(spread(self.mean), influence, self.paired, spread(self.infidelity), spread(self.ess))
 
     @classmethod
-    def joined(cls, curves: Sequence[Curve]) -> Curve:
-        """Independent points put together."""
-        influences = [c.influence for c in curves if c.influence is not None]
+    def joined(cls, curves: Sequence[Curve], paired: bool) -> Curve:
+        """Sampled points put together; ``paired``: chain by chain they used the same random numbers."""
         return cls(
             np.concatenate([c.mean for c in curves]),
-            np.concatenate(influences) if influences else None,
-            False,
+            np.concatenate([c.influence for c in curves if c.influence is not None]),
+            paired,
             np.concatenate([c.infidelity for c in curves]),
             np.concatenate([c.ess for c in curves]),
         )
@@ -171,7 +170,7 @@ def resampled(
     number: int,
     tick: Tick,
 ) -> Curve:
-    """One point from fresh samples of psi_s; ``number`` keeps the random numbers of different states apart.
+    """One point from fresh samples of psi_s; states with different ``number`` use different random numbers.
 
     The chains start at Born samples of psi, (n, n_sites) and log psi (n,), drawn with the weights |psi_s / psi|^2. The ESS
     is 1 / tau of the energy: an upper bound when the draws per chain are few.

@@ -11,7 +11,17 @@ import xarray as xr
 
 from .numbers import NOTHING, number, span, with_error, with_interval
 from .records import Kind, Table, Verdict
-from .values import attribute, cell, energy_budget, finite, index, labels, most_trusted, plain
+from .values import (
+    MOST_TRUSTED_FIRST,
+    attribute,
+    cell,
+    energy_budget,
+    finite,
+    index,
+    labels,
+    most_trusted,
+    plain,
+)
 
 # how the stage's own sentences begin; any other is coloured by the interval of the gain
 JUDGEMENTS: dict[str, Kind] = {"feature found": "good", "SAE not informative": "note", "undefined": "note"}
@@ -141,22 +151,44 @@ def steering_verdicts(dataset: xr.Dataset) -> list[Verdict]:
 
 
 def _steering_verdict(dataset: xr.Dataset, at: dict[str, Any]) -> list[Verdict]:
-    estimator = most_trusted(dataset, {**at, "direction": "feature"}, "reach")
+    estimator = _estimator_of_all(dataset, at)
     if estimator is None:
         return []
     feature = {**at, "direction": "feature", "estimator": estimator}
     reach, error = cell(dataset, "reach", **feature), cell(dataset, "reach_error", **feature)
     text = f"{at['layer']}, {at['target']}: turning {_turned(dataset, at)} moves it by {with_error(reach, error)} within "
-    text += f"|dE/E| <= {number(energy_budget(dataset), 1)} ({estimator})"
+    text += f"|dE/E| <= {number(energy_budget(dataset), 1)} ({estimator}{_fresh(dataset, at, estimator)})"
     low, high = cell(dataset, "monotone_low", **feature), cell(dataset, "monotone_high", **feature)
     if math.isfinite(low) and math.isfinite(high):
         text += f", monotone over scales {span(low, high)}"
     efficiency = cell(dataset, "efficiency", **feature)
     if math.isfinite(efficiency):
         text += f", efficiency {number(efficiency, 2)}"
-    kind, beside = _beside_controls(dataset, at, abs(reach), error)
+    kind, beside = _beside_controls(dataset, {**at, "estimator": estimator}, abs(reach), error)
     verdicts = [Verdict(kind, f"{text}{beside}.")]
     return verdicts + _slope_verdict(dataset, feature)
+
+
+def _estimator_of_all(dataset: xr.Dataset, at: Mapping[str, Any]) -> str | None:
+    """Like is compared with like: the most trusted estimator that the feature shares with a control, else its own best."""
+    own = most_trusted(dataset, {**at, "direction": "feature"}, "reach")
+    if own is None:
+        return None
+    controls = [name for name in labels(dataset, "direction") if name != "feature"]
+    shared = dataset["reach"].sel(at).sel(direction=controls).notnull().any("direction")
+    shared = shared & dataset["reach"].sel(at).sel(direction="feature").notnull()
+    trusted = [e for e in MOST_TRUSTED_FIRST if e in labels(dataset, "estimator")]
+    return next((e for e in trusted if bool(shared.sel(estimator=e))), own)
+
+
+def _fresh(dataset: xr.Dataset, at: Mapping[str, Any], estimator: str) -> str:
+    """What fresh samples say, where the verdict rests on reweighted ones."""
+    where = {**at, "direction": "feature", "estimator": "resampled"}
+    if estimator != "reweighted" or "resampled" not in labels(dataset, "estimator"):
+        return ""
+    reached = cell(dataset, "reach", **where)
+    error = cell(dataset, "reach_error", **where)
+    return f"; fresh samples: {with_error(reached, error)}" if math.isfinite(reached) else ""
 
 
 def _beside_controls(
@@ -165,11 +197,9 @@ def _beside_controls(
     """Kind of the comparison with the control that reaches furthest (two standard errors decide), and its words."""
     found = []
     for direction in (name for name in labels(dataset, "direction") if name != "feature"):
-        where = {**at, "direction": direction}
-        estimator = most_trusted(dataset, where, "reach")
-        if estimator is not None:
-            values = [cell(dataset, name, **where, estimator=estimator) for name in ("reach", "reach_error")]
-            found.append((abs(values[0]), values[1], direction))
+        reached = cell(dataset, "reach", **at, direction=direction)
+        if math.isfinite(reached):
+            found.append((abs(reached), cell(dataset, "reach_error", **at, direction=direction), direction))
     if not found:
         return "open", ""
     best, best_error, direction = max(found)

@@ -163,7 +163,7 @@ class _Programme:
             return
         strengths = self._strengths(layer, target, d, direction, sampled)
         self.results["strength"][layer, target, d] = strengths
-        number = int(np.ravel_multi_index((layer, target, d, 0), self.results["strength"].shape))
+        number = int(np.ravel_multi_index((layer, target, d), self.results["done"].shape))
         for e, estimator in enumerate(ESTIMATORS):
             if estimator == "resampled" and not self._resamples(d):
                 continue
