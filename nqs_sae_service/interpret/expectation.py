@@ -25,6 +25,7 @@ from ..vmc.estimators import measure
 from ..vmc.statistics import autocorrelation_time, effective_sample_size, mean_and_error, weighted_mean
 
 MAX_SITES_EXACT = 16
+_OFFERS = 32  # samples offered to a chain before it starts
 REWEIGHTING_CALL = 256  # samples per tick of a reweighted curve
 Tick = Callable[[str], None]
 
@@ -137,13 +138,19 @@ def infidelity(log_ratio: np.ndarray) -> float:
     return float(np.mean(np.abs(r - r.mean()) ** 2) / np.mean(np.abs(r) ** 2))
 
 
-def systematic_resample(weight: np.ndarray, count: int, offset: float) -> np.ndarray:
-    """Indices (count,) drawn in proportion to ``weight`` (n,), evenly spread; ``offset`` in [0, 1).
+def weighted_start(weight: np.ndarray, chains: int, seed: tuple[int, ...]) -> np.ndarray:
+    """Indices (chains,) of samples of psi that are distributed as psi_s, given its weights (n,) on them.
 
-    Chains that start at samples of psi drawn with the weights of psi_s are thermalised as far as the samples reach.
+    Independence Metropolis: every chain is offered one sample after another and takes it with probability min(1, w'/w). With
+    the same seed, chains of neighbouring states are offered and mostly take the same samples: they start together.
     """
-    place = np.cumsum(weight) / weight.sum()
-    return np.minimum(np.searchsorted(place, (np.arange(count) + offset) / count), len(weight) - 1)
+    generator = np.random.default_rng(seed)
+    place = np.linspace(0, len(weight) - 1, chains).astype(int)
+    for _ in range(_OFFERS):
+        offered = np.resize(generator.permutation(len(weight)), chains)
+        taken = generator.random(chains) * weight[place] < weight[offered]
+        place = np.where(taken, offered, place)
+    return place
 
 
 @dataclass(frozen=True)
@@ -172,13 +179,13 @@ def resampled(
 ) -> Curve:
     """One point from fresh samples of psi_s; states with different ``number`` use different random numbers.
 
-    The chains start at Born samples of psi, (n, n_sites) and log psi (n,), drawn with the weights |psi_s / psi|^2. The ESS
-    is 1 / tau of the energy: an upper bound when the draws per chain are few.
+    The chains start at Born samples of psi, (n, n_sites) and log psi (n,), taken by the weights |psi_s / psi|^2. The ESS is
+    1 / tau of the energy: an upper bound when the draws per chain are few.
     """
     sigma, log_psi = born
     log_ratio = (psi_s.log_psi(sigma) - log_psi).real
-    offset = np.random.default_rng((sampling.metropolis.seed, number)).random()
-    start = systematic_resample(np.exp(2 * (log_ratio - log_ratio.max())), sampling.chains, offset)
+    weight = np.exp(2 * (log_ratio - log_ratio.max()))
+    start = weighted_start(weight, sampling.chains, (sampling.metropolis.seed, number))
     chains = sampling.metropolis.start(psi_s, sigma[start], number * _SWEEPS_OF_A_STATE)
     for _ in range(sampling.burn_in):
         tick("resampling")

@@ -4,11 +4,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from nqs_sae_service.engine.random import Stream
 from nqs_sae_service.interpret import steering
 from nqs_sae_service.interpret.directions import Direction, FeatureDirection, JastrowDial, random_unit_vector
-from nqs_sae_service.interpret.expectation import Exact, FreshSampling, infidelity, resampled, reweighted
+from nqs_sae_service.interpret.expectation import (
+    Exact,
+    FreshSampling,
+    infidelity,
+    resampled,
+    reweighted,
+    weighted_start,
+)
 from nqs_sae_service.interpret.reconstruction import ablated, reconstructed
 from nqs_sae_service.physics.exact import all_configurations, ground_state, susceptibility
 from nqs_sae_service.physics.hamiltonians.tfim import Tfim
@@ -131,6 +139,17 @@ def test_complex_local_estimators_enter_the_slope():
     centred = (tangent - p @ tangent).conj()[:, None]
     np.testing.assert_allclose(exact.slopes(tangent), 2 * np.real(p @ (centred * local)), rtol=1e-9)
     assert np.abs(2 * np.real(p @ (centred * local.real)) - exact.slopes(tangent))[3:].max() > 1e-3
+
+
+def test_chains_start_where_the_turned_state_is():
+    """Chi-square of the starts against the weights; neighbouring states start together."""
+    generator = np.random.default_rng(0)
+    weight = generator.random(40)
+    starts = np.concatenate([weighted_start(weight, 400, (seed,)) for seed in range(20)])
+    expected = weight / weight.sum() * len(starts)
+    assert stats.chisquare(np.bincount(starts, minlength=40), expected).pvalue > 1e-3
+    nearly = weight * (1 + 0.01 * generator.normal(size=40))
+    assert (weighted_start(weight, 400, (1,)) == weighted_start(nearly, 400, (1,))).mean() > 0.9
 
 
 def test_predicted_slope_is_the_derivative(case):
