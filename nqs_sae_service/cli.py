@@ -28,6 +28,7 @@ _WIDE = 160  # columns of tables when stdout is not a terminal
 app = typer.Typer(
     name="nqs-sae",
     help="Train neural quantum states, take them apart with sparse autoencoders, steer them. Specs in, NetCDF out.",
+    epilog="Exit codes: 0 done, 1 a run failed, 2 wrong usage or spec, 75 stopped with a checkpoint (run the same command again).",
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
