@@ -188,6 +188,7 @@ COORDINATES: dict[str, tuple[str, str]] = {
     "draw": ("recorded sample within its chain", "1"),
     "spin": ("lattice site", "1"),
     "token": ("token: a patch of neighbouring sites", "1"),
+    "pooled_token": ("the sum over tokens, which the head sees as one", "1"),
     "split": ("what the chain is used for: train, select or test", "1"),
     "observable": ("name of the observable", "1"),
     "layer": ("place in the network", "1"),
@@ -208,6 +209,7 @@ CONVENTIONS = (
 )
 
 LAYER_DIMS = ("chain", "draw", "token", "width")
+HEAD_DIMS = ("chain", "draw", "pooled_token", "width")  # behind the sum over tokens a single one is left
 
 
 def declaration(stage: str, name: str) -> Variable:
@@ -219,7 +221,7 @@ def declaration(stage: str, name: str) -> Variable:
         base, part = table[name[:-3]], "real part" if name.endswith("_re") else "imaginary part"
         return Variable(base.dims, f"{base.long_name}, {part}", base.units, base.compress, base.volatile)
     if stage == "activations":
-        return Variable(LAYER_DIMS, f"activations of layer {name}")
+        return Variable(HEAD_DIMS if name == "head" else LAYER_DIMS, f"activations of layer {name}")
     raise KeyError(f"{stage}.nc: variable {name!r} is not declared in datasets/schema.py")
 
 

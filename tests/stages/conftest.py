@@ -39,6 +39,8 @@ layers = 2
 attention = "positional"
 [sampling]
 chains = 256
+global_flip = 0.05
+stretch_flip = 0.2
 [ground_state]
 steps = 40
 samples = 512
@@ -108,8 +110,8 @@ class MarkovChain:
     """The Metropolis process on all configurations: flips of one site, of stretches, of all spins, of |psi|^2 = ``p``."""
 
     p: np.ndarray
-    one: float = 0.85
-    stretch: float = 0.1
+    one: float = 0.75
+    stretch: float = 0.2
     everything: float = 0.05
 
     @cached_property
