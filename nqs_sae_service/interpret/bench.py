@@ -13,13 +13,14 @@ import numpy as np
 
 from ..errors import NumericalError
 from ..physics.exact import ground_state, susceptibility
+from ..physics.hamiltonians import MAX_SITES_DIAGONALISED
 from ..physics.observables import Observable
 from ..states import Wavefunction
 from ..vmc.estimators import measure
 from ..vmc.statistics import covariance
 from . import steering
 from .directions import Direction
-from .expectation import MAX_SITES_EXACT, Curve, Exact, FreshSampling, Tick, resampled, reweighted
+from .expectation import Curve, Exact, FreshSampling, Tick, resampled, reweighted
 
 ESTIMATORS = ("reweighted", "resampled", "exact")
 _MATCHING_SAMPLES = 2048
@@ -64,7 +65,7 @@ class Bench:
     def exact(self) -> Exact | None:
         """The sum over all configurations, on small systems."""
         n = self.psi.state.n_sites
-        return Exact(self.psi, self.observables, n) if n <= MAX_SITES_EXACT else None
+        return Exact(self.psi, self.observables, n) if n <= MAX_SITES_DIAGONALISED else None
 
     @cached_property
     def _susceptibilities(self) -> dict[int, float]:

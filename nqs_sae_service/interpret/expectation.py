@@ -24,7 +24,6 @@ from ..states import LogPsi
 from ..vmc.estimators import measure
 from ..vmc.statistics import autocorrelation_time, effective_sample_size, mean_and_error, weighted_mean
 
-MAX_SITES_EXACT = 16
 _OFFERS = 32  # samples offered to a chain before it starts
 REWEIGHTING_CALL = 256  # samples per tick of a reweighted curve
 Tick = Callable[[str], None]

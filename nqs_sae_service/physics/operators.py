@@ -53,10 +53,11 @@ class Operator(ABC):
 
     def connected(self, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All sigma'_c (n, n_connected, n_sites) int8 and <sigma|O|sigma'_c> (n, n_connected) float64."""
-        return sigma[:, None, :] * self._signs, self.element(sigma)
+        return sigma[:, None, :] * self.signs, self.element(sigma)
 
     @cached_property
-    def _signs(self) -> np.ndarray:
+    def signs(self) -> np.ndarray:
+        """+1 or -1 (n_connected, n_sites) int8: sigma'_c = sigma * signs_c."""
         signs = np.ones((self.n_connected, self.n_sites), dtype=np.int8)
         np.put_along_axis(signs, self.flips, np.int8(-1), axis=1)
         return signs

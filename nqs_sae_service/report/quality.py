@@ -82,6 +82,7 @@ def ground_state_tables(dataset: xr.Dataset) -> list[Table]:
 
 
 def relative_error(dataset: xr.Dataset) -> str:
+    """(E - exact) / |exact| with its error, as text; a dash where the exact energy is not known."""
     error, exact = attribute(dataset, "final_energy_error"), attribute(dataset, "exact_energy")
     return with_error(attribute(dataset, "relative_error"), abs(error / exact) if exact else math.nan)
 

@@ -51,6 +51,11 @@ def participation_ratio(x: np.ndarray) -> float:
     for rows in _blocks(x, x.shape[1]):
         centred = x[rows] - mean
         covariance += centred.T @ centred
+    return participation_ratio_of(covariance)
+
+
+def participation_ratio_of(covariance: np.ndarray) -> float:
+    """(tr C)^2 / tr C^2 of a covariance C (d, d) of any scale; NaN when it vanishes."""
     square = float(np.sum(covariance**2))
     return float(np.trace(covariance)) ** 2 / square if square > 0 else float("nan")
 

@@ -23,7 +23,7 @@ from ..interpret.gain import Gain, gain_over_controls
 from ..interpret.series import Average, Load, RowMoments, Rows, per_sample, row_moments
 from ..interpret.verdict import Evidence, verdict
 from ..sae.dictionary import Dictionary
-from ..sae.metrics import density, stability
+from ..sae.metrics import density, participation_ratio_of, stability
 from .cost import Cost, network_flops, seconds_for
 from .stage import Context, Stage
 
@@ -169,9 +169,7 @@ class _Layer:
     @property
     def participation_ratio(self) -> float:
         """(tr C)^2 / tr C^2 of their covariance; NaN when they do not vary."""
-        covariance = self.moments.covariance
-        square = float(np.sum(covariance**2))
-        return float(np.trace(covariance)) ** 2 / square if square > 0 else float("nan")
+        return participation_ratio_of(self.moments.covariance)
 
     @property
     def pooled(self) -> bool:

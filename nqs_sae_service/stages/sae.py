@@ -13,8 +13,9 @@ import xarray as xr
 
 from ..datasets.schema import SCHEMA, labelled
 from ..engine.random import Stream
-from ..interpret.expectation import MAX_SITES_EXACT, Exact, FreshSampling
+from ..interpret.expectation import Exact, FreshSampling
 from ..interpret.reconstruction import Yardstick, ablated, reconstructed
+from ..physics.hamiltonians import MAX_SITES_DIAGONALISED
 from ..physics.observables import make_observable
 from ..sae.dictionary import Dictionary
 from ..sae.metrics import density, explained_variance
@@ -60,7 +61,7 @@ class _Workshop:
         spec, n = self.context.spec, self.psi.state.n_sites
         lattice = spec.lattice.build()
         energy = make_observable("local_energy", lattice, spec.hamiltonian.build(lattice))
-        exact = Exact(self.psi, (energy,), n) if n <= MAX_SITES_EXACT else None
+        exact = Exact(self.psi, (energy,), n) if n <= MAX_SITES_DIAGONALISED else None
         reference = float(self.context.upstream["ground_state"].attrs["final_energy"])
         if exact is not None:
             reference = float(exact.expectations(exact.state)[0])

@@ -18,7 +18,8 @@ from ..engine.random import Stream
 from ..interpret import steering
 from ..interpret.bench import ESTIMATORS, Bench, Slopes
 from ..interpret.directions import DIRECTIONS, Direction, FeatureDirection, JastrowDial, random_unit_vector
-from ..interpret.expectation import MAX_SITES_EXACT, REWEIGHTING_CALL, Curve, FreshSampling
+from ..interpret.expectation import REWEIGHTING_CALL, Curve, FreshSampling
+from ..physics.hamiltonians import MAX_SITES_DIAGONALISED
 from ..physics.observables import make_observable
 from ..sae.dictionary import Dictionary
 from ..sampling import Metropolis
@@ -248,7 +249,7 @@ def estimate(spec: Spec) -> Cost:
         n * (options.burn_in + options.draws * spec.sampling.sweeps) + options.draws * connected
     )
     fresh *= points * (len(DIRECTIONS) if options.resample_controls else 1)
-    exact = points * len(DIRECTIONS) * 2**n if n <= MAX_SITES_EXACT else 0
+    exact = points * len(DIRECTIONS) * 2**n if n <= MAX_SITES_DIAGONALISED else 0
     size = 8.0 * points * len(DIRECTIONS) * len(ESTIMATORS) * (2 * len(spec.observables.names) + 8)
     memory = (
         16384.0 * 8 * n * 64

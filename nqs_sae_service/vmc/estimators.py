@@ -14,6 +14,7 @@ import numpy as np
 from ..physics.observables import Observable
 from ..physics.operators import Operator
 from ..states import LogPsi
+from .statistics import append_axes
 
 CHUNK = 16384
 # Samples: a multiple of every block of the fused networks, so that ``chunk`` does not change the bits.
@@ -31,13 +32,15 @@ def local_values(
     """
     flips, places = _shared_flips(operators)
     per_call = max(1, (chunk or CHUNK) // max(len(flips), 1) // _ALIGNMENT) * _ALIGNMENT
-    values = [_along(operator.diagonal(sigma), log_psi) + np.zeros_like(log_psi) for operator in operators]
+    values = [
+        append_axes(operator.diagonal(sigma), log_psi) + np.zeros_like(log_psi) for operator in operators
+    ]
     for start in range(0, len(sigma) if len(flips) else 0, per_call):
         rows = slice(start, start + per_call)
         ratio = _ratios(psi, flips, sigma[rows], log_psi[rows])
         for value, operator, place in zip(values, operators, places, strict=True):
             if operator.n_connected:
-                element = _along(operator.element(sigma[rows]), ratio)
+                element = append_axes(operator.element(sigma[rows]), ratio)
                 value[rows] += (element * ratio[:, place]).sum(axis=1)
     return values
 
@@ -58,13 +61,8 @@ def measure(
         elif o.kind == "log_psi":
             columns.append(o.values(log_psi))
         else:
-            columns.append(np.broadcast_to(_along(o.values(sigma), log_psi), log_psi.shape))
+            columns.append(np.broadcast_to(append_axes(o.values(sigma), log_psi), log_psi.shape))
     return np.stack(columns, axis=-1)
-
-
-def _along(array: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Append axes so that ``array`` broadcasts along the leading axes of ``target``."""
-    return array.reshape(array.shape + (1,) * (target.ndim - array.ndim))
 
 
 def _ratios(psi: LogPsi, signs: np.ndarray, sigma: np.ndarray, log_psi: np.ndarray) -> np.ndarray:
@@ -76,15 +74,8 @@ def _ratios(psi: LogPsi, signs: np.ndarray, sigma: np.ndarray, log_psi: np.ndarr
 
 def _shared_flips(operators: Sequence[Operator]) -> tuple[np.ndarray, list[np.ndarray]]:
     """Distinct sign patterns (flips, n_sites) of all operators, and the place of each operator's own among them."""
-    patterns = [_signs(operator) for operator in operators]
+    patterns = [operator.signs for operator in operators]
     stacked = np.concatenate(patterns)
     distinct, place = np.unique(stacked, axis=0, return_inverse=True)
     ends = np.cumsum([len(p) for p in patterns])
     return distinct, np.split(place.reshape(-1), ends[:-1])
-
-
-def _signs(operator: Operator) -> np.ndarray:
-    signs = np.ones((operator.n_connected, operator.n_sites), dtype=np.int8)
-    if operator.n_connected:
-        np.put_along_axis(signs, operator.flips, np.int8(-1), axis=1)
-    return signs

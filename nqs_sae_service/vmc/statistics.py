@@ -38,7 +38,7 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, 
     total = weights.sum()
     if not total > 0:
         raise ValueError("the importance weights vanish or are not finite")
-    share = _like(weights * (weights.size / total), values)
+    share = append_axes(weights * (weights.size / total), values)
     mean = (share * values).mean(axis=(0, 1))
     return mean, _error_of_mean(_batches(share * (values - mean)).mean(axis=1))
 
@@ -94,7 +94,7 @@ def autocorrelation_time(values: np.ndarray) -> np.ndarray:
     n_draws = values.shape[1]
     spectrum = np.fft.rfft(values - values.mean(axis=(0, 1)), n=2 * n_draws, axis=1)
     lagged = np.fft.irfft(np.abs(spectrum) ** 2, n=2 * n_draws, axis=1)[:, :n_draws].mean(axis=0)
-    lagged /= _like(np.arange(n_draws, 0, -1), lagged)
+    lagged /= append_axes(np.arange(n_draws, 0, -1), lagged)
     varies = lagged[0] > _rounding_variance(values)
     rho = lagged / np.where(varies, lagged[0], 1.0)
     pairs = np.add.reduceat(rho, np.arange(0, n_draws, 2), axis=0)
@@ -136,6 +136,6 @@ def _rounding_variance(values: np.ndarray) -> np.ndarray:
     return (1e-14 * np.abs(values).max(axis=(0, 1))) ** 2
 
 
-def _like(array: np.ndarray, target: np.ndarray) -> np.ndarray:
+def append_axes(array: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Append axes of length one, so that ``array`` broadcasts against ``target`` along its leading axes."""
     return array.reshape(array.shape + (1,) * (target.ndim - array.ndim))
