@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from ..engine.arrays import namespace
+from .fused import Fused, Streams
 from .primitives import Brick
 
 Array = Any
 Edit = Callable[[Array], Array]
+Ability = TypeVar("Ability")
 
 # Configurations per pass of the bricks: fixed, because the number of rows in a BLAS call may change its last bits.
 PASS = 512
@@ -29,16 +31,6 @@ class LogPsi(Protocol):
 
     def log_psi(self, sigma: Array) -> Array:
         """log psi of configurations (n, n_sites): (n,) float64, or complex128 with a phase."""
-
-
-class Fused(Protocol):
-    """A fast twin of the bricks for one set of parameters."""
-
-    def log_psi(self, sigma: Array) -> Array: ...
-
-    def stream_at(self, sigma: Array, layer: str) -> Array: ...
-
-    def log_psi_from(self, layer: str, stream: Array) -> Array: ...
 
 
 @dataclass(frozen=True)
@@ -182,6 +174,10 @@ class Wavefunction:
         fast = isinstance(self.parameters, np.ndarray) and self.parameters.dtype == np.float32
         return self.state.fuse(self.state, self.parameters) if fast and self.state.fuse else None
 
+    def twin(self, ability: type[Ability]) -> Ability | None:
+        """The fast twin if it has this ability (a class of ``fused``), else None."""
+        return self.fused if isinstance(self.fused, ability) else None
+
     @property
     def reference(self) -> Wavefunction:
         """The same wave function evaluated by the bricks in double precision: what fast paths are checked against."""
@@ -207,9 +203,8 @@ class Wavefunction:
     def stream_at(self, sigma: Array, layer: str) -> Array:
         """Activations (n, token, width) of one layer."""
         self.state.check_layer(layer)
-        if self.starts_at(layer):
-            assert self.fused is not None
-            return self.fused.stream_at(sigma, layer)
+        if (streams := self._streams(layer)) is not None:
+            return streams.stream_at(sigma, layer)
         return self.passes(lambda s: self.tape(s).edges[layer], sigma)
 
     def activations(self, sigma: Array, layers: Iterable[str]) -> dict[str, Array]:
@@ -223,12 +218,16 @@ class Wavefunction:
 
     def starts_at(self, layer: str) -> bool:
         """Whether the fast twin can start from the activations of ``layer`` alone (the residual stream)."""
-        return self.fused is not None and layer in self.state.fused_layers
+        return self._streams(layer) is not None
+
+    def _streams(self, layer: str) -> Streams | None:
+        return self.twin(Streams) if layer in self.state.fused_layers else None  # type: ignore[type-abstract]
 
     def log_psi_from(self, layer: str, stream: Array) -> Array:
         """log psi (n,) from activations (n, token, width) of a layer that ``starts_at`` allows."""
-        assert self.fused is not None
-        return self.fused.log_psi_from(layer, stream)
+        streams = self._streams(layer)
+        assert streams is not None
+        return streams.log_psi_from(layer, stream)
 
     def layer_gradient(self, sigma: Array, layer: str) -> Array:
         """d log psi / d x for the activations of ``layer``: (n, token, width)."""

@@ -19,6 +19,7 @@ import scipy.linalg
 
 from ..errors import NumericalError
 from ..states import Wavefunction
+from ..states.fused import Differentiates, Jacobian
 from ..states.state import PASS, Tape
 from .gram import accumulate_gram, mirror
 
@@ -42,8 +43,8 @@ def _stacked(values: np.ndarray) -> np.ndarray:
     return np.concatenate([values.real, values.imag]) if np.iscomplexobj(values) else values
 
 
-class SampleSpace:
-    """O-bar of one set of samples: products with it, and T, without ever holding it."""
+class TapeJacobian:
+    """O-bar of one set of samples from the bricks' tape: the plain form of ``states.fused.Jacobian``, for any network."""
 
     def __init__(self, psi: Wavefunction, sigma: np.ndarray):
         self.psi, self.n = psi, len(sigma)
@@ -61,6 +62,14 @@ class SampleSpace:
             ) / math.sqrt(self.n)
             real = parts[0][1].real.dtype
             yield parts[0][0], _stacked(block).astype(real)
+
+    def rows(self, values: np.ndarray) -> np.ndarray:
+        """Real parts above imaginary ones when psi has a phase, real parts alone otherwise."""
+        return _stacked(values if self.psi.state.complex_amplitude else values.real)
+
+    def product(self, vector: np.ndarray) -> np.ndarray:
+        """O-bar vector (rows,)."""
+        return sum(block @ vector[place].astype(block.dtype) for place, block in self._blocks())
 
     def gram_and_product(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """T (rows, rows) and O-bar vector (rows,), rows = n, or 2n with a phase."""
@@ -124,12 +133,12 @@ def natural_step(
     sigma (n, n_sites), local_energy (n,), previous d theta (n_parameters,) float64; ``shift`` > 0, ``momentum`` mu,
     ``longest``: bound of |O-bar d theta|. Returns the unscaled direction with the factor that respects the bound.
     """
-    space = SampleSpace(psi, sigma)
-    eps = local_energy - local_energy.mean()
-    eps = _stacked(eps if psi.state.complex_amplitude else eps.real) / math.sqrt(len(sigma))
-    gram, moved = space.gram_and_product(previous)
+    differentiates = psi.twin(Differentiates)  # type: ignore[type-abstract]
+    jacobian: Jacobian = differentiates.jacobian(sigma) if differentiates else TapeJacobian(psi, sigma)
+    eps = jacobian.rows(local_energy - local_energy.mean()) / math.sqrt(len(sigma))
+    gram, moved = jacobian.gram_and_product(previous)
     y = solve_shifted(gram, shift, eps - momentum * moved)
-    direction = space.transposed_product(y) + momentum * previous
+    direction = jacobian.transposed_product(y) + momentum * previous
     norm = float(np.linalg.norm(gram @ y + momentum * moved))
     if not (math.isfinite(norm) and np.isfinite(direction).all()):
         raise NumericalError(
