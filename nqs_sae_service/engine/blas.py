@@ -7,6 +7,9 @@ It is the library that Numba itself uses (SciPy's), through Numba's own entry po
 
 from __future__ import annotations
 
+import ctypes
+from functools import cache
+
 import numpy as np
 
 from .jit import njit, numba, prange
@@ -161,3 +164,27 @@ def cholesky_in_place(a: np.ndarray) -> bool:
     one long product on one thread: the bits do not depend on the number of threads. n^3 / 3 FLOPs.
     """
     return bool(_cholesky(a, CHOLESKY_TILE))
+
+
+@cache
+def _syrk_routine(name: str):
+    """The Fortran routine as a C function; called through ctypes it lets other Python threads run."""
+    address = numba.extending.get_cython_function_address("scipy.linalg.cython_blas", name)
+    return ctypes.CFUNCTYPE(None, *(ctypes.c_void_p,) * 10)(address)
+
+
+def add_syrk(a: np.ndarray, beta: float, c: np.ndarray) -> None:
+    """Lower triangle of c <- a a^T + beta c, in place, on the calling thread; others may run meanwhile. m^2 k FLOPs.
+
+    a (m, k), c (m, m), both contiguous and of one dtype, float32 or float64.
+    """
+    single = a.dtype == np.float32
+    scalar = ctypes.c_float if single else ctypes.c_double
+    m, k = (ctypes.c_int(size) for size in a.shape)
+    # Row-major a is a^T to the column-major routine, and the lower triangle of c its upper one.
+    upper, transposed = ctypes.c_char(b"U"), ctypes.c_char(b"T")
+    one, keep = scalar(1.0), scalar(beta)
+    by_reference = [ctypes.addressof(value) for value in (upper, transposed, m, k, one)]
+    _syrk_routine("ssyrk" if single else "dsyrk")(
+        *by_reference, a.ctypes.data, by_reference[3], ctypes.addressof(keep), c.ctypes.data, by_reference[2]
+    )

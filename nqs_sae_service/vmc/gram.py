@@ -12,94 +12,66 @@ import numpy as np
 from ..engine.blas import gemm
 from ..engine.jit import njit, prange
 
-COLUMNS = 2048  # of a block: a product this long hides the addition of its float64 sum
-_LARGEST_TILE = 512
-_STRIP = 128  # rows of a strip of a tile on the diagonal, where only the lower half is wanted
-_GROUP = 64  # columns that are centred together: they stay in the second-level cache between the two passes
-
-
-def _tiles(rows: int) -> np.ndarray:
-    """Tiles of the lower triangle as (first row, first column, size), in an order that gives two threads equal work."""
-    tile = min(_LARGEST_TILE, max(64, 1 << max(0, (rows // 4).bit_length() - 1)))
-    starts = range(0, rows, tile)
-    off = [(i, j, tile) for i in starts for j in starts if j < i]
-    diagonal = [(i, i, tile) for i in starts]
-    half, half_diagonal = len(off) // 2, len(diagonal) // 2
-    order = off[:half] + diagonal[:half_diagonal] + off[half:] + diagonal[half_diagonal:]
-    return np.asarray(order, np.int64).reshape(-1, 3)
+COLUMNS = 1024  # of a block: long enough for an efficient product, short enough to be handed out evenly
+_TILE = 256
+_GROUP = 64
 
 
 @njit()
-def _add_product(a, b, place):
-    product = np.empty((len(a), len(b)), a.dtype)
-    gemm(False, True, 1.0, a, b, 0.0, product)
-    for r in range(product.shape[0]):
-        for c in range(product.shape[1]):
-            place[r, c] += product[r, c]
-
-
-@njit(parallel=True)
-def _accumulate(block, tiles, total):
-    m = len(block)
-    for t in prange(len(tiles)):
-        i, j, size = tiles[t]
-        last = min(m, i + size)
-        if i > j:
-            _add_product(block[i:last], block[j : j + size], total[i:last, j : j + size])
-            continue
-        for s in range(i, last, _STRIP):
-            end = min(last, s + _STRIP)
-            _add_product(block[s:end], block[j:end], total[s:end, j:end])
-
-
-def accumulate_gram(block: np.ndarray, total: np.ndarray) -> None:
-    """Add block block^T to the lower triangle of ``total``; block (m, p) with p up to some thousands, total (m, m) float64.
-
-    m^2 p FLOPs and a little more on the diagonal; reads the block from the shared cache m / 512 times, ``total`` once.
-    """
-    _accumulate(block, _tiles(len(block)), total)
-
-
-@njit(parallel=True)
-def _outer(x, delta, first, last, vector, block, product):
+def _outer_columns(x, delta, first, last, vector, block, product, mean):
     n, n_out = len(x), delta.shape[2]
-    for r in prange(len(delta)):
-        row = block[r]
+    for r in range(len(delta)):
+        row, sums = block[r], mean[r // n]
         gemm(True, False, 1.0, x[r % n][:, first:last], delta[r], 0.0, row.reshape(last - first, n_out))
+        along = 0.0
         for c in range(row.size):
-            product[r] += row[c] * vector[c]
+            along += row[c] * vector[c]
+        product[r] += along
+        for c in range(row.size):
+            sums[c] += row[c]
+
+
+@njit()
+def _centre(block, mean, n):
+    for r in range(len(block)):
+        row, means = block[r], mean[r // n]
+        for c in range(row.size):
+            row[c] -= means[c]
 
 
 def outer_columns(x, delta, first, last, vector, block, product) -> None:
-    """Columns of O of a dense map's weights: block[r] = sum_t x[r, t, first:last] (outer) delta[r, t]; product += block vector.
+    """Centred columns of O of a dense map: block[r] = sum_t x[r, t, first:last] (outer) delta[r, t], minus the mean.
 
-    x (n, token, fan_in); delta (rows, token, fan_out), rows a multiple of n, row r belonging to sample r mod n; block
-    (rows, (last - first) fan_out) is overwritten; vector of that length and product (rows,) are float64. 2 rows token columns
-    FLOPs; writes the block once.
+    x (n, token, fan_in); delta (rows, token, fan_out), rows a multiple of n, row r belonging to sample r mod n; means are over
+    each group of n rows, in float64. block (rows, (last - first) fan_out) is overwritten; vector of that length and product
+    (rows,) are float64, and product += block vector before centring. On the calling thread, without the interpreter.
+    2 rows token columns FLOPs; writes the block twice.
     """
-    _outer(x, delta, first, last, vector, block, product)
-
-
-@njit(parallel=True)
-def _centre(block, n):
-    rows, columns = block.shape
-    for g in prange((columns + _GROUP - 1) // _GROUP):
-        part = block[:, g * _GROUP : (g + 1) * _GROUP]
-        for start in range(0, rows, n):
-            mean = np.zeros(part.shape[1])
-            for r in range(start, start + n):
-                for c in range(mean.size):
-                    mean[c] += part[r, c]
-            for c in range(mean.size):
-                mean[c] /= n
-            for r in range(start, start + n):
-                for c in range(mean.size):
-                    part[r, c] -= block.dtype.type(mean[c])
+    n = len(x)
+    mean = np.zeros((len(delta) // n, block.shape[1]))
+    _outer_columns(x, delta, first, last, vector, block, product, mean)
+    _centre(block, (mean / n).astype(block.dtype), n)
 
 
 def centre_columns(block: np.ndarray, n: int) -> None:
     """Subtract from every column its mean over samples, in place, for each group of ``n`` rows on its own."""
-    _centre(block, n)
+    groups = block.reshape(-1, n, block.shape[1])
+    groups -= groups.mean(axis=1, keepdims=True, dtype=np.float64).astype(block.dtype)
+
+
+@njit(parallel=True)
+def _add_lower(parts, total):
+    m = len(total)
+    for s in prange((m + _GROUP - 1) // _GROUP):
+        for r in range(s * _GROUP, min(m, (s + 1) * _GROUP)):
+            for part in parts:
+                for c in range(r + 1):
+                    total[r, c] += part[r, c]
+
+
+def add_lower(parts: np.ndarray, total: np.ndarray) -> None:
+    """Add the lower triangles of all ``parts`` (part, m, m) to that of ``total`` (m, m) float64, part by part."""
+    _add_lower(parts, total)
 
 
 @njit(parallel=True)
@@ -122,8 +94,8 @@ def mirror(total: np.ndarray, scale: float) -> None:
 def _accumulate_rank_one(x, delta, row_mean, mean, n, tiles, total):
     m = len(delta)
     for t in prange(len(tiles)):
-        i, j, size = tiles[t]
-        last_i, last_j = min(m, i + size), min(m, j + size)
+        i, j = tiles[t]
+        last_i, last_j = min(m, i + _TILE), min(m, j + _TILE)
         of_x = np.empty((last_i - i, last_j - j))
         of_delta = np.empty((last_i - i, last_j - j))
         gemm(False, True, 1.0, x[i:last_i], x[j:last_j], 0.0, of_x)
@@ -148,7 +120,9 @@ def accumulate_rank_one(x: np.ndarray, delta: np.ndarray, n: int, total: np.ndar
     row_mean = np.stack([((x @ m) * groups).sum(axis=2).ravel() for m in mean], axis=1)
     overlap = np.einsum("gio,hio->gh", mean, mean)
     expanded = np.concatenate([x] * len(groups))
-    _accumulate_rank_one(expanded, delta, row_mean, overlap, n, _tiles(len(delta)), total)
+    starts = range(0, len(delta), _TILE)
+    tiles = np.asarray([(i, j) for i in starts for j in starts if j <= i])
+    _accumulate_rank_one(expanded, delta, row_mean, overlap, n, tiles, total)
 
 
 @njit(parallel=True)

@@ -15,13 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from ..engine.blas import add_syrk
 from ..engine.jit import numba
 from ..states import Wavefunction
 from ..states.primitives import Brick, Dense
 from .gram import (
     COLUMNS,
-    accumulate_gram,
     accumulate_rank_one,
+    add_lower,
     centre_columns,
     mirror,
     outer_columns,
@@ -29,12 +30,20 @@ from .gram import (
 )
 
 PASS = 128  # samples on one tape: their edges stay in the shared cache
+# Lanes add up pieces of columns side by side, each in its own matrix and order: their number must not follow the threads.
+_LANES = 8
+_LANES_BYTES = 2**28
+_PIECES = 4  # that a lane adds up in the precision of the network before it is emptied into float64
+
+Piece = tuple[
+    Dense | None, int, int
+]  # a dense map, or None for the narrow columns; first and last (row of its weights)
 
 
 class TapeJacobian:
     """O-bar of configurations ``sigma`` (n, n_sites): rows of Re O-bar above those of Im O-bar when psi has a phase.
 
-    Memory: n token (fan_in + 2 fan_out) numbers per dense map, and rows x 2048 for the block of columns at work.
+    Memory: n token (fan_in + 2 fan_out) numbers per dense map, rows x 1024 per thread for columns at work, lanes x rows^2.
     """
 
     def __init__(self, psi: Wavefunction, sigma: np.ndarray):
@@ -58,21 +67,35 @@ class TapeJacobian:
         """T (rows, rows) and O-bar vector (rows,), float64."""
         rows = self.groups * self.n
         total, product = np.zeros((rows, rows)), self._other_product(vector)
-        for block in self._blocks(vector, product):
-            centre_columns(block, self.n)
-            accumulate_gram(block, total)
-        for start in range(0, self.narrow.shape[1], COLUMNS):
-            accumulate_gram(np.ascontiguousarray(self.narrow[:, start : start + COLUMNS]), total)
+        lanes = max(2, min(_LANES, _LANES_BYTES // (self.dtype.itemsize * rows**2)))
+        sums, products = np.empty((lanes, rows, rows), self.dtype), np.zeros((lanes, rows))
+        pieces = list(self._pieces())
+        with ThreadPoolExecutor(numba.get_num_threads()) as pool:
+            for start in range(0, len(pieces), lanes * _PIECES):
+                now = pieces[start : start + lanes * _PIECES]
+                busy = min(lanes, len(now))
+                list(
+                    pool.map(
+                        lambda i, now=now: self._lane(now[i::lanes], vector, sums[i], products[i]),
+                        range(busy),
+                    )
+                )
+                add_lower(sums[:busy], total)
         for x, delta in self.rank_one.values():
             accumulate_rank_one(x, delta, self.n, total)
         mirror(total, 1 / self.n)
-        return total, self._centred(product)
+        return total, self._centred(product + products.sum(axis=0))
+
+    def _lane(self, pieces: list[Piece], vector: np.ndarray, total: np.ndarray, product: np.ndarray) -> None:
+        """Lower triangle of ``total`` <- block block^T of all pieces, one after the other; ``product`` grows by O vector."""
+        for number, piece in enumerate(pieces):
+            add_syrk(self._columns(piece, vector, product), float(number > 0), total)
 
     def product(self, vector: np.ndarray) -> np.ndarray:
         """O-bar vector (rows,)."""
         product = self._other_product(vector)
-        for _ in self._blocks(vector, product):
-            pass
+        for piece in self._pieces():
+            self._columns(piece, vector, product)
         return self._centred(product)
 
     def transposed_product(self, y: np.ndarray) -> np.ndarray:
@@ -104,25 +127,27 @@ class TapeJacobian:
         layout = self.psi.state.layout
         return layout[f"{brick.name}.weight"][0], layout[f"{brick.name}.bias"][0]
 
-    def _blocks(self, vector: np.ndarray, product: np.ndarray) -> Iterator[np.ndarray]:
-        """Blocks of columns (rows, size), not centred, of all dense maps of full rank; ``product`` grows by block vector."""
-        rows = self.groups * self.n
-        buffer = np.empty(0, self.dtype)
+    def _pieces(self) -> Iterator[Piece]:
+        """All columns that have to be multiplied out, in pieces."""
         for brick in self._dense():
             if brick.name in self.rank_one:
                 continue
-            x, delta = self.inputs[brick.inputs[0]], self.deltas[brick.output]
-            start = self._places(brick)[0].start
             step = max(1, COLUMNS // brick.fan_out)
-            for first in range(0, brick.fan_in, step):
-                last = min(brick.fan_in, first + step)
-                size = (last - first) * brick.fan_out
-                if buffer.size < rows * size:
-                    buffer = np.empty(rows * size, self.dtype)
-                block = buffer[: rows * size].reshape(rows, size)
-                place = slice(start + first * brick.fan_out, start + last * brick.fan_out)
-                outer_columns(x, delta, first, last, vector[place], block, product)
-                yield block
+            yield from ((brick, a, min(brick.fan_in, a + step)) for a in range(0, brick.fan_in, step))
+        width = self.narrow.shape[1]
+        yield from ((None, a, min(width, a + COLUMNS)) for a in range(0, width, COLUMNS))
+
+    def _columns(self, piece: Piece, vector: np.ndarray, product: np.ndarray) -> np.ndarray:
+        """The centred columns (rows, size) of a piece; ``product`` grows by their product with ``vector``, up to centring."""
+        brick, first, last = piece
+        if brick is None:
+            return np.ascontiguousarray(self.narrow[:, first:last])  # their product is among the others'
+        x, delta = self.inputs[brick.inputs[0]], self.deltas[brick.output]
+        start = self._places(brick)[0].start
+        place = slice(start + first * brick.fan_out, start + last * brick.fan_out)
+        block = np.empty((len(delta), place.stop - place.start), self.dtype)
+        outer_columns(x, delta, first, last, vector[place], block, product)
+        return block
 
     def _other_product(self, vector: np.ndarray) -> np.ndarray:
         """O vector (rows,), up to centring, without the dense maps of full rank."""

@@ -4,7 +4,7 @@ import numba
 import numpy as np
 import pytest
 
-from nqs_sae_service.engine.blas import CHOLESKY_TILE, cholesky_in_place, gemm
+from nqs_sae_service.engine.blas import CHOLESKY_TILE, add_syrk, cholesky_in_place, gemm
 from nqs_sae_service.engine.jit import njit
 
 
@@ -27,6 +27,15 @@ def test_gemm_on_views(dtype):
             np.testing.assert_allclose(c, expected, rtol=1e-4, atol=1e-5)
             before[3:8, 2:6] = c
             np.testing.assert_array_equal(c.base, before)  # nothing outside the view is touched
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_syrk_adds_to_the_lower_triangle(dtype):
+    generator = np.random.default_rng(0)
+    a, c = generator.normal(size=(7, 30)).astype(dtype), generator.normal(size=(7, 7)).astype(dtype)
+    expected = np.tril(a @ a.T + 0.5 * c) + np.triu(c, 1)
+    add_syrk(a, 0.5, c)
+    np.testing.assert_allclose(c, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("n", [1, CHOLESKY_TILE - 1, CHOLESKY_TILE, 2 * CHOLESKY_TILE + 7])
