@@ -168,15 +168,16 @@ class Activations(Section):
     """Which layers of the network are recorded and taken apart."""
 
     layers: tuple[str, ...] = Field(
-        (), max_length=1000, description="layers to record; empty: the residual stream after every block"
+        (),
+        max_length=1000,
+        description="layers to record; empty: the residual stream after every block, or the hidden units",
     )
 
     def resolved(self, sections: Mapping[str, Section]) -> Section:
         state: Any = sections.get("state")
         if self.layers or state is None:
             return self
-        residual = tuple(name for name in state.layer_names() if name.startswith("residual_"))
-        return self.model_copy(update={"layers": residual})
+        return self.model_copy(update={"layers": state.default_layers()})
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
         yield from _repeated("layers", self.layers)
