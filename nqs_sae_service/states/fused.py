@@ -46,8 +46,8 @@ class Walks(Fused, Protocol):
 class FlipRatios(Fused, Protocol):
     """A twin that knows how psi changes when some spins flip."""
 
-    def log_ratios(self, sigma: Array, log_psi: Array, signs: Array) -> Array:
-        """log psi(sigma signs_f) - log psi(sigma), (n, flips), for sign patterns (flips, n_sites) int8 in {-1, +1}."""
+    def ratios(self, sigma: Array, log_psi: Array, signs: Array) -> Array:
+        """psi(sigma signs_f) / psi(sigma), (n, flips), for sign patterns (flips, n_sites) int8 in {-1, +1}."""
 
 
 class Jacobian(Protocol):

@@ -56,7 +56,15 @@ class Rbm(Section):
             complex_amplitude=True,
             tokens=lambda sigma: sigma.reshape(len(sigma), 1, n_sites),
             initial=_initial,
+            fuse=_fuse,
+            fused_dtypes=("float32", "float64"),
         )
+
+
+def _fuse(state: State, parameters: np.ndarray):
+    from .rbm_cpu import FastRbm
+
+    return FastRbm(state, parameters)
 
 
 def _bricks(n_sites: int, hidden: int) -> Iterator[Brick]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from nqs_sae_service.physics.lattices import Chain
+from nqs_sae_service.sampling.metropolis import _walk
 from nqs_sae_service.states import Rbm
 
 SITES = 8
@@ -85,3 +86,106 @@ def test_initial_parameters_are_reproducible_and_have_the_wanted_precision(preci
     assert state.initial_parameters(3).dtype == precision
     np.testing.assert_array_equal(state.initial_parameters(3), state.initial_parameters(3))
     assert not np.array_equal(state.initial_parameters(3), state.initial_parameters(4))
+
+
+def agree(log_psi, exact, tolerance=1e-12):
+    """Equal logarithms of psi, the phase modulo 2 pi."""
+    np.testing.assert_allclose(log_psi.real, exact.real, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(np.exp(1j * (log_psi - exact).imag), 1, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("alpha", [1, 2, 5, 40])
+@pytest.mark.parametrize("scale", [0.0, 0.01, 0.3, 3.0, 100.0])
+def test_the_fast_twin_equals_the_bricks(scale, alpha, dtype):
+    """From psi = 1 to |theta| in the hundreds, one to two groups of factors."""
+    psi, sigma = wave(scale, alpha=alpha, dtype=dtype), spins(33)
+    assert psi.fused is not None
+    assert psi.reference.fused is None
+    agree(psi.log_psi(sigma), psi.reference.log_psi(sigma), 1e-11)
+
+
+@pytest.mark.parametrize("alpha", [1, 5, 40])
+@pytest.mark.parametrize("scale", [0.01, 0.3, 3.0, 100.0])
+def test_ratios_equal_differences_of_log_psi(scale, alpha):
+    psi, sigma = wave(scale, alpha=alpha), spins(12)
+    generator = np.random.default_rng(3)
+    signs = np.concatenate(
+        [
+            1 - 2 * np.eye(SITES),
+            np.ones((1, SITES)),
+            -np.ones((1, SITES)),
+            generator.choice([-1, 1], (9, SITES)),
+        ]
+    ).astype(np.int8)
+    ratio = psi.fused.ratios(sigma, psi.log_psi(sigma), signs)
+    bricks = psi.reference
+    flipped = bricks.log_psi((sigma[:, None] * signs).reshape(-1, SITES)).reshape(ratio.shape)
+    with np.errstate(over="ignore"):
+        exact = np.exp(flipped - bricks.log_psi(sigma)[:, None])
+    kept = np.isfinite(exact) & (np.abs(exact) > 1e-290)
+    assert kept.mean() > (0.95 if scale < 100 else 0.05)
+    np.testing.assert_allclose(ratio[kept], exact[kept], rtol=1e-9)
+    np.testing.assert_allclose(ratio[:, SITES], 1, rtol=1e-12)
+
+
+def proposals(chains, rows, seed=4):
+    generator = np.random.default_rng(seed)
+    first = generator.integers(SITES, size=(rows, chains))
+    length = np.where(
+        generator.random((rows, chains)) < 0.5, 1, generator.integers(1, SITES + 1, size=(rows, chains))
+    )
+    return first, length, np.log(generator.random((rows, chains)))
+
+
+@pytest.mark.parametrize("alpha", [1, 5, 40])
+@pytest.mark.parametrize("scale", [0.01, 0.3, 3.0, 100.0])
+def test_walks_make_the_decisions_of_the_plain_loop(scale, alpha):
+    """Singles, stretches around the ring and flips of all sites, 200 of them, with the same random numbers."""
+    psi = wave(scale, alpha=alpha)
+    fast, plain = spins(40), spins(40)
+    log_fast, log_plain = psi.log_psi(fast), psi.reference.log_psi(plain)
+    moves = proposals(40, 200)
+    accepted = psi.fused.walk(fast, log_fast, *moves)
+    assert accepted == _walk(psi.reference, plain, log_plain, *moves)
+    np.testing.assert_array_equal(fast, plain)
+    agree(log_fast, psi.reference.log_psi(fast), 1e-10)
+
+
+def test_nothing_depends_on_the_number_of_threads():
+    import numba
+
+    psi, sigma = wave(), spins(100)
+    moves, threads = proposals(100, 50), numba.get_num_threads()
+    signs = (1 - 2 * np.eye(SITES)).astype(np.int8)
+    results = []
+    for count in (1, threads):
+        numba.set_num_threads(count)
+        walked, log_psi = sigma.copy(), psi.log_psi(sigma)
+        psi.fused.walk(walked, log_psi, *moves)
+        results.append((walked, log_psi, psi.fused.ratios(sigma, log_psi, signs), psi.log_psi(sigma)))
+    numba.set_num_threads(threads)
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["hidden.weight", "hidden.bias", "visible.real"])
+def test_nan_parameters_are_seen(name):
+    psi = wave()
+    parameters = psi.parameters.copy()
+    parameters[psi.state.layout[name][0].start] = np.nan
+    broken, sigma = psi.state.bind(parameters), spins(5)
+    log_psi = broken.log_psi(sigma)
+    assert np.isnan(log_psi).all()
+    assert np.isnan(broken.fused.ratios(sigma, log_psi, -np.ones((1, SITES), np.int8))).all()
+    before = sigma.copy()
+    log_psi[:] = 0
+    assert broken.fused.walk(sigma, log_psi, *proposals(5, 20)) == 0
+    assert np.isnan(log_psi).all()
+    np.testing.assert_array_equal(sigma, before)
+
+
+def test_no_samples():
+    psi = wave()
+    assert psi.log_psi(spins(0)).shape == (0,)
+    assert psi.fused.ratios(spins(0), np.zeros(0), np.ones((3, SITES), np.int8)).shape == (0, 3)
