@@ -78,6 +78,11 @@ class GroundState(Section):
     )
     shift_steps: int = Field(50, ge=0, le=1_000_000, description="steps over which the shift decays")
     max_step: float = Field(0.3, gt=0, le=1e3, description="largest update, as a length in the metric S")
+    solver: Literal["auto", "cholesky", "cg"] = Field(
+        "auto",
+        description="how the minSR system is solved; auto: whichever costs fewer operations",
+        json_schema_extra={"neutral": True},
+    )
     final_samples: int = Field(
         16384, ge=2, le=10**8, description="fresh samples for the final energy; a multiple of sampling.chains"
     )

@@ -61,13 +61,29 @@ class Jacobian(Protocol):
         """One number per sample (n,), laid out as the rows are."""
 
     def gram_and_product(self, vector: Array) -> tuple[Array, Array]:
-        """T = O-bar O-bar^T (rows, rows), float64 or Hermitian complex128, and O-bar vector (rows,)."""
+        """T = O-bar O-bar^T (rows, rows), float64 or Hermitian complex128, and O-bar vector (rows,).
+
+        Only the lower triangle of T is read, and T may be overwritten.
+        """
 
     def product(self, vector: Array) -> Array:
         """O-bar vector (rows,), vector (n_parameters,) float64."""
 
     def transposed_product(self, y: Array) -> Array:
         """O-bar^T y (n_parameters,) float64, y (rows,)."""
+
+
+@runtime_checkable
+class Factorised(Jacobian, Protocol):
+    """O-bar in a form whose products cost far less than passing over its elements."""
+
+    @property
+    def direct_operations(self) -> float:
+        """FLOPs of T and its Cholesky factor."""
+
+    @property
+    def product_operations(self) -> float:
+        """FLOPs of one product and one transposed product together."""
 
 
 @runtime_checkable

@@ -25,6 +25,7 @@ import numpy as np
 
 from ..engine.exponentials import cosine_and_sine, exp_negative
 from ..engine.jit import njit, prange
+from .rbm_jacobian import RbmJacobian
 from .state import State
 
 # Factors multiplied before their logarithm is taken: typical ones lie between 0.5 and 1.
@@ -60,7 +61,7 @@ def _angles(spins, tables, theta):
 
 @njit()
 def _units(theta, c, y, row, bits):
-    """c (M,) and y (2, M) from theta: cosh theta_j = (c_j + y_j) e^(|Re theta_j| - i Im theta_j). Returns the sum of exponents."""
+    """c (M,) and y (2, M) with cosh theta_j = (c_j + y_j) e^(|Re theta_j| - i Im theta_j); the sum of these exponents."""
     real, imaginary = 0.0, 0.0
     for j in range(c.size):
         row[j] = 2.0 * theta[1, j]
@@ -340,6 +341,23 @@ def _ratios(sigma, ends, sites, tables, out):
                     out[n, f] = np.exp(complex(new[0] - log_psi[0], new[1] - log_psi[1]))
 
 
+@njit(parallel=True)
+def _tangents(sigma, tables, out):
+    """tanh theta (n, 2 M), real parts beside imaginary ones: (y - c) / (y + c)."""
+    units = tables.b.shape[1]
+    for block in prange((len(sigma) + _BLOCK - 1) // _BLOCK):
+        theta, y, c = np.empty((2, units)), np.empty((2, units)), np.empty(units)
+        row, bits = np.empty(units), np.empty(units, np.int64)
+        for n in range(block * _BLOCK, min(len(sigma), (block + 1) * _BLOCK)):
+            _angles(sigma[n], tables, theta)
+            _units(theta, c, y, row, bits)
+            for j in range(units):
+                re, im = y[0, j] + c[j], y[1, j]
+                inverse = 1.0 / (re * re + im * im)
+                out[n, j] = ((y[0, j] - c[j]) * re + im * im) * inverse
+                out[n, units + j] = 2.0 * c[j] * im * inverse
+
+
 class FastRbm:
     """Parameters of an RBM packed for the kernels: the fast twin of the bricks for one set of parameters."""
 
@@ -379,7 +397,7 @@ class FastRbm:
         length: np.ndarray,
         threshold: np.ndarray,
     ) -> int:
-        """Metropolis proposals in place, see ``fused.Walks``: 8 M multiply-adds for a single flip, 4 (length + 1) M for a stretch."""
+        """Metropolis proposals in place, see ``fused.Walks``: 4 (length + 1) M multiply-adds for a short stretch."""
         accepted = np.empty(len(sigma), np.int64)
         proposals = (np.ascontiguousarray(array.T) for array in (first, length, threshold))
         _walk(sigma, log_psi, *proposals, accepted, self.tables)
@@ -392,3 +410,9 @@ class FastRbm:
         out = np.empty((len(sigma), len(signs)), np.complex128)
         _ratios(np.ascontiguousarray(sigma), ends, sites, self.tables, out)
         return out
+
+    def jacobian(self, sigma: np.ndarray) -> RbmJacobian:
+        """O-bar of configurations (n, n_sites) in factorised form."""
+        tangents = np.empty((len(sigma), self.state.width))
+        _tangents(np.ascontiguousarray(sigma), self.tables, tangents)
+        return RbmJacobian(self.state, sigma, tangents)
