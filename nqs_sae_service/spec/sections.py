@@ -80,7 +80,7 @@ class GroundState(Section):
     max_step: float = Field(0.3, gt=0, le=1e3, description="largest update, as a length in the metric S")
     solver: Literal["auto", "cholesky", "cg"] = Field(
         "auto",
-        description="how the minSR system is solved; auto: whichever costs fewer operations",
+        description="how the minSR system is solved; auto: conjugate gradients while they promise to be cheaper",
         json_schema_extra={"neutral": True},
     )
     final_samples: int = Field(

@@ -6,22 +6,38 @@ are mapped to each other by O-bar^T, so they need the same iterations at the sam
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ..states.fused import Jacobian
 
+_LOOK_EVERY = 50  # iterations
+
 
 def conjugate_gradients(
-    jacobian: Jacobian, shift: float, rhs: np.ndarray, tolerance: float, iterations: int
+    jacobian: Jacobian,
+    shift: float,
+    rhs: np.ndarray,
+    tolerance: float,
+    iterations: int,
+    foresee: bool = False,
 ) -> tuple[np.ndarray, int] | None:
-    """y (rows,) with |rhs - (T + shift) y| <= tolerance |rhs|, and the iterations taken; None if they do not suffice."""
+    """y (rows,) with |rhs - (T + shift) y| <= tolerance |rhs|, and the iterations taken; None if they do not suffice.
+
+    ``foresee``: give up as soon as, at the average rate of convergence so far, the iterations will not suffice.
+    """
     y, residual = np.zeros_like(rhs), rhs.copy()
     direction = residual.copy()
-    size = _squared(residual)
-    target = tolerance**2 * size
+    first = size = _squared(residual)
+    target = tolerance**2 * first
     for iteration in range(iterations):
         if size <= target:
             return y, iteration
+        if foresee and iteration and iteration % _LOOK_EVERY == 0:
+            wanted = iteration * math.log(target / first) / min(math.log(size / first), -1e-300)
+            if wanted > iterations:
+                return None
         image = jacobian.product(jacobian.transposed_product(direction)) + shift * direction
         along = size / np.vdot(direction, image).real
         y += along * direction

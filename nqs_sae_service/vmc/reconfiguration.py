@@ -25,14 +25,14 @@ from ..errors import NumericalError
 from ..states import Wavefunction
 from ..states.fused import Differentiates, Factorised, Jacobian
 from ..states.state import PASS, Tape
+from . import cholesky
 from .conjugate_gradients import conjugate_gradients
 from .gram import accumulate_gram, mirror
 
 # Relative residual of conjugate gradients, hence relative error of d theta: far below the noise of the samples, also after the
 # momentum has summed up the errors of many steps.
 TOLERANCE = 1e-8
-_EXPECTED_ITERATIONS = 150  # to that residual with a shift of 1e-3
-_MOST_ITERATIONS = 1000
+_FEWEST_ITERATIONS, _MOST_ITERATIONS = 80, 2000  # fewer hardly ever suffice
 
 
 @dataclass(frozen=True)
@@ -125,29 +125,35 @@ def solve_shifted(gram: np.ndarray, shift: float, rhs: np.ndarray) -> np.ndarray
         raise NumericalError(
             "the minSR matrix is not finite; lower ground_state.learning_rate or raise ground_state.shift"
         )
-    shifted = gram.copy()
-    shifted.flat[:: len(gram) + 1] += shift
+    factor = gram.copy()
+    factor.flat[:: len(gram) + 1] += shift
     try:
-        # Seen by columns, as LAPACK wants it, the lower triangle is the upper one of the conjugate matrix.
-        factor = scipy.linalg.cho_factor(shifted.T, lower=False, overwrite_a=True, check_finite=False)
-        return scipy.linalg.cho_solve(factor, rhs.conj(), check_finite=False).conj()
+        cholesky.factorise(factor)
+        return cholesky.solve(factor, rhs)
     except scipy.linalg.LinAlgError:
         values, vectors = scipy.linalg.eigh(gram)
         return vectors @ ((vectors.conj().T @ rhs) / (np.maximum(values, 0) + shift))
 
 
-def prefers_products(jacobian: Jacobian) -> bool:
-    """Whether the products of as many iterations as expected cost fewer operations, counted, than T and its Cholesky factor."""
-    if not isinstance(jacobian, Factorised):
-        return False
-    return _EXPECTED_ITERATIONS * jacobian.product_operations < jacobian.direct_operations
+def affordable_iterations(jacobian: Jacobian, solver: str) -> int:
+    """How many iterations of conjugate gradients ``solver`` allows.
+
+    "auto": as many as cost the operations of T and its Cholesky factor, counted, where products with O-bar are cheap.
+    """
+    if solver == "cg":
+        return _MOST_ITERATIONS
+    if solver == "cholesky" or not isinstance(jacobian, Factorised):
+        return 0
+    return min(_MOST_ITERATIONS, int(jacobian.direct_operations / jacobian.product_operations))
 
 
-def _iterated(jacobian: Jacobian, shift: float, rhs: np.ndarray) -> np.ndarray | None:
+def _iterated(
+    jacobian: Jacobian, shift: float, rhs: np.ndarray, iterations: int, foresee: bool
+) -> np.ndarray | None:
     """(T + shift I)^-1 rhs by conjugate gradients; None, and a line in the log, where they do not converge."""
-    solution = conjugate_gradients(jacobian, shift, rhs, TOLERANCE, _MOST_ITERATIONS)
+    solution = conjugate_gradients(jacobian, shift, rhs, TOLERANCE, iterations, foresee)
     if solution is None:
-        logger.debug(f"no convergence after {_MOST_ITERATIONS} conjugate gradients: solving by Cholesky")
+        logger.debug(f"conjugate gradients do not converge in {iterations} iterations: solving by Cholesky")
         return None
     return solution[0]
 
@@ -165,17 +171,16 @@ def natural_step(
     """One minSR / SPRING update.
 
     sigma (n, n_sites), local_energy (n,), previous d theta (n_parameters,) float64; ``shift`` > 0, ``momentum`` mu,
-    ``longest``: bound of |O-bar d theta|; ``solver``: "cholesky", "cg", or "auto" for the one with fewer operations. Returns
-    the unscaled direction with the factor that respects the bound.
+    ``longest``: bound of |O-bar d theta|; ``solver``: "cholesky", "cg", or "auto" for conjugate gradients as long as they
+    promise to be cheaper. Returns the unscaled direction with the factor that respects the bound.
     """
     differentiates = psi.twin(Differentiates)  # type: ignore[type-abstract]
     jacobian: Jacobian = differentiates.jacobian(sigma) if differentiates else TapeJacobian(psi, sigma)
     eps = jacobian.rows(local_energy - local_energy.mean()) / math.sqrt(len(sigma))
-    y, rhs = None, eps
-    if solver == "cg" or (solver == "auto" and prefers_products(jacobian)):
-        if momentum:
-            rhs = eps - momentum * jacobian.product(previous)
-        y = _iterated(jacobian, shift, rhs)
+    y, iterations = None, affordable_iterations(jacobian, solver)
+    if iterations >= _FEWEST_ITERATIONS:
+        rhs = eps - momentum * jacobian.product(previous)
+        y = _iterated(jacobian, shift, rhs, iterations, foresee=solver == "auto")
     if y is None:
         gram, moved = jacobian.gram_and_product(previous)
         y = solve_shifted(gram, shift, eps - momentum * moved)

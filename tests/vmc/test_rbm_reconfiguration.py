@@ -9,10 +9,10 @@ from nqs_sae_service.physics.lattices import Chain
 from nqs_sae_service.physics.operators import SigmaX
 from nqs_sae_service.spec.sections import GroundState, Sampling
 from nqs_sae_service.states import Rbm, Transformer
-from nqs_sae_service.vmc import reconfiguration
+from nqs_sae_service.vmc import cholesky, reconfiguration
 from nqs_sae_service.vmc.conjugate_gradients import conjugate_gradients
 from nqs_sae_service.vmc.estimators import local_values
-from nqs_sae_service.vmc.reconfiguration import TapeJacobian, natural_step, prefers_products
+from nqs_sae_service.vmc.reconfiguration import TapeJacobian, affordable_iterations, natural_step
 from nqs_sae_service.vmc.training import Trainer
 
 SITES = 10
@@ -113,9 +113,66 @@ def test_auto_counts_operations():
     sites = Chain(kind="chain", length=40).build()
     psi = (state := Rbm(alpha=4).build(sites)).bind(state.initial_parameters(0))
     many = np.random.default_rng(0).choice(np.array([-1, 1], np.int8), size=(4096, 40))
-    assert prefers_products(psi.fused.jacobian(many))
-    assert not prefers_products(psi.fused.jacobian(many[:1024]))
-    assert not prefers_products(TapeJacobian(psi, many[:2]))
+    allowed = [affordable_iterations(psi.fused.jacobian(many[:n]), "auto") for n in (1024, 2048, 4096)]
+    assert allowed[0] < 80 < allowed[1] < allowed[2]
+    assert affordable_iterations(psi.fused.jacobian(many), "cholesky") == 0
+    assert affordable_iterations(TapeJacobian(psi, many[:2]), "auto") == 0
+    assert affordable_iterations(TapeJacobian(psi, many[:2]), "cg") > 1000
+
+
+def test_conjugate_gradients_that_cannot_make_it_give_up_early():
+    psi, sigma = wave(scale=0.4), spins(500)
+    rhs = np.random.default_rng(0).normal(size=500) + 0j
+    jacobian, products = psi.fused.jacobian(sigma), []
+
+    class Counting:
+        def product(self, vector):
+            products.append(1)
+            return jacobian.product(vector)
+
+        transposed_product = staticmethod(jacobian.transposed_product)
+
+    rhs -= rhs.mean()
+    needed = conjugate_gradients(jacobian, 1e-5, rhs, 1e-8, 5000)[1]
+    assert needed > 150
+    assert conjugate_gradients(Counting(), 1e-5, rhs, 1e-8, needed // 2, foresee=True) is None
+    assert len(products) < needed // 2
+    easy = conjugate_gradients(jacobian, 1.0, rhs, 1e-8, 200, foresee=True)
+    assert easy[1] < 200
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.complex128])
+@pytest.mark.parametrize("n", [1, 127, 128, 300, 517])
+def test_cholesky_by_blocks(n, kind):
+    generator = np.random.default_rng(n)
+    parts = generator.normal(size=(2, n, n))
+    a = parts[0] + (1j * parts[1] if kind is np.complex128 else 0)
+    a = a @ a.conj().T / n + 0.1 * np.eye(n)
+    factor, rhs = np.tril(a), a @ np.ones(n)
+    cholesky.factorise(factor)
+    np.testing.assert_allclose(np.tril(factor), np.linalg.cholesky(a), atol=1e-12)
+    np.testing.assert_allclose(cholesky.solve(factor, rhs), np.ones(n), atol=1e-10)
+    broken = a - 10 * np.eye(n)
+    with pytest.raises(np.linalg.LinAlgError):
+        cholesky.factorise(broken)
+
+
+def test_nothing_depends_on_the_number_of_threads():
+    import numba
+
+    psi, sigma = wave(), spins(700)
+    threads, results = numba.get_num_threads(), []
+    for count in (1, threads):
+        numba.set_num_threads(count)
+        jacobian = psi.fused.jacobian(sigma)
+        y = jacobian.product(psi.parameters)
+        gram = jacobian.gram_and_product(psi.parameters)[0]
+        factor = gram + np.eye(700)
+        cholesky.factorise(factor)
+        results.append((y, jacobian.transposed_product(y), gram, factor))
+    numba.set_num_threads(threads)
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_local_energies_are_rows_of_the_matrix():
