@@ -1,0 +1,136 @@
+"""A fair contest: contenders in processes of their own take turns, repetition by repetition, on the same machine settings."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peers.protocol import Contender
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PEERS = ROOT / ".venv-peers"
+_SCRIPTS = ROOT / "benchmarks" / "peers"
+
+# glibc gives freed memory back to the kernel and asks for it again at the next step. On a virtual machine the page faults then
+# cost NetKet and PyTorch up to half their time. Every contender, ours too, keeps its memory and uses huge pages instead.
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    "MALLOC_TOP_PAD_": str(2**28),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+
+
+@dataclass(frozen=True)
+class Side:
+    """A program to compare: its interpreter and its script among ``benchmarks/peers``."""
+
+    name: str
+    python: Path
+    script: str
+    environment: Mapping[str, str]
+
+    def start(self, **environment: str) -> Contender:
+        """Start it. Raises SystemExit with the remedy when its environment is not installed."""
+        if not self.python.exists():
+            raise SystemExit(f"{self.python} is missing: run `make bench-peers` first")
+        log = RESULTS / f"{self.name}.log"
+        settings = {**ALLOCATOR, **self.environment, **environment}
+        return Contender(self.name, self.python, _SCRIPTS / self.script, settings, log)
+
+
+OURS = Side("ours", Path(sys.executable), "ours_server.py", {"PYTHONPATH": str(ROOT)})
+NETKET = Side("netket", PEERS / "netket" / "bin" / "python", "netket_server.py", {"JAX_PLATFORMS": "cpu"})
+TORCH = Side("torch", PEERS / "torch" / "bin" / "python", "torch_server.py", {"HF_HUB_OFFLINE": "1"})
+
+
+class Turnstile:
+    """Lets one measurement at a time through on a machine where others measure too: a lock on a file that all agree on."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the lock, if there is one."""
+        if self._path is None:
+            yield
+            return
+        with open(self._path, "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def take_turns(
+    measure: Mapping[str, Callable[[], float]], repetitions: int, turnstile: Turnstile
+) -> dict[str, list[float]]:
+    """Call every measurement ``repetitions`` times, A B C A B C ...; seconds of each, in order."""
+    seconds: dict[str, list[float]] = {name: [] for name in measure}
+    for _ in range(repetitions):
+        for name, call in measure.items():
+            with turnstile.alone():
+                seconds[name].append(call())
+    return seconds
+
+
+def fastest(
+    methods: Sequence[str], time_of: Callable[[str], float], turnstile: Turnstile, probes: int = 2
+) -> tuple[str, dict[str, float]]:
+    """The fastest of a contender's methods and the best time of each, after one call that compiles."""
+    best: dict[str, float] = {}
+    for method in methods:
+        with turnstile.alone():
+            time_of(method)
+        for _ in range(probes if len(methods) > 1 else 0):
+            with turnstile.alone():
+                best[method] = min(best.get(method, float("inf")), time_of(method))
+    return (min(best, key=best.__getitem__) if best else methods[0]), best
+
+
+def spread(seconds: Sequence[float]) -> dict[str, Any]:
+    """Median, smallest and largest of some times, and all of them."""
+    return {
+        "median": statistics.median(seconds),
+        "smallest": min(seconds),
+        "largest": max(seconds),
+        "all": [round(s, 6) for s in seconds],
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return {
+        "cpu": model,
+        "threads": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "system": platform.system(),
+    }
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Earlier results of the same machine, so that rows can be measured one at a time; {} when there are none."""
+    if not path.exists():
+        return {}
+    stored = json.loads(path.read_text())
+    return stored if stored.get("machine") == machine() else {}
+
+
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Write results as JSON."""
+    path.write_text(json.dumps(results, indent=1) + "\n")
