@@ -8,8 +8,8 @@
 Each contender is a process that stays alive; they take turns, repetition by repetition. A row is the median after a warm-up,
 with the same network, parameters, samples, chains, proposals per sweep, precision, learning rate and shift on both sides. Short
 steps are repeated for a fifth of a second, as a training repeats them. Where a peer has several methods the fastest is taken.
-The phases of a step are measured by themselves; stochastic reconfiguration is the rest. Results: ``benchmarks/results/cpu.json``
-and ``cpu.md``; rows measured before on the same machine are kept.
+The phases of a step are measured by themselves; stochastic reconfiguration is the rest. Results:
+``benchmarks/results/cpu.json`` and ``cpu.md``; rows measured before on the same machine are kept.
 """
 
 from __future__ import annotations

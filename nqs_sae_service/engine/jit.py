@@ -46,7 +46,7 @@ def _cache_directory() -> Path:
     return base / f"kernels-{_sources_digest()}"
 
 
-os.environ.setdefault("NUMBA_CACHE_DIR", str(_cache_directory()))
+CACHE_DIRECTORY = Path(os.environ.setdefault("NUMBA_CACHE_DIR", str(_cache_directory())))
 # Threads that wait must not spin: kernels are short, machines are shared, and a spinning thread takes a core from the other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -66,4 +66,4 @@ def njit(parallel: bool = False, fastmath: set[str] = FAST, **options):
     )
 
 
-__all__ = ["EXACT", "FAST", "njit", "prange"]
+__all__ = ["CACHE_DIRECTORY", "EXACT", "FAST", "njit", "prange"]
