@@ -31,8 +31,10 @@ _LENGTHS = (16, 20)  # with and without sums over all configurations
 
 def warm_up(points: Sequence[Point]) -> tuple[int, Path]:
     """Compile what the points need. Returns the exit code, as of a run, and the folder of the compiled kernels."""
-    different = {_what_is_compiled(point.spec): point for point in reversed(points)}
-    small = [reduced(point, number) for number, point in enumerate(reversed(different.values()), start=1)]
+    different: dict[str, Point] = {}
+    for point in points:
+        different.setdefault(_what_is_compiled(point.spec), point)
+    small = [reduced(point, number) for number, point in enumerate(different.values(), start=1)]
     with tempfile.TemporaryDirectory(prefix="nqs-sae-warmup-") as folder:
         outcome = run_plans(make_plan(small, STAGES, Path(folder)))
     return outcome.code, CACHE_DIRECTORY
