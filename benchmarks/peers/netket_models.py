@@ -91,20 +91,36 @@ def make_model(network: Mapping[str, Any]) -> nn.Module:
     """The network that a ``[state]`` section describes (kind "transformer" or "rbm")."""
     if network["kind"] == "rbm":
         return nk.models.RBM(alpha=network["alpha"], param_dtype=complex)
-    dtype = jnp.float64 if network.get("precision") == "float64" else jnp.float32
+    dtype = jnp.float64 if network["precision"] == "float64" else jnp.float32
     names = ("patch", "width", "heads", "layers", "attention", "amplitude")
     return Transformer(**{name: network[name] for name in names}, dtype=dtype)
 
 
-def flax_parameters(arrays: Mapping[str, np.ndarray], dtype: Any) -> dict[str, Any]:
-    """The transformer's parameters by this project's names as the tree that flax wants."""
+def flax_parameters(network: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """This project's parameters, by name, as the tree that the network wants."""
+    if network["kind"] == "rbm":
+        return _rbm_parameters(arrays)
+    dtype = network["precision"]
     tree: dict[str, Any] = {}
     for name, array in arrays.items():
-        value = jnp.asarray(array, dtype)
         module, _, role = name.rpartition(".")
         own = next((key for key in _OWN if name.endswith(key)), None)
         if own is not None:
-            tree[name[: -len(own)].replace(".", "_") + _OWN[own]] = value
+            tree[name[: -len(own)].replace(".", "_") + _OWN[own]] = jnp.asarray(array, dtype)
         else:
-            tree.setdefault(module.replace(".", "_"), {})[_ROLES[role]] = value
+            tree.setdefault(module.replace(".", "_"), {})[_ROLES[role]] = jnp.asarray(array, dtype)
     return tree
+
+
+def _rbm_parameters(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Real and imaginary parts lie side by side here, and are complex numbers there."""
+
+    def joined(name: str) -> jax.Array:
+        real, imaginary = np.split(arrays[name].astype(np.float64), 2, axis=-1)
+        return jnp.asarray(real + 1j * imaginary)
+
+    visible = arrays["visible.real"] + 1j * arrays["visible.imaginary"].astype(np.float64)
+    return {
+        "Dense": {"kernel": joined("hidden.weight"), "bias": joined("hidden.bias")},
+        "visible_bias": jnp.asarray(visible),
+    }
