@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,8 @@ import numpy as np
 from ..engine.arrays import namespace
 from ..engine.random import Stream, below, uniform, words
 from ..errors import NumericalError
-from ..states import LogPsi
+from ..states import LogPsi, Wavefunction
+from ..states.fused import Walks
 
 if TYPE_CHECKING:
     from ..spec.sections import Sampling
@@ -27,7 +29,7 @@ Array = Any
 
 
 def stretch_proposals(random: Array, n_sites: int, moves: Moves) -> tuple[Array, Array]:
-    """First site (chains,) and length (chains,) of the stretch to flip, from one row of random words (chains, 4).
+    """First site (...) and length (...) of the stretch to flip, from random words (..., 4).
 
     The length is n_sites with probability ``moves.all_spins``, uniform in 2 ... n_sites - 1 with probability ``moves.stretch``,
     else 1.
@@ -96,22 +98,16 @@ class Metropolis:
         """One sweep: as many proposals per chain as there are sites, in place. Raises NumericalError on a NaN log psi."""
         xp = namespace(chains.sigma)
         random = words(self.seed, self.stream, chains.sweeps, self.n_sites, len(chains.sigma), xp)
-        sites = xp.arange(self.n_sites)
-        for row in random:
-            first, length = stretch_proposals(row, self.n_sites, self.moves)
-            flipped = (sites - first[:, None]) % self.n_sites < length[:, None]
-            proposed = xp.where(flipped, -chains.sigma, chains.sigma)
-            log_psi = psi.log_psi(proposed)
-            log_ratio = 2 * (log_psi.real - chains.log_psi.real)
-            if xp.isnan(log_ratio).any():
-                raise NumericalError(
-                    "log psi became NaN while sampling; lower ground_state.learning_rate or raise ground_state.shift"
-                )
-            accept = xp.log(uniform(row[:, 2], row[:, 3])) < log_ratio
-            chains.sigma = xp.where(accept[:, None], proposed, chains.sigma)
-            chains.log_psi = xp.where(accept, log_psi, chains.log_psi)
-            chains.accepted += int(accept.sum())
-        chains.proposed += random.shape[0] * random.shape[1]
+        first, length = stretch_proposals(random, self.n_sites, self.moves)
+        threshold = xp.log(uniform(random[..., 2], random[..., 3]))
+        walker = psi.twin(Walks) if isinstance(psi, Wavefunction) else None  # type: ignore[type-abstract]
+        walk = walker.walk if walker is not None else partial(_walk, psi)
+        chains.accepted += walk(chains.sigma, chains.log_psi, first, length, threshold)
+        if xp.isnan(chains.log_psi).any():
+            raise NumericalError(
+                "log psi became NaN while sampling; lower ground_state.learning_rate or raise ground_state.shift"
+            )
+        chains.proposed += threshold.size
         chains.sweeps += 1
 
     def draws(
@@ -131,6 +127,23 @@ class Metropolis:
             log_psi.append(chains.log_psi.copy())
             after(draw)
         return np.stack(sigma, axis=1), np.stack(log_psi, axis=1)
+
+
+def _walk(psi: LogPsi, sigma: Array, log_psi: Array, first: Array, length: Array, threshold: Array) -> int:
+    """Metropolis proposals one after the other, for any wave function: the plain form of ``Walks.walk``."""
+    xp = namespace(sigma)
+    sites = xp.arange(sigma.shape[1])
+    accepted = 0
+    for start, extent, bound in zip(first, length, threshold, strict=True):
+        flipped = (sites - start[:, None]) % sigma.shape[1] < extent[:, None]
+        proposed = xp.where(flipped, -sigma, sigma)
+        log_proposed = psi.log_psi(proposed)
+        log_ratio = 2 * (log_proposed.real - log_psi.real)
+        accept = bound < log_ratio
+        sigma[...] = xp.where(accept[:, None], proposed, sigma)
+        log_psi[...] = xp.where(accept | xp.isnan(log_ratio), log_proposed, log_psi)
+        accepted += int(accept.sum())
+    return accepted
 
 
 def drift(psi: LogPsi, reference: LogPsi, chains: Chains, rows: int = 64) -> float:

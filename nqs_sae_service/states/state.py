@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from ..engine.arrays import namespace
+from .fused import Fused, Streams
 from .primitives import Brick
 
 Array = Any
 Edit = Callable[[Array], Array]
+Ability = TypeVar("Ability")
 
 # Configurations per pass of the bricks: fixed, because the number of rows in a BLAS call may change its last bits.
 PASS = 512
@@ -31,23 +33,13 @@ class LogPsi(Protocol):
         """log psi of configurations (n, n_sites): (n,) float64, or complex128 with a phase."""
 
 
-class Fused(Protocol):
-    """A fast twin of the bricks for one set of parameters."""
-
-    def log_psi(self, sigma: Array) -> Array: ...
-
-    def stream_at(self, sigma: Array, layer: str) -> Array: ...
-
-    def log_psi_from(self, layer: str, stream: Array) -> Array: ...
-
-
 @dataclass(frozen=True)
 class State:
     """Shape of a network.
 
     ``tokens`` cuts configurations (n, n_sites) int8 into the first edge ``tokens`` (n, token, spins per token); ``bricks`` lead
     from there to the edge ``log_psi``. ``initial`` draws one parameter array from a NumPy generator. ``fuse`` makes the fast
-    twin for float32 NumPy parameters, ``fused_layers`` are the layers it can stop at.
+    twin for NumPy parameters of the ``fused_dtypes``, ``fused_layers`` are the layers it can stop at.
     """
 
     n_sites: int
@@ -60,6 +52,7 @@ class State:
     tokens: Callable[[Array], Array]
     initial: Callable[[str, tuple[int, ...], np.random.Generator], np.ndarray]
     fuse: Callable[[State, Array], Fused] | None = None
+    fused_dtypes: tuple[str, ...] = ("float32",)
     fused_layers: tuple[str, ...] = ()
 
     @cached_property
@@ -90,7 +83,7 @@ class State:
         return {name: parameters[place].reshape(shape) for name, (place, shape) in self.layout.items()}
 
     def bind(self, parameters: Array) -> Wavefunction:
-        """The wave function with these parameters. float64 parameters are evaluated by the bricks, the reference."""
+        """The wave function with these parameters, evaluated by the fast twin where they have one."""
         if parameters.shape != (self.n_parameters,):
             raise ValueError(f"this network has {self.n_parameters} parameters, not {parameters.shape}")
         return Wavefunction(self, parameters)
@@ -166,10 +159,11 @@ class Tape:
 
 @dataclass(frozen=True)
 class Wavefunction:
-    """A state with parameters. float32 NumPy parameters are evaluated by the fused twin where the state has one."""
+    """A state with parameters, evaluated by the fast twin where there is one, or always by the ``plain`` bricks."""
 
     state: State
     parameters: Array
+    plain: bool = False
 
     @cached_property
     def weights(self) -> dict[str, Array]:
@@ -179,13 +173,19 @@ class Wavefunction:
     @cached_property
     def fused(self) -> Fused | None:
         """The fast twin, if these parameters have one."""
-        fast = isinstance(self.parameters, np.ndarray) and self.parameters.dtype == np.float32
-        return self.state.fuse(self.state, self.parameters) if fast and self.state.fuse else None
+        if self.plain or self.state.fuse is None or not isinstance(self.parameters, np.ndarray):
+            return None
+        known = self.parameters.dtype.name in self.state.fused_dtypes
+        return self.state.fuse(self.state, self.parameters) if known else None
+
+    def twin(self, ability: type[Ability]) -> Ability | None:
+        """The fast twin if it has this ability (a class of ``fused``), else None."""
+        return self.fused if isinstance(self.fused, ability) else None
 
     @property
     def reference(self) -> Wavefunction:
         """The same wave function evaluated by the bricks in double precision: what fast paths are checked against."""
-        return Wavefunction(self.state, self.parameters.astype(np.float64))
+        return Wavefunction(self.state, self.parameters.astype(np.float64), plain=True)
 
     def tape(self, sigma: Array, edits: dict[str, Edit] | None = None) -> Tape:
         """Record one pass over configurations (n, n_sites)."""
@@ -207,9 +207,8 @@ class Wavefunction:
     def stream_at(self, sigma: Array, layer: str) -> Array:
         """Activations (n, token, width) of one layer."""
         self.state.check_layer(layer)
-        if self.starts_at(layer):
-            assert self.fused is not None
-            return self.fused.stream_at(sigma, layer)
+        if (streams := self._streams(layer)) is not None:
+            return streams.stream_at(sigma, layer)
         return self.passes(lambda s: self.tape(s).edges[layer], sigma)
 
     def activations(self, sigma: Array, layers: Iterable[str]) -> dict[str, Array]:
@@ -223,12 +222,16 @@ class Wavefunction:
 
     def starts_at(self, layer: str) -> bool:
         """Whether the fast twin can start from the activations of ``layer`` alone (the residual stream)."""
-        return self.fused is not None and layer in self.state.fused_layers
+        return self._streams(layer) is not None
+
+    def _streams(self, layer: str) -> Streams | None:
+        return self.twin(Streams) if layer in self.state.fused_layers else None  # type: ignore[type-abstract]
 
     def log_psi_from(self, layer: str, stream: Array) -> Array:
         """log psi (n,) from activations (n, token, width) of a layer that ``starts_at`` allows."""
-        assert self.fused is not None
-        return self.fused.log_psi_from(layer, stream)
+        streams = self._streams(layer)
+        assert streams is not None
+        return streams.log_psi_from(layer, stream)
 
     def layer_gradient(self, sigma: Array, layer: str) -> Array:
         """d log psi / d x for the activations of ``layer``: (n, token, width)."""

@@ -13,7 +13,8 @@ import numpy as np
 
 from ..physics.observables import Observable
 from ..physics.operators import Operator
-from ..states import LogPsi
+from ..states import LogPsi, Wavefunction
+from ..states.fused import FlipRatios
 from .statistics import append_axes
 
 CHUNK = 16384
@@ -67,6 +68,9 @@ def measure(
 
 def _ratios(psi: LogPsi, signs: np.ndarray, sigma: np.ndarray, log_psi: np.ndarray) -> np.ndarray:
     """psi(sigma') / psi(sigma) for sigma' = sigma with each row of ``signs`` applied: (n, flips, ...)."""
+    flips = psi.twin(FlipRatios) if isinstance(psi, Wavefunction) else None  # type: ignore[type-abstract]
+    if flips is not None:
+        return flips.ratios(sigma, log_psi, signs)
     connected = (sigma[:, None, :] * signs).reshape(-1, sigma.shape[1])
     log_connected = psi.log_psi(connected).reshape(len(sigma), len(signs), *log_psi.shape[1:])
     return np.exp(log_connected - log_psi[:, None])

@@ -7,6 +7,9 @@ eps = (E_loc - E) / sqrt(n_s), real and imaginary parts stacked as rows, and T =
 
 mu = 0 is minSR. T is accumulated array by array; O is never held whole. The update is bounded in the metric S = O-bar^T O-bar:
 its length |O-bar d theta| is how far the normalised state moves, and a step that is too long is shortened and reported.
+
+The linear system is solved by Cholesky, or by conjugate gradients from products with O-bar where these are cheap and the
+samples many.
 """
 
 from __future__ import annotations
@@ -16,11 +19,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
+from loguru import logger
 
 from ..errors import NumericalError
 from ..states import Wavefunction
+from ..states.fused import Differentiates, Factorised, Jacobian
 from ..states.state import PASS, Tape
+from .conjugate_gradients import conjugate_gradients
 from .gram import accumulate_gram, mirror
+
+# Relative residual of conjugate gradients, hence relative error of d theta: far below the noise of the samples, also after the
+# momentum has summed up the errors of many steps.
+TOLERANCE = 1e-8
+_EXPECTED_ITERATIONS = 150  # to that residual with a shift of 1e-3
+_MOST_ITERATIONS = 1000
 
 
 @dataclass(frozen=True)
@@ -42,8 +54,8 @@ def _stacked(values: np.ndarray) -> np.ndarray:
     return np.concatenate([values.real, values.imag]) if np.iscomplexobj(values) else values
 
 
-class SampleSpace:
-    """O-bar of one set of samples: products with it, and T, without ever holding it."""
+class TapeJacobian:
+    """O-bar of one set of samples from the bricks' tape: the plain form of ``states.fused.Jacobian``, for any network."""
 
     def __init__(self, psi: Wavefunction, sigma: np.ndarray):
         self.psi, self.n = psi, len(sigma)
@@ -61,6 +73,14 @@ class SampleSpace:
             ) / math.sqrt(self.n)
             real = parts[0][1].real.dtype
             yield parts[0][0], _stacked(block).astype(real)
+
+    def rows(self, values: np.ndarray) -> np.ndarray:
+        """Real parts above imaginary ones when psi has a phase, real parts alone otherwise."""
+        return _stacked(values if self.psi.state.complex_amplitude else values.real)
+
+    def product(self, vector: np.ndarray) -> np.ndarray:
+        """O-bar vector (rows,)."""
+        return sum(block @ vector[place].astype(block.dtype) for place, block in self._blocks())
 
     def gram_and_product(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """T (rows, rows) and O-bar vector (rows,), rows = n, or 2n with a phase."""
@@ -97,17 +117,39 @@ def _weighted(tape: Tape, deltas: dict[str, np.ndarray], weight: np.ndarray) -> 
 
 
 def solve_shifted(gram: np.ndarray, shift: float, rhs: np.ndarray) -> np.ndarray:
-    """(T + shift I)^-1 rhs by Cholesky, by the eigenvalues if that fails. Raises NumericalError instead of returning NaN."""
-    if not (np.isfinite(gram).all() and np.isfinite(rhs).all()):
+    """(T + shift I)^-1 rhs by Cholesky, by the eigenvalues if that fails. Raises NumericalError instead of returning NaN.
+
+    T real symmetric or Hermitian; its lower triangle is read.
+    """
+    if not (np.isfinite(gram.sum()) and np.isfinite(rhs).all()):
         raise NumericalError(
             "the minSR matrix is not finite; lower ground_state.learning_rate or raise ground_state.shift"
         )
-    shifted = gram + shift * np.eye(len(gram))
+    shifted = gram.copy()
+    shifted.flat[:: len(gram) + 1] += shift
     try:
-        return scipy.linalg.cho_solve(scipy.linalg.cho_factor(shifted, lower=True, overwrite_a=True), rhs)
+        # Seen by columns, as LAPACK wants it, the lower triangle is the upper one of the conjugate matrix.
+        factor = scipy.linalg.cho_factor(shifted.T, lower=False, overwrite_a=True, check_finite=False)
+        return scipy.linalg.cho_solve(factor, rhs.conj(), check_finite=False).conj()
     except scipy.linalg.LinAlgError:
         values, vectors = scipy.linalg.eigh(gram)
-        return vectors @ ((vectors.T @ rhs) / (np.maximum(values, 0) + shift))
+        return vectors @ ((vectors.conj().T @ rhs) / (np.maximum(values, 0) + shift))
+
+
+def prefers_products(jacobian: Jacobian) -> bool:
+    """Whether the products of as many iterations as expected cost fewer operations, counted, than T and its Cholesky factor."""
+    if not isinstance(jacobian, Factorised):
+        return False
+    return _EXPECTED_ITERATIONS * jacobian.product_operations < jacobian.direct_operations
+
+
+def _iterated(jacobian: Jacobian, shift: float, rhs: np.ndarray) -> np.ndarray | None:
+    """(T + shift I)^-1 rhs by conjugate gradients; None, and a line in the log, where they do not converge."""
+    solution = conjugate_gradients(jacobian, shift, rhs, TOLERANCE, _MOST_ITERATIONS)
+    if solution is None:
+        logger.debug(f"no convergence after {_MOST_ITERATIONS} conjugate gradients: solving by Cholesky")
+        return None
+    return solution[0]
 
 
 def natural_step(
@@ -118,19 +160,27 @@ def natural_step(
     shift: float,
     momentum: float,
     longest: float,
+    solver: str = "auto",
 ) -> Update:
     """One minSR / SPRING update.
 
     sigma (n, n_sites), local_energy (n,), previous d theta (n_parameters,) float64; ``shift`` > 0, ``momentum`` mu,
-    ``longest``: bound of |O-bar d theta|. Returns the unscaled direction with the factor that respects the bound.
+    ``longest``: bound of |O-bar d theta|; ``solver``: "cholesky", "cg", or "auto" for the one with fewer operations. Returns
+    the unscaled direction with the factor that respects the bound.
     """
-    space = SampleSpace(psi, sigma)
-    eps = local_energy - local_energy.mean()
-    eps = _stacked(eps if psi.state.complex_amplitude else eps.real) / math.sqrt(len(sigma))
-    gram, moved = space.gram_and_product(previous)
-    y = solve_shifted(gram, shift, eps - momentum * moved)
-    direction = space.transposed_product(y) + momentum * previous
-    norm = float(np.linalg.norm(gram @ y + momentum * moved))
+    differentiates = psi.twin(Differentiates)  # type: ignore[type-abstract]
+    jacobian: Jacobian = differentiates.jacobian(sigma) if differentiates else TapeJacobian(psi, sigma)
+    eps = jacobian.rows(local_energy - local_energy.mean()) / math.sqrt(len(sigma))
+    y, rhs = None, eps
+    if solver == "cg" or (solver == "auto" and prefers_products(jacobian)):
+        if momentum:
+            rhs = eps - momentum * jacobian.product(previous)
+        y = _iterated(jacobian, shift, rhs)
+    if y is None:
+        gram, moved = jacobian.gram_and_product(previous)
+        y = solve_shifted(gram, shift, eps - momentum * moved)
+    direction = jacobian.transposed_product(y) + momentum * previous
+    norm = float(np.linalg.norm(eps - shift * y))  # = T y + momentum O-bar previous
     if not (math.isfinite(norm) and np.isfinite(direction).all()):
         raise NumericalError(
             "the update is not finite; lower ground_state.learning_rate or raise ground_state.shift"

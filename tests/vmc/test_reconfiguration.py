@@ -11,7 +11,7 @@ from nqs_sae_service.physics.operators import SigmaX, basis_index
 from nqs_sae_service.states import Transformer
 from nqs_sae_service.vmc.estimators import local_values
 from nqs_sae_service.vmc.gram import TILE, accumulate_gram, mirror
-from nqs_sae_service.vmc.reconfiguration import SampleSpace, natural_step, solve_shifted
+from nqs_sae_service.vmc.reconfiguration import TapeJacobian, natural_step, solve_shifted
 
 SITES = 6
 LATTICE = Chain(kind="chain", length=SITES).build()
@@ -161,7 +161,7 @@ def test_products_with_o_bar():
     sigma = all_configurations(SITES)
     (energies,) = local_values(psi, [HAMILTONIAN], sigma, psi.log_psi(sigma))
     o, _ = dense_parts(psi, sigma, energies)
-    space, generator = SampleSpace(psi, sigma), np.random.default_rng(3)
+    space, generator = TapeJacobian(psi, sigma), np.random.default_rng(3)
     vector, y = generator.normal(size=o.shape[1]), generator.normal(size=o.shape[0])
     gram, product = space.gram_and_product(vector)
     np.testing.assert_allclose(gram, o @ o.T, atol=1e-12)

@@ -1,0 +1,94 @@
+"""Fast twins: what a network may do better than its bricks for one set of parameters, each an equal of the plain formula.
+
+A twin is any object with ``log_psi``. It may be more: a class below for each further ability. Whoever needs one asks
+``psi.twin(Ability)`` and falls back on the plain formula when the answer is None.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+Array = Any
+
+
+class Fused(Protocol):
+    """A fast twin of the bricks."""
+
+    def log_psi(self, sigma: Array) -> Array:
+        """log psi (n,) of configurations (n, n_sites) int8."""
+
+
+@runtime_checkable
+class Streams(Fused, Protocol):
+    """A twin that can stop at a layer of the residual stream and go on from it."""
+
+    def stream_at(self, sigma: Array, layer: str) -> Array:
+        """Activations (n, token, width) of ``layer``."""
+
+    def log_psi_from(self, layer: str, stream: Array) -> Array:
+        """log psi (n,) when the activations of ``layer`` are ``stream`` (n, token, width)."""
+
+
+@runtime_checkable
+class Walks(Fused, Protocol):
+    """A twin that makes many Metropolis proposals in one go: the decisions of the plain loop, up to rounding of log psi."""
+
+    def walk(self, sigma: Array, log_psi: Array, first: Array, length: Array, threshold: Array) -> int:
+        """Make the proposals in order, in place on sigma (chains, n_sites) int8 and log_psi (chains,); number accepted.
+
+        Proposal r of chain c flips the ``length[r, c]`` sites from ``first[r, c]`` on (periodic), and is accepted if
+        ``threshold[r, c]`` < 2 (log|psi'| - log|psi|). first, length (rows, chains) int64, threshold (rows, chains) float64. A
+        chain whose log psi' is NaN stays, and its log_psi becomes NaN.
+        """
+
+
+@runtime_checkable
+class FlipRatios(Fused, Protocol):
+    """A twin that knows how psi changes when some spins flip."""
+
+    def ratios(self, sigma: Array, log_psi: Array, signs: Array) -> Array:
+        """psi(sigma signs_f) / psi(sigma), (n, flips), for sign patterns (flips, n_sites) int8 in {-1, +1}."""
+
+
+class Jacobian(Protocol):
+    """O-bar = (O - mean O) / sqrt(n) of n samples, as a matrix (rows, n_parameters) that is never held whole.
+
+    A real log psi has one real row per sample. With a phase the rows are either those of Re O-bar above those of Im O-bar
+    (2n real ones), or, where psi is holomorphic in complex parameters, n complex ones: ``rows`` says which.
+    """
+
+    def rows(self, values: Array) -> Array:
+        """One number per sample (n,), laid out as the rows are."""
+
+    def gram_and_product(self, vector: Array) -> tuple[Array, Array]:
+        """T = O-bar O-bar^T (rows, rows), float64 or Hermitian complex128, and O-bar vector (rows,).
+
+        Only the lower triangle of T is read, and T may be overwritten.
+        """
+
+    def product(self, vector: Array) -> Array:
+        """O-bar vector (rows,), vector (n_parameters,) float64."""
+
+    def transposed_product(self, y: Array) -> Array:
+        """O-bar^T y (n_parameters,) float64, y (rows,)."""
+
+
+@runtime_checkable
+class Factorised(Jacobian, Protocol):
+    """O-bar in a form whose products cost far less than passing over its elements."""
+
+    @property
+    def direct_operations(self) -> float:
+        """FLOPs of T and its Cholesky factor."""
+
+    @property
+    def product_operations(self) -> float:
+        """FLOPs of one product and one transposed product together."""
+
+
+@runtime_checkable
+class Differentiates(Fused, Protocol):
+    """A twin with its own per-sample derivatives."""
+
+    def jacobian(self, sigma: Array) -> Jacobian:
+        """O-bar of configurations (n, n_sites)."""
