@@ -8,6 +8,7 @@ import os
 import platform
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ ALLOCATOR = {
     "MALLOC_TOP_PAD_": str(2**28),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
+
+_LONGEST_HOLD = 45.0
 
 
 @dataclass(frozen=True)
@@ -55,20 +58,30 @@ TORCH = Side("torch", PEERS / "torch" / "bin" / "python", "torch_server.py", {"H
 
 
 class Turnstile:
-    """Lets one measurement at a time through on a machine where others measure too: a lock on a file that all agree on."""
+    """Keeps a machine to ourselves while we measure, where several benchmarks share it: a lock on a file that all agree on.
+
+    The lock is kept from one measurement to the next, and let go for a moment when it was held for ``_LONGEST_HOLD`` seconds.
+    """
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
+        self._file = None if path is None else open(path, "a")  # noqa: SIM115  (held until the program ends)
+        self._since: float | None = None
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Hold the lock, if there is one."""
-        if self._path is None:
-            yield
-            return
-        with open(self._path, "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        if self._file is not None and self._since is None:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            self._since = time.monotonic()
+        yield
+        if self._since is not None and time.monotonic() - self._since > _LONGEST_HOLD:
+            self.release()
+
+    def release(self) -> None:
+        """Let others through."""
+        if self._file is not None:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+        self._since = None
 
 
 def take_turns(

@@ -407,6 +407,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if name in ROWS
             else own[name](options, turnstile)
         )
+        turnstile.release()
         results = read_results(path) or {"machine": machine(), "versions": {}, "rows": {}}
         results["rows"][name] = row
         results["versions"] |= row.get("versions", {})

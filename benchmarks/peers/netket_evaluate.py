@@ -1,7 +1,7 @@
 """log psi, local energies and log-derivatives by NetKet for given parameters: ``python netket_evaluate.py IN.npz OUT.npz``.
 
-IN holds ``network`` (JSON), ``h``, ``sigma`` (n, n_sites) and the parameters by this project's names after ``parameter:``. OUT gets
-``log_psi`` (n,), ``local_energy`` (n,), and ``gram`` (n, n), the sum over all real parameters of conj(O_k) O_k with O centred.
+IN holds ``network`` (JSON), ``h``, ``sigma`` (n, n_sites) and the parameters by this project's names after ``parameter:``.
+OUT gets ``log_psi`` (n,), ``local_energy`` (n,), and ``gram`` (n, n), the minSR matrix of the log-derivatives.
 """
 
 from __future__ import annotations
@@ -33,15 +33,17 @@ def main(source: str, target: str) -> None:
     connected, elements = hamiltonian.get_conn_padded(sigma)
     log_connected = model.apply(variables, connected.reshape(-1, n_sites)).reshape(elements.shape)
     local_energy = jnp.sum(elements * jnp.exp(log_connected - log_psi[:, None]), axis=-1)
-    np.savez(target, log_psi=log_psi, local_energy=local_energy, gram=_gram(model, variables, sigma))
+    mode = "real" if network.get("amplitude") == "positive" else "complex"
+    np.savez(target, log_psi=log_psi, local_energy=local_energy, gram=_gram(model, variables, sigma, mode))
 
 
-def _gram(model, variables, sigma):
-    """Re of the minSR matrix sum_k conj(O_nk) O_mk over real parameters, O centred over the samples."""
-    jacobian = nk.jax.jacobian(
-        model.apply, variables["params"], sigma, mode="complex", dense=True, center=True
-    )  # (n, 2, n_parameters): real and imaginary part of the derivatives
-    return np.einsum("ncp,mcp->nm", jacobian, jacobian)
+def _gram(model, variables, sigma, mode):
+    """The minSR matrix Re sum_k conj(O_nk) O_mk over real parameters, O centred over the samples."""
+    jacobian = nk.jax.jacobian(model.apply, variables["params"], sigma, mode=mode, dense=True, center=True)
+    jacobian = jacobian.reshape(
+        len(sigma), -1
+    )  # a complex log psi: real beside imaginary parts of its derivatives
+    return jacobian @ jacobian.T
 
 
 if __name__ == "__main__":
