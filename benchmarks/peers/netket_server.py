@@ -86,7 +86,7 @@ class Vmc:
         jax.block_until_ready(self.state.local_estimators(self.hamiltonian))
 
     def measure(self, draws: int) -> tuple[float, float]:
-        """Energy and its standard error (scatter of the chains' means) from fresh samples, leaving the state as it was."""
+        """Energy and its standard error (scatter of the chains' means) from fresh samples; the chains move on."""
         means = []
         for _ in range(draws):
             self.sampling()
@@ -97,8 +97,11 @@ class Vmc:
 
 
 def _learning_rate(options: Mapping[str, Any]) -> Any:
-    """The project's cosine decay; the rate itself where it does not decay."""
-    start, left = options["learning_rate"], options["final_learning_rate"]
+    """The project's cosine decay; a number where it does not decay.
+
+    NetKet's update carries the factor 2 of the gradient of the energy, this project's does not: half the rate is the same step.
+    """
+    start, left = options["learning_rate"] / 2, options["final_learning_rate"]
     if left == 1:
         return start
 
