@@ -7,6 +7,7 @@ used here, because every environment must be able to import it.
     {"do": "build", ...}  -> {"seconds": ..., ...}      prepare the work (once)
     {"do": <anything>}    -> {"seconds": ..., ...}      whatever the contender offers; ``seconds`` is its own clock
     {"do": ..., "count": 9}                             the same nine times in a row; ``seconds`` is the mean
+                          -> {"failure": "..."}           when it went wrong
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,7 +39,7 @@ def serve(handlers: Mapping[str, Handler]) -> None:
         try:
             answer = _answer(handlers, json.loads(line))
         except Exception as problem:
-            answer = {"error": f"{type(problem).__name__}: {problem}"}
+            answer = {"failure": f"{type(problem).__name__}: {problem}"}
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -77,7 +79,8 @@ class Contender:
         if error is not None:
             self._process.kill()
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait()
 
     def ask(self, do: str, **arguments: Any) -> Answer:
@@ -94,8 +97,8 @@ class Contender:
         if not line:
             raise ContenderFailed(f"{self.name} ended (its output is in {self._log})")
         answer = json.loads(line)
-        if "error" in answer:
-            raise ContenderFailed(f"{self.name}: {answer['error']} (its output is in {self._log})")
+        if "failure" in answer:
+            raise ContenderFailed(f"{self.name}: {answer['failure']} (its output is in {self._log})")
         return answer
 
     def seconds(self, do: str, **arguments: Any) -> float:
