@@ -32,6 +32,8 @@ ALLOCATOR = {
 }
 
 _LONGEST_HOLD = 45.0
+_QUIET = 0.15  # cores that others may use during a measurement
+_PATIENCE = 4
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,51 @@ class Turnstile:
 def take_turns(
     measure: Mapping[str, Callable[[], float]], repetitions: int, turnstile: Turnstile
 ) -> dict[str, list[float]]:
-    """Call every measurement ``repetitions`` times, A B C A B C ...; seconds of each, in order."""
-    seconds: dict[str, list[float]] = {name: [] for name in measure}
-    for _ in range(repetitions):
+    """Call every measurement ``repetitions`` times, A B C A B C ...; seconds of each, in order.
+
+    Rounds go on, up to four times as many, until each has so many repetitions during which nobody else used the machine; those
+    with the least company are kept.
+    """
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in measure}
+    for _ in range(_PATIENCE * repetitions):
         for name, call in measure.items():
             with turnstile.alone():
-                seconds[name].append(call())
-    return seconds
+                found[name].append(_with_company(call))
+        quiet = [sum(company <= _QUIET for company, _ in f) for f in found.values()]
+        if min(quiet) >= repetitions:
+            break
+    return {name: _least_disturbed(f, repetitions) for name, f in found.items()}
+
+
+def _least_disturbed(found: Sequence[tuple[float, float]], repetitions: int) -> list[float]:
+    """The seconds of the repetitions with the least company, in the order in which they were measured."""
+    by_company = sorted(range(len(found)), key=lambda i: (max(found[i][0], _QUIET), i))
+    return [found[i][1] for i in sorted(by_company[:repetitions])]
+
+
+def _with_company(call: Callable[[], float]) -> tuple[float, float]:
+    """Cores that other programs used while ``call`` ran (0 where unknown), and what it returned."""
+    before, began = _foreign_seconds(), time.perf_counter()
+    seconds = call()
+    return (_foreign_seconds() - before) / (time.perf_counter() - began), seconds
+
+
+def _foreign_seconds() -> float:
+    """Processor time of everybody but ourselves, our contenders and the processes we have waited for. Linux only."""
+    try:
+        counters = [int(n) for n in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+        own = sum(_ticks(pid) for pid in (os.getpid(), *Contender.running))
+    except OSError:
+        return 0.0
+    user, nice, system, _, _, interrupt, soft = counters[:7]
+    waited_for = os.times().children_user + os.times().children_system
+    return (user + nice + system + interrupt + soft - own) / os.sysconf("SC_CLK_TCK") - waited_for
+
+
+def _ticks(pid: int) -> int:
+    """Processor time of a process in clock ticks."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
 
 
 def fastest(

@@ -83,3 +83,10 @@ def test_the_table_gives_both_times_and_their_ratio():
 
 def test_the_exponent_of_a_power_law():
     assert scaling.exponent([1, 2, 4], [5.0, 8.0, 64.0]) == pytest.approx(3)
+
+
+def test_disturbed_repetitions_are_measured_again(monkeypatch):
+    company = iter([0.0, 0.9, 0.1, 0.0, 0.0])
+    monkeypatch.setattr(contest, "_with_company", lambda call: (next(company), call()))
+    seconds = iter([1.0, 5.0, 2.0, 3.0])
+    assert contest.take_turns({"a": lambda: next(seconds)}, 3, contest.Turnstile(None)) == {"a": [1, 2, 3]}

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 Answer = dict[str, Any]
 Handler = Callable[[Mapping[str, Any]], Answer | None]
@@ -54,7 +54,9 @@ def _answer(handlers: Mapping[str, Handler], request: Mapping[str, Any]) -> Answ
 
 
 class Contender:
-    """A running contender, seen from the benchmark."""
+    """A running contender, seen from the benchmark. ``running`` are the process numbers of all."""
+
+    running: ClassVar[set[int]] = set()
 
     def __init__(
         self, name: str, python: Path, script: Path, environment: Mapping[str, str], log: Path
@@ -69,6 +71,7 @@ class Contender:
                 text=True,
                 env={**os.environ, **environment},
             )
+        self.running.add(self._process.pid)
 
     def __enter__(self) -> Contender:
         return self
@@ -82,6 +85,7 @@ class Contender:
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         self._process.wait()
+        self.running.discard(self._process.pid)
 
     def ask(self, do: str, **arguments: Any) -> Answer:
         """Send a request and wait for its answer. Raises ContenderFailed with the contender's own words."""
