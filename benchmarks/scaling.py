@@ -133,7 +133,7 @@ def markdown(results: Json) -> str:
         lines.append(f"| {s['label']} | {' | '.join(map(str, s['values']))} | exponent |")
         lines.append("|---" * (len(s["values"]) + 2) + "|")
         for what, seconds in s["seconds"].items():
-            cells = " | ".join(f"{1e3 * t:.3g}" for t in seconds)
+            cells = " | ".join(f"{1e3 * t:.3g}" if t < 1 else f"{1e3 * t:.0f}" for t in seconds)
             lines.append(f"| {what.replace('_', ' ')} | {cells} | {exponent(s['values'], seconds):.2f} |")
     return "\n".join(lines) + "\n"
 
@@ -155,6 +155,8 @@ def draw(results: Json, path: Path) -> None:
             axis.plot(s["values"], seconds, "o-", markersize=4, label=what.replace("_", " "))
         axis.set(xscale="log", yscale="log", xlabel=s["label"], ylabel="seconds", title=s["title"])
         axis.title.set_fontsize(9)
+        times = [t for seconds in s["seconds"].values() for t in seconds]
+        axis.set_ylim(10 ** math.floor(math.log10(min(times))), 10 ** math.ceil(math.log10(max(times))))
         axis.set_xticks(s["values"], [str(v) for v in s["values"]])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
