@@ -15,6 +15,18 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from .dictionary import BLOCK_ELEMENTS, Dictionary
+from .inputs import Inputs, blocks
+
+
+def mean_and_variance(inputs: Inputs) -> tuple[np.ndarray, float]:
+    """Mean (d,) of the rows of ``inputs`` and E|x - mean|^2, float64, from one pass (about the mean of the first block)."""
+    origin, total, square = np.zeros(inputs.width), np.zeros(inputs.width), 0.0
+    for block, rows in enumerate(blocks(inputs)):
+        origin = origin if block else rows.mean(axis=0, dtype=np.float64)
+        shifted = rows - origin
+        total, square = total + shifted.sum(axis=0), square + float(np.sum(shifted**2))
+    mean = total / inputs.n_rows
+    return origin + mean, square / inputs.n_rows - float(mean @ mean)
 
 
 def explained_variance(x: np.ndarray, x_hat: np.ndarray) -> float:

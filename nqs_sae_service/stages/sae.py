@@ -210,7 +210,7 @@ STAGE = Stage(
     name="sae",
     reads=("lattice", "hamiltonian", "state", "sampling", "activations", "sae"),
     upstream=("ground_state", "samples", "activations"),
-    version=1,
+    version=2,
     run=run,
     estimate=estimate,
 )
