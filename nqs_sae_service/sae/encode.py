@@ -82,9 +82,9 @@ def _cut(values, places, start, n, k, slack, bound, floor, to_values, to_places,
         for at in range(start, start + n, LANES):
             word = vector_above(values, at, low)
             while word != 0:
-                q = at + np.int64(lowest_bit(word))
+                candidate = at + np.int64(lowest_bit(word))
                 word &= word - np.uint32(1)
-                to_values[kept], to_places[kept] = values[q], places[q]
+                to_values[kept], to_places[kept] = values[candidate], places[candidate]
                 kept += 1
         return kept - to, low
     ties = k - count_above(values, start, FEATURES, pairs, high)
@@ -141,11 +141,11 @@ def _begin(z, panels, r, k, values, places, start, floor):
 def _collect(z, above, first, bounds, counts, values, places, capacity, base, k, floor):
     """Add what a tile found to the lists of its inputs."""
     rows = np.uint32(0)
-    for r in range(ROWS):
-        rows |= np.uint32(above[r] != 0) << np.uint32(r)
+    for i in range(ROWS):
+        rows |= np.uint32(above[i] != 0) << np.uint32(i)
     while (
         rows != 0
-    ):  # a loop over those alone: the processor guesses its way through, and every wrong guess counts
+    ):  # only over those: to test every row would be to guess every branch, and wrong guesses cost most
         r = np.int64(lowest_bit(rows))
         rows &= rows - np.uint32(1)
         row = first + r
