@@ -35,43 +35,18 @@ CHUNK = 64  # features, or inputs, whose contributions to one sum are added up b
 _AHEAD = 4  # entries between asking for a row and using it
 
 
-@njit(parallel=True)
-def _feature_topk(x, columns, encoder_bias, decoder_bias, i, k, workers, f):
-    n, width = x.shape
-    n_features = columns.shape[1]
-    for worker in prange(workers):
-        z = np.empty(n_features, np.float32)
-        for row in range(worker * n // workers, (worker + 1) * n // workers):
-            own = encoder_bias[i]
-            for c in range(width):
-                own += (x[row, c] - decoder_bias[c]) * columns[c, i]
-            f[row] = 0
-            if not own > 0:
-                continue
-            for j in range(n_features):
-                z[j] = encoder_bias[j]
-            for c in range(width):
-                shifted = x[row, c] - decoder_bias[c]
-                for j in range(n_features):
-                    z[j] += shifted * columns[c, j]
-            ahead = np.int32(0)
-            for j in range(n_features):
-                ahead += np.int32(z[j] > z[i])
-            for j in range(i):
-                ahead += np.int32(z[j] == z[i])
-            if ahead < k and z[i] > 0:
-                f[row] = z[i]
+def feature_topk(x, encoder, encoder_bias, decoder_bias, i, k):
+    """Activation (n,) float32 of feature ``i`` on ``x`` (n, d).
 
-
-def feature_topk(x, columns, encoder_bias, decoder_bias, i, k):
-    """Activation (n,) float32 of feature ``i`` on ``x`` (n, d), ``columns`` (d, F) the transposed encoder.
-
-    Equals column i of the dense encoding to rounding; the lower index wins a tie. Where z_i <= 0 nothing else is computed, so
-    the cost is 2 d operations a row, plus 2 F d where the feature might be active. No row depends on another.
+    Equals column i of the encoding to the bit. Where z_i <= 0 nothing else is computed, so the cost is 2 d operations a row,
+    plus 2 F d where the feature might be active.
     """
-    f = np.empty(len(x), np.float32)
-    workers = max(1, min(len(x), 16 * numba.get_num_threads()))
-    _feature_topk(x, columns, encoder_bias, decoder_bias, i, k, workers, f)
+    f = np.zeros(len(x), np.float32)
+    _, alone = encode_topk(x, encoder[i : i + 1], encoder_bias[i : i + 1], decoder_bias, 1)
+    rows = np.flatnonzero(alone[:, 0] == 0)
+    values, indices = encode_topk(x[rows], encoder, encoder_bias, decoder_bias, k)
+    entries, places = np.nonzero(indices == i)
+    f[rows[entries]] = values[entries, places]
     return f
 
 

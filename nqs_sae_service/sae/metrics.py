@@ -17,6 +17,10 @@ import numpy as np
 from .dictionary import BLOCK_ELEMENTS, Dictionary
 from .inputs import Inputs, blocks
 
+MATCHED_FEATURES = (
+    8192  # the largest dictionaries that are matched one to one: a matter of minutes and of 2 GiB
+)
+
 
 class Moments:
     """Mean and covariance of rows that arrive in blocks, float64, accumulated about the mean of the first block."""
@@ -93,10 +97,11 @@ def stability(dictionaries: Sequence[Dictionary], x: np.ndarray) -> tuple[np.nda
 
     The first: cosine of the decoder row with the matched one, mean over the other dictionaries. The second: Pearson correlation
     of the activations on ``x`` (n, d), matched on it; 0 for a feature that never fires. Both are signed, since activations are
-    not negative: a feature and its opposite are two features. NaN when there is no other dictionary. Cost of a match: O(F^3).
+    not negative: a feature and its opposite are two features. Cost of a match: O(F^3) operations, 8 F^2 bytes a matrix.
+    NaN (not computed) when there is no other dictionary, and for more than ``MATCHED_FEATURES`` features.
     """
     first, others = dictionaries[0], dictionaries[1:]
-    if not others:
+    if not others or first.n_features > MATCHED_FEATURES:
         return np.full(first.n_features, np.nan), np.full(first.n_features, np.nan)
     cosine = [_matched(_unit(first.decoder) @ _unit(other.decoder).T) for other in others]
     activation = [_matched(activation_correlation(first, other, x)) for other in others]

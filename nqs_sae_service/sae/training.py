@@ -222,8 +222,8 @@ def fold(parameters: Parameters, kind: str, k: int, mean: np.ndarray, scale: flo
     return Dictionary(
         kind,
         k,
-        parameters.encoder.astype(np.float32),
-        parameters.decoder.astype(np.float32),
+        np.asarray(parameters.encoder, np.float32),
+        np.asarray(parameters.decoder, np.float32),
         (parameters.encoder_bias / scale).astype(np.float32),
         (mean + parameters.decoder_bias / scale).astype(np.float32),
     )

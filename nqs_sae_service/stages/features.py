@@ -350,7 +350,7 @@ def _verdict(layer: _Layer, tables: Tables, i: int) -> str:
 def _density(dictionary: Dictionary, rows: Rows) -> NDArray:
     """Share of the rows on which each feature is active, (feature,)."""
     active, n_rows = np.zeros(dictionary.n_features), 0
-    for _, _, x in rows.blocks(dictionary.n_features):
+    for _, _, x in rows.blocks(dictionary.width):
         flat = x.reshape(-1, dictionary.width)
         active += len(flat) * density(dictionary, Held(flat))
         n_rows += len(flat)

@@ -89,6 +89,12 @@ def test_a_permuted_dictionary_is_perfectly_stable():
     np.testing.assert_allclose(activation, 1, atol=1e-6)
 
 
+def test_dictionaries_too_large_to_match_are_not_matched(monkeypatch):
+    monkeypatch.setattr(metrics, "MATCHED_FEATURES", 11)
+    dictionary, x = make("relu-l1"), np.ones((3, 5), np.float32)
+    assert all(np.isnan(score).all() for score in metrics.stability([dictionary, dictionary], x))
+
+
 def test_matching_is_one_to_one():
     """Two copies of a feature cannot both be matched with its single counterpart."""
     rows = np.eye(5, dtype=np.float32)
