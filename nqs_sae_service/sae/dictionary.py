@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -91,7 +90,7 @@ class Dictionary:
             values, indices = self.encode_sparse(rows)
             zero = np.zeros(rows.shape, np.float32)
             minus_x_hat, _ = decode_error(zero, self.decoder, self.decoder_bias, values, indices)
-            return -minus_x_hat.reshape(x.shape)
+            return np.negative(minus_x_hat, out=minus_x_hat).reshape(x.shape)
         return self._blocked(rows, lambda block: self.decode(self.encode(block))).reshape(x.shape)
 
     def feature(self, x: np.ndarray, i: int) -> np.ndarray:
@@ -102,16 +101,11 @@ class Dictionary:
         elif self._sparse(x):
             from .kernels import feature_topk
 
-            rows = np.ascontiguousarray(rows)
-            f = feature_topk(rows, self._columns, self.encoder_bias, self.decoder_bias, i, self.k)
+            k = min(self.k, self.n_features)
+            f = feature_topk(_plain(rows), self.encoder, self.encoder_bias, self.decoder_bias, i, k)
         else:
             f = self._blocked(rows, lambda block: self.encode(block)[:, i])
         return f.reshape(x.shape[:-1])
-
-    @cached_property
-    def _columns(self) -> np.ndarray:
-        """The transposed encoder (d, F): features side by side, as a loop over them wants them."""
-        return np.ascontiguousarray(self.encoder.T)
 
     def token_mean(self, x: np.ndarray) -> np.ndarray:
         """Features averaged over tokens, (n, F), of ``x`` (n, token, d): a sample's activations when tokens are rows."""
