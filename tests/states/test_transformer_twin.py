@@ -1,0 +1,114 @@
+"""What the fused transformer does not compute again: walks and flips against the plain loops, with and without its table."""
+
+import numpy as np
+import pytest
+
+from nqs_sae_service.physics.lattices import Chain
+from nqs_sae_service.sampling.metropolis import _walk
+from nqs_sae_service.states import Transformer
+from nqs_sae_service.states.fused import FlipRatios, Streams, Walks
+
+# Tabulated by distance, by pair of tokens, not tabulated (patches of 10 spins, softmax attention), one block only.
+NETWORKS = {
+    "distances": {"attention": "positional"},
+    "pairs": {"attention": "positional", "translation_invariant": False, "amplitude": "complex"},
+    "one block": {"attention": "positional", "layers": 1, "amplitude": "complex"},
+    "large patches": {"attention": "positional", "patch": 10},
+    "softmax": {"attention": "full", "amplitude": "complex"},
+    "softmax, open": {"attention": "full", "translation_invariant": False},
+}
+SITES = 20
+
+
+def wave(name):
+    record = Transformer(**({"patch": 4, "width": 16, "heads": 2, "layers": 2} | NETWORKS[name]))
+    state = record.build(Chain(kind="chain", length=SITES).build())
+    noise = 0.3 * np.random.default_rng(3).normal(size=state.n_parameters)
+    return state.bind((state.initial_parameters(0) + noise).astype(np.float32))
+
+
+def spins(n, seed=1):
+    return np.random.default_rng(seed).choice(np.array([-1, 1], np.int8), size=(n, SITES))
+
+
+def proposals(chains, rows):
+    """Singles, stretches around the ring, flips of all sites."""
+    generator = np.random.default_rng(2)
+    length = generator.choice([1, 1, 1, 2, 7, SITES], size=(rows, chains))
+    return generator.integers(SITES, size=length.shape), length, np.log(generator.random(length.shape))
+
+
+def test_abilities():
+    psi = wave("distances")
+    assert all(psi.twin(ability) is psi.fused for ability in (Streams, Walks, FlipRatios))
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"), [("distances", 5), ("pairs", 25), ("large patches", 0), ("softmax", 0)]
+)
+def test_the_first_attention_is_tabulated_where_it_can_be(name, rows):
+    assert len(wave(name).fused.table.term) == rows
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("chains", [3, 70])
+def test_walks_make_the_decisions_of_the_plain_loop(name, chains):
+    psi, moves = wave(name), proposals(chains, 15)
+    fast, plain = spins(chains), spins(chains)
+    log_fast, log_plain = psi.log_psi(fast), psi.reference.log_psi(plain)
+    accepted = psi.fused.walk(fast, log_fast, *moves)
+    assert accepted == _walk(psi.reference, plain, log_plain, *moves)
+    np.testing.assert_array_equal(fast, plain)
+    np.testing.assert_allclose(np.exp(log_fast - log_plain), 1, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_flips_start_from_the_sample_they_change(name):
+    psi, sigma = wave(name), spins(9)
+    signs = np.concatenate([1 - 2 * np.eye(SITES, dtype=np.int8), spins(4, seed=6)])
+    log_psi = psi.reference.log_psi(sigma)
+    exact = (
+        psi.reference.log_psi((sigma[:, None] * signs).reshape(-1, SITES)).reshape(9, -1) - log_psi[:, None]
+    )
+    np.testing.assert_allclose(psi.fused.ratios(sigma, log_psi, signs) / np.exp(exact), 1, atol=2e-4)
+
+
+def test_long_walks_do_not_drift():
+    """Contributions to the first attention are replaced thousands of times; the sum of them must not lose its digits."""
+    psi, sigma = wave("pairs"), spins(4)
+    log_psi = psi.log_psi(sigma)
+    first, length, _ = proposals(4, 3000)
+    real = log_psi.real.copy()
+    always = np.full(first.shape, -np.inf)
+    assert psi.fused.walk(sigma, log_psi, first, length, always) == first.size
+    from nqs_sae_service.states import transformer_cpu
+
+    again = spins(4)
+    transformer_cpu.walk(
+        psi.fused.weights, psi.fused.table, again, real, first, length, always, psi.fused.block
+    )
+    np.testing.assert_array_equal(again, sigma)
+    np.testing.assert_allclose(real, psi.reference.log_psi(sigma).real, atol=1e-3)
+
+
+def test_calls_are_cut_without_changing_the_bits(monkeypatch):
+    psi, sigma = wave("pairs"), spins(200)
+    signs = 1 - 2 * np.eye(SITES, dtype=np.int8)
+    log_psi = psi.log_psi(sigma)
+    whole = psi.fused.ratios(sigma, log_psi, signs)
+    monkeypatch.setattr(
+        "nqs_sae_service.states.transformer_cpu._CALL_FLOPS", 1.0
+    )  # one largest block at a time
+    np.testing.assert_array_equal(psi.log_psi(sigma), log_psi)
+    np.testing.assert_array_equal(psi.fused.ratios(sigma, log_psi, signs), whole)
+
+
+def test_a_chain_at_a_nan_stays_and_says_so():
+    state = wave("distances").state
+    parameters = state.initial_parameters(0)
+    parameters[-1] = np.nan
+    psi, sigma = state.bind(parameters), spins(5)
+    before, log_psi = sigma.copy(), np.zeros(5)
+    assert psi.fused.walk(sigma, log_psi, *proposals(5, 3)) == 0
+    np.testing.assert_array_equal(sigma, before)
+    assert np.isnan(log_psi).all()
