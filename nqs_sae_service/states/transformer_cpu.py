@@ -28,16 +28,12 @@ from .state import State
 _CACHE_BYTES = 400 * 1024  # share of a core's second-level cache that a block may fill
 # Configurations in a block. Blocks are powers of two, so that calls in multiples of 64 always cut at block boundaries.
 LARGEST_BLOCK = 64
-_HIDDEN_ROWS = (
-    64  # rows of the feed-forward network at a time: its hidden units stay in the first-level cache
-)
+_HIDDEN_ROWS = 64  # of the feed-forward network at a time: hidden units stay in the first-level cache
 _TABLE_BYTES = 512 * 1024  # of a table that is looked up: more would leave the second-level cache
 _LARGEST_PATCH = 8  # spins of a patch whose states are tabulated
 # Blocks are handed to threads in this many pieces per thread, so that a slow core does not hold up the rest.
 _PIECES_PER_THREAD = 16
-_CALL_FLOPS = (
-    5e10  # in one call of a kernel, about a second's work of one core: signals and progress wait for it
-)
+_CALL_FLOPS = 5e10  # in one call of a kernel, about half a second's: signals and progress wait for it
 
 _f4 = np.float32
 _EPSILON = _f4(LAYER_NORM_EPSILON)
