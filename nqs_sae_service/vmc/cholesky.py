@@ -13,6 +13,7 @@ import scipy.linalg
 from ..engine.jit import njit, prange
 
 BLOCK = 128
+SMALL = 1e9  # operations below which LAPACK is as fast
 PIECES = 64  # in which the tiles are handed to the threads
 
 
@@ -64,6 +65,9 @@ def factorise(a: np.ndarray) -> None:
 
     n^3 / 3 FLOPs, four times as many if complex; every block passes over what is left of the matrix once.
     """
+    if len(a) ** 3 / 3 * (4 if np.iscomplexobj(a) else 1) < SMALL:
+        a[...] = scipy.linalg.cholesky(a, lower=True, check_finite=False)
+        return
     factor, inverse = scipy.linalg.get_lapack_funcs(("potrf", "trtri"), (a,))
     for first in range(0, len(a), BLOCK):
         last = min(first + BLOCK, len(a))

@@ -32,7 +32,7 @@ from .gram import accumulate_gram, mirror
 # Relative residual of conjugate gradients, hence relative error of d theta: far below the noise of the samples, also after the
 # momentum has summed up the errors of many steps.
 TOLERANCE = 1e-8
-_FEWEST_ITERATIONS, _MOST_ITERATIONS = 80, 2000  # fewer hardly ever suffice
+_FEWEST_ITERATIONS, _MOST_ITERATIONS = 200, 2000  # fewer hardly ever suffice
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,10 @@ def _iterated(
 ) -> np.ndarray | None:
     """(T + shift I)^-1 rhs by conjugate gradients; None, and a line in the log, where they do not converge."""
     solution = conjugate_gradients(jacobian, shift, rhs, TOLERANCE, iterations, foresee)
-    if solution is None:
-        logger.debug(f"conjugate gradients do not converge in {iterations} iterations: solving by Cholesky")
-        return None
-    return solution[0]
+    if solution is not None:
+        return solution[0]
+    logger.debug(f"conjugate gradients do not converge in {iterations} iterations: solving by Cholesky")
+    return None
 
 
 def natural_step(

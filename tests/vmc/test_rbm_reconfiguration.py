@@ -114,7 +114,7 @@ def test_auto_counts_operations():
     psi = (state := Rbm(alpha=4).build(sites)).bind(state.initial_parameters(0))
     many = np.random.default_rng(0).choice(np.array([-1, 1], np.int8), size=(4096, 40))
     allowed = [affordable_iterations(psi.fused.jacobian(many[:n]), "auto") for n in (1024, 2048, 4096)]
-    assert allowed[0] < 80 < allowed[1] < allowed[2]
+    assert allowed[0] < allowed[1] < 200 < allowed[2]
     assert affordable_iterations(psi.fused.jacobian(many), "cholesky") == 0
     assert affordable_iterations(TapeJacobian(psi, many[:2]), "auto") == 0
     assert affordable_iterations(TapeJacobian(psi, many[:2]), "cg") > 1000
@@ -143,7 +143,8 @@ def test_conjugate_gradients_that_cannot_make_it_give_up_early():
 
 @pytest.mark.parametrize("kind", [np.float64, np.complex128])
 @pytest.mark.parametrize("n", [1, 127, 128, 300, 517])
-def test_cholesky_by_blocks(n, kind):
+def test_cholesky_by_blocks(n, kind, monkeypatch):
+    monkeypatch.setattr(cholesky, "SMALL", 0)
     generator = np.random.default_rng(n)
     parts = generator.normal(size=(2, n, n))
     a = parts[0] + (1j * parts[1] if kind is np.complex128 else 0)
@@ -157,7 +158,8 @@ def test_cholesky_by_blocks(n, kind):
         cholesky.factorise(broken)
 
 
-def test_nothing_depends_on_the_number_of_threads():
+def test_nothing_depends_on_the_number_of_threads(monkeypatch):
+    monkeypatch.setattr(cholesky, "SMALL", 0)
     import numba
 
     psi, sigma = wave(), spins(700)
