@@ -21,13 +21,12 @@ import numpy as np
 import scipy.linalg
 from loguru import logger
 
+from ..engine.blas import cholesky_in_place
 from ..errors import NumericalError
 from ..states import Wavefunction
 from ..states.fused import Differentiates, Factorised, Jacobian
-from ..states.state import PASS, Tape
-from . import cholesky
 from .conjugate_gradients import conjugate_gradients
-from .gram import accumulate_gram, mirror
+from .jacobian import TapeJacobian
 
 # Relative residual of conjugate gradients, hence relative error of d theta: far below the noise of the samples, also after the
 # momentum has summed up the errors of many steps.
@@ -49,90 +48,26 @@ class Update:
         return self.factor < 1
 
 
-def _stacked(values: np.ndarray) -> np.ndarray:
-    """Real rows of complex ones: (n, ...) -> (2n, ...) when complex."""
-    return np.concatenate([values.real, values.imag]) if np.iscomplexobj(values) else values
-
-
-class TapeJacobian:
-    """O-bar of one set of samples from the bricks' tape: the plain form of ``states.fused.Jacobian``, for any network."""
-
-    def __init__(self, psi: Wavefunction, sigma: np.ndarray):
-        self.psi, self.n = psi, len(sigma)
-        self.passes = []
-        for start in range(0, self.n, PASS):
-            tape = psi.tape(sigma[start : start + PASS])
-            self.passes.append((tape, tape.backward()))
-
-    def _blocks(self):
-        """Centred, scaled, stacked blocks of columns: (place in the flat vector, (rows, size))."""
-        for parts in zip(*(tape.gradients(deltas) for tape, deltas in self.passes), strict=True):
-            block = np.concatenate([g for _, g in parts])
-            block = (
-                block - block.mean(axis=0, dtype=np.complex128 if np.iscomplexobj(block) else np.float64)
-            ) / math.sqrt(self.n)
-            real = parts[0][1].real.dtype
-            yield parts[0][0], _stacked(block).astype(real)
-
-    def rows(self, values: np.ndarray) -> np.ndarray:
-        """Real parts above imaginary ones when psi has a phase, real parts alone otherwise."""
-        return _stacked(values if self.psi.state.complex_amplitude else values.real)
-
-    def product(self, vector: np.ndarray) -> np.ndarray:
-        """O-bar vector (rows,)."""
-        return sum(block @ vector[place].astype(block.dtype) for place, block in self._blocks())
-
-    def gram_and_product(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """T (rows, rows) and O-bar vector (rows,), rows = n, or 2n with a phase."""
-        rows = self.n * (2 if self.psi.state.complex_amplitude else 1)
-        total, product = np.zeros((rows, rows)), np.zeros(rows)
-        for place, block in self._blocks():
-            accumulate_gram(block, total)
-            product += block @ vector[place].astype(block.dtype)
-        return mirror(total), product
-
-    def transposed_product(self, y: np.ndarray) -> np.ndarray:
-        """O-bar^T y (n_parameters,): one more sum over the tape, with every sample weighted by its y."""
-        weight = y[: self.n] - 1j * y[self.n :] if self.psi.state.complex_amplitude else y
-        weight = (weight - weight.mean()) / math.sqrt(self.n)
-        result = np.zeros(self.psi.state.n_parameters)
-        start = 0
-        for tape, deltas in self.passes:
-            rows = len(tape.log_psi)
-            result += _weighted(tape, deltas, weight[start : start + rows])
-            start += rows
-        return result
-
-
-def _weighted(tape: Tape, deltas: dict[str, np.ndarray], weight: np.ndarray) -> np.ndarray:
-    """Re sum_n weight_n O_n (n_parameters,)."""
-    scaled = {
-        name: delta * weight.astype(delta.dtype).reshape(-1, *(1,) * (delta.ndim - 1))
-        for name, delta in deltas.items()
-    }
-    result = np.zeros(tape.state.n_parameters)
-    for place, g in tape.gradients(scaled, total=True):
-        result[place] = g.real
-    return result
-
-
 def solve_shifted(gram: np.ndarray, shift: float, rhs: np.ndarray) -> np.ndarray:
-    """(T + shift I)^-1 rhs by Cholesky, by the eigenvalues if that fails. Raises NumericalError instead of returning NaN.
+    """(T + shift I)^-1 rhs by Cholesky, by the eigenvalues if that fails. ``gram`` T (m, m) is overwritten.
 
-    T real symmetric or Hermitian; its lower triangle is read.
+    Raises NumericalError instead of returning NaN.
     """
-    if not (np.isfinite(gram.sum()) and np.isfinite(rhs).all()):
+    diagonal = np.einsum("ii->i", gram)
+    before = diagonal.copy()
+    diagonal += shift
+    if cholesky_in_place(gram):
+        # Seen by columns, as LAPACK wants it, L is the upper factor of the conjugate matrix.
+        return scipy.linalg.cho_solve((gram.T, False), rhs.conj(), check_finite=False).conj()
+    lower = np.tril_indices(len(gram), -1)
+    gram[lower] = gram.T[lower].conj()  # the factorisation left the upper triangle alone
+    diagonal[...] = before
+    if not (np.isfinite(gram).all() and np.isfinite(rhs).all()):
         raise NumericalError(
             "the minSR matrix is not finite; lower ground_state.learning_rate or raise ground_state.shift"
         )
-    factor = gram.copy()
-    factor.flat[:: len(gram) + 1] += shift
-    try:
-        cholesky.factorise(factor)
-        return cholesky.solve(factor, rhs)
-    except scipy.linalg.LinAlgError:
-        values, vectors = scipy.linalg.eigh(gram)
-        return vectors @ ((vectors.conj().T @ rhs) / (np.maximum(values, 0) + shift))
+    values, vectors = scipy.linalg.eigh(gram)
+    return vectors @ ((vectors.conj().T @ rhs) / (np.maximum(values, 0) + shift))
 
 
 def affordable_iterations(jacobian: Jacobian, solver: str) -> int:
