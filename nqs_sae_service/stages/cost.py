@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from ..spec import Spec
 
 _SUSTAINED_FLOPS = 6e10  # float32, two cores, fused kernels
-_DOUBLE_PENALTY = 12.0  # float64 networks run on the reference bricks
+_BRICKS_PENALTY = 12.0  # networks without a fast twin run on the reference bricks
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ def network_flops(spec: Spec) -> float:
     """Arithmetic of one log psi: every parameter multiplies once per token."""
     state = spec.state.build(spec.lattice.build())
     flops = 2.0 * state.n_parameters * state.n_tokens
-    return flops * (_DOUBLE_PENALTY if state.dtype == "float64" else 1.0)
+    return flops * (1.0 if state.dtype.name in state.fused_dtypes else _BRICKS_PENALTY)
 
 
 def seconds_for(flops: float) -> float:

@@ -63,7 +63,7 @@ class Jacobian(Protocol):
     def gram_and_product(self, vector: Array) -> tuple[Array, Array]:
         """T = O-bar O-bar^T (rows, rows), float64 or Hermitian complex128, and O-bar vector (rows,).
 
-        Only the lower triangle of T is read, and T may be overwritten.
+        T may be overwritten.
         """
 
     def product(self, vector: Array) -> Array:

@@ -26,7 +26,7 @@ _ROWS = 256  # rows of one product; fixed, so that sums do not depend on the num
 
 @njit(parallel=True)
 def _kernel(spins, t, turned, mean, grand, total):
-    """Lower triangle of ((1 + S S^T) * (1 + t t^dagger) - mean_i - conj(mean_j) + grand) / n, by tiles.
+    """((1 + S S^T) * (1 + t t^dagger) - mean_i - conj(mean_j) + grand) / n, by tiles on and below the diagonal.
 
     spins (n, N), t (n, 2 M) = [Re, Im], turned (n, 2 M) = [Im, -Re], mean (n,) complex the row means of that product and grand
     their mean, total (n, n) complex, written.
@@ -50,10 +50,12 @@ def _kernel(spins, t, turned, mean, grand, total):
             for c in range(min(j1 - j0, i0 + r + 1 - j0)):
                 factor = 1.0 + overlap[r, c]
                 centred = grand - mean[i0 + r] - mean[j0 + c].conjugate()
-                total[i0 + r, j0 + c] = complex(
+                value = complex(
                     (factor * (1.0 + real[r, c]) + centred.real) / n,
                     (factor * imaginary[r, c] + centred.imag) / n,
                 )
+                total[i0 + r, j0 + c] = value
+                total[j0 + c, i0 + r] = value.conjugate()
 
 
 @njit(parallel=True)
@@ -157,10 +159,10 @@ class RbmJacobian:
         return 1 + self._raw_product(v_a, v_b[:units] + 1j * v_b[units:], v)
 
     def gram_and_product(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """T (n, n) complex, its lower triangle, and O-bar v (n,)."""
+        """T (n, n) Hermitian and O-bar v (n,)."""
         units = self.t.shape[1] // 2
         turned = np.concatenate([self.t[:, units:], -self.t[:, :units]], axis=1)
-        total = np.zeros((self.n, self.n), np.complex128)
+        total = np.empty((self.n, self.n), np.complex128)
         means = self._row_means
         _kernel(self.spins, self.t, turned, means, means.real.mean(), total)
         return total, self.product(vector)

@@ -21,17 +21,17 @@ import numpy as np
 import scipy.linalg
 from loguru import logger
 
+from ..engine.blas import cholesky_in_place
 from ..errors import NumericalError
 from ..states import Wavefunction
 from ..states.fused import Differentiates, Factorised, Jacobian
-from . import cholesky
 from .conjugate_gradients import conjugate_gradients
 from .jacobian import TapeJacobian
 
 # Relative residual of conjugate gradients, hence relative error of d theta: far below the noise of the samples, also after the
 # momentum has summed up the errors of many steps.
 TOLERANCE = 1e-8
-_FEWEST_ITERATIONS, _MOST_ITERATIONS = 80, 2000  # fewer hardly ever suffice
+_FEWEST_ITERATIONS, _MOST_ITERATIONS = 200, 2000  # fewer hardly ever suffice
 
 
 @dataclass(frozen=True)
@@ -49,22 +49,25 @@ class Update:
 
 
 def solve_shifted(gram: np.ndarray, shift: float, rhs: np.ndarray) -> np.ndarray:
-    """(T + shift I)^-1 rhs by Cholesky, by the eigenvalues if that fails. Raises NumericalError instead of returning NaN.
+    """(T + shift I)^-1 rhs by Cholesky, by the eigenvalues if that fails. ``gram`` T (m, m) is overwritten.
 
-    T real symmetric or Hermitian; its lower triangle is read.
+    Raises NumericalError instead of returning NaN.
     """
-    if not (np.isfinite(gram.sum()) and np.isfinite(rhs).all()):
+    diagonal = np.einsum("ii->i", gram)
+    before = diagonal.copy()
+    diagonal += shift
+    if cholesky_in_place(gram):
+        # Seen by columns, as LAPACK wants it, L is the upper factor of the conjugate matrix.
+        return scipy.linalg.cho_solve((gram.T, False), rhs.conj(), check_finite=False).conj()
+    lower = np.tril_indices(len(gram), -1)
+    gram[lower] = gram.T[lower].conj()  # the factorisation left the upper triangle alone
+    diagonal[...] = before
+    if not (np.isfinite(gram).all() and np.isfinite(rhs).all()):
         raise NumericalError(
             "the minSR matrix is not finite; lower ground_state.learning_rate or raise ground_state.shift"
         )
-    factor = gram.copy()
-    factor.flat[:: len(gram) + 1] += shift
-    try:
-        cholesky.factorise(factor)
-        return cholesky.solve(factor, rhs)
-    except scipy.linalg.LinAlgError:
-        values, vectors = scipy.linalg.eigh(gram)
-        return vectors @ ((vectors.conj().T @ rhs) / (np.maximum(values, 0) + shift))
+    values, vectors = scipy.linalg.eigh(gram)
+    return vectors @ ((vectors.conj().T @ rhs) / (np.maximum(values, 0) + shift))
 
 
 def affordable_iterations(jacobian: Jacobian, solver: str) -> int:
@@ -84,10 +87,10 @@ def _iterated(
 ) -> np.ndarray | None:
     """(T + shift I)^-1 rhs by conjugate gradients; None, and a line in the log, where they do not converge."""
     solution = conjugate_gradients(jacobian, shift, rhs, TOLERANCE, iterations, foresee)
-    if solution is None:
-        logger.debug(f"conjugate gradients do not converge in {iterations} iterations: solving by Cholesky")
-        return None
-    return solution[0]
+    if solution is not None:
+        return solution[0]
+    logger.debug(f"conjugate gradients do not converge in {iterations} iterations: solving by Cholesky")
+    return None
 
 
 def natural_step(

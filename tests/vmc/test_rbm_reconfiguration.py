@@ -9,7 +9,7 @@ from nqs_sae_service.physics.lattices import Chain
 from nqs_sae_service.physics.operators import SigmaX
 from nqs_sae_service.spec.sections import GroundState, Sampling
 from nqs_sae_service.states import Rbm, Transformer
-from nqs_sae_service.vmc import cholesky, reconfiguration
+from nqs_sae_service.vmc import reconfiguration
 from nqs_sae_service.vmc.conjugate_gradients import conjugate_gradients
 from nqs_sae_service.vmc.estimators import local_values
 from nqs_sae_service.vmc.jacobian import TapeJacobian
@@ -36,11 +36,6 @@ def dense(psi, sigma):
     return (o - o.mean(axis=0)) / np.sqrt(len(sigma))
 
 
-def full(lower):
-    strict = np.tril(lower, -1)
-    return strict + strict.conj().T + np.diag(np.diag(lower))
-
-
 @pytest.mark.parametrize("n", [5, 128, 300])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_products_equal_the_dense_ones(n, dtype):
@@ -55,8 +50,8 @@ def test_products_equal_the_dense_ones(n, dtype):
     np.testing.assert_allclose(jacobian.product(vector), o @ vector, atol=1e-12)
     np.testing.assert_allclose(jacobian.transposed_product(y), (o.conj().T @ y).real, atol=1e-12)
     real = np.concatenate([o.real, o.imag])
-    stacked = full(gram)
-    stacked = np.block([[stacked.real, -stacked.imag], [stacked.imag, stacked.real]])
+    np.testing.assert_allclose(gram, gram.conj().T, atol=1e-14)
+    stacked = np.block([[gram.real, -gram.imag], [gram.imag, gram.real]])
     np.testing.assert_allclose(stacked, real @ real.T, atol=1e-12)
 
 
@@ -115,7 +110,7 @@ def test_auto_counts_operations():
     psi = (state := Rbm(alpha=4).build(sites)).bind(state.initial_parameters(0))
     many = np.random.default_rng(0).choice(np.array([-1, 1], np.int8), size=(4096, 40))
     allowed = [affordable_iterations(psi.fused.jacobian(many[:n]), "auto") for n in (1024, 2048, 4096)]
-    assert allowed[0] < 80 < allowed[1] < allowed[2]
+    assert allowed[0] < allowed[1] < 200 < allowed[2]
     assert affordable_iterations(psi.fused.jacobian(many), "cholesky") == 0
     assert affordable_iterations(TapeJacobian(psi, many[:2]), "auto") == 0
     assert affordable_iterations(TapeJacobian(psi, many[:2]), "cg") > 1000
@@ -142,22 +137,6 @@ def test_conjugate_gradients_that_cannot_make_it_give_up_early():
     assert easy[1] < 200
 
 
-@pytest.mark.parametrize("kind", [np.float64, np.complex128])
-@pytest.mark.parametrize("n", [1, 127, 128, 300, 517])
-def test_cholesky_by_blocks(n, kind):
-    generator = np.random.default_rng(n)
-    parts = generator.normal(size=(2, n, n))
-    a = parts[0] + (1j * parts[1] if kind is np.complex128 else 0)
-    a = a @ a.conj().T / n + 0.1 * np.eye(n)
-    factor, rhs = np.tril(a), a @ np.ones(n)
-    cholesky.factorise(factor)
-    np.testing.assert_allclose(np.tril(factor), np.linalg.cholesky(a), atol=1e-12)
-    np.testing.assert_allclose(cholesky.solve(factor, rhs), np.ones(n), atol=1e-10)
-    broken = a - 10 * np.eye(n)
-    with pytest.raises(np.linalg.LinAlgError):
-        cholesky.factorise(broken)
-
-
 def test_nothing_depends_on_the_number_of_threads():
     import numba
 
@@ -168,9 +147,7 @@ def test_nothing_depends_on_the_number_of_threads():
         jacobian = psi.fused.jacobian(sigma)
         y = jacobian.product(psi.parameters)
         gram = jacobian.gram_and_product(psi.parameters)[0]
-        factor = gram + np.eye(700)
-        cholesky.factorise(factor)
-        results.append((y, jacobian.transposed_product(y), gram, factor))
+        results.append((y, jacobian.transposed_product(y), gram))
     numba.set_num_threads(threads)
     for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(one, other)
