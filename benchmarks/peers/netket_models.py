@@ -26,7 +26,10 @@ def log_cosh(z: jax.Array) -> jax.Array:
 
 
 class Transformer(nn.Module):
-    """sigma (n, n_sites) -> log psi (n,): patches, pre-LayerNorm blocks, sum over tokens, head."""
+    """sigma (n, n_sites) -> log psi (n,): patches, pre-LayerNorm blocks, sum over tokens, head.
+
+    ``translation_invariant`` holds for positional attention; full attention has a position code and no bias.
+    """
 
     patch: int
     width: int
@@ -34,6 +37,7 @@ class Transformer(nn.Module):
     layers: int
     attention: str
     amplitude: str
+    translation_invariant: bool
     dtype: Any = jnp.float32
     mlp_ratio: int = 4
 
@@ -52,13 +56,20 @@ class Transformer(nn.Module):
     def split(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], self.heads, self.width // self.heads)
 
+    def position_weights(self, name: str, tokens: int) -> jax.Array:
+        """Weights (head, i, j): learned as such, or for each distance (i - j) mod tokens."""
+        init = nn.initializers.xavier_uniform()
+        if not self.translation_invariant:
+            return self.param(name, init, (self.heads, tokens, tokens), self.dtype)
+        position = np.arange(tokens)
+        distance = (position[:, None] - position[None, :]) % tokens
+        return self.param(name, init, (self.heads, tokens), self.dtype)[:, distance]
+
     def mixed(self, a: str, x: jax.Array) -> jax.Array:
         value = self.split(self.dense(f"{a}_value", self.width)(x))
         tokens = x.shape[1]
         if self.attention == "positional":
-            weight = self.param(
-                f"{a}_mix", nn.initializers.xavier_uniform(), (self.heads, tokens, tokens), self.dtype
-            )
+            weight = self.position_weights(f"{a}_mix", tokens)
             y = jnp.einsum("hij,bjhd->bihd", weight, value)
         else:
             query = self.split(self.dense(f"{a}_query", self.width)(x))
@@ -92,7 +103,7 @@ def make_model(network: Mapping[str, Any]) -> nn.Module:
     if network["kind"] == "rbm":
         return nk.models.RBM(alpha=network["alpha"], param_dtype=complex)
     dtype = jnp.float64 if network["precision"] == "float64" else jnp.float32
-    names = ("patch", "width", "heads", "layers", "attention", "amplitude")
+    names = ("patch", "width", "heads", "layers", "attention", "amplitude", "translation_invariant")
     return Transformer(**{name: network[name] for name in names}, dtype=dtype)
 
 

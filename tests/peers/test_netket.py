@@ -39,6 +39,7 @@ NETWORKS = {
     for attention in ("positional", "full")
     for amplitude in ("complex", "positive")
 }
+NETWORKS["invariant"] = {**NETWORKS["positional-complex"], "translation_invariant": True}
 NETWORKS |= {"rbm": {"kind": "rbm", "alpha": 4}}
 
 
