@@ -37,7 +37,8 @@ VOLATILE = (
 class Origin:
     """What a stage's dataset was made from: the hashed part of the spec, and how and when it was computed.
 
-    ``sections`` is the JSON text of the hashed sections; ``start`` and ``end`` are ISO 8601 times in UTC.
+    ``sections`` is the JSON text of the hashed sections; ``start`` and ``end`` are ISO 8601 times in UTC;
+    ``gpu`` names the device if one computed.
     """
 
     stage: str
@@ -49,6 +50,7 @@ class Origin:
     start: str
     end: str
     ranks: int = 1
+    gpu: str = ""
 
 
 def write_stage(dataset: xr.Dataset, path: Path, origin: Origin) -> None:
@@ -125,7 +127,7 @@ def _root_attributes(dataset: xr.Dataset, origin: Origin) -> dict[str, Any]:
         "conventions": schema.CONVENTIONS,
         "volatile": " ".join(dict.fromkeys(volatile)),
     }
-    return own | dict(standard) | code_version() | machine()
+    return own | dict(standard) | code_version() | machine(origin.gpu)
 
 
 def _storable(value: Any) -> Any:

@@ -17,8 +17,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from ..engine.arrays import namespace
 from ..spec.section import Finding, Section
-from .dictionary import Dictionary
+from .dictionary import Dictionary, kernels_for
 from .record import SaeSection
 from .training import Parameters, unit_rows
 
@@ -60,12 +61,13 @@ class TopKLearner:
         width = sample.shape[1]
         self.k, self.aux_coefficient = record.k, record.aux_coefficient
         self.k_aux = record.k_aux or max(1, round(width / 2))
-        decoder = unit_rows(generator, record.features, width)
+        xp = namespace(sample)
+        decoder = xp.asarray(unit_rows(generator, record.features, width))
         self.parameters = Parameters(
             decoder * best_length(decoder, self.k, sample),
             decoder,
-            np.zeros(record.features, np.float32),
-            np.zeros(width, np.float32),
+            xp.zeros(record.features, np.float32),
+            xp.zeros(width, np.float32),
         )
 
     def gradients(
@@ -82,12 +84,11 @@ class TopKLearner:
 def best_length(decoder: np.ndarray, k: int, x: np.ndarray) -> np.float32:
     """The factor a that minimises |x - a x_hat|^2 when the encoder is the ``decoder`` (F, d): <x, x_hat> / <x_hat, x_hat>."""
     n_features, width = decoder.shape
-    tied = Dictionary(
-        "topk", k, decoder, decoder, np.zeros(n_features, np.float32), np.zeros(width, np.float32)
-    )
+    no_bias = namespace(x).zeros(max(n_features, width), np.float32)
+    tied = Dictionary("topk", k, decoder, decoder, no_bias[:n_features], no_bias[:width])
     x_hat = tied.reconstruct(x).astype(np.float64)
-    square = np.sum(x_hat**2)
-    return np.float32(np.sum(x * x_hat) / square if square > 0 else 1.0)
+    square = float((x_hat**2).sum())
+    return np.float32(float((x * x_hat).sum()) / square if square > 0 else 1.0)
 
 
 def sparse_gradients(
@@ -98,19 +99,18 @@ def sparse_gradients(
     The auxiliary loss is the same three kernels on the dictionary of the dead features alone, with the error as target and
     no bias; it costs nothing while no feature is dead.
     """
-    from .kernels import backward, decode_error, encode_topk
-
-    p = parameters
+    kernels, xp, p = kernels_for(x), namespace(x), parameters
+    backward, decode_error, encode_topk = kernels.backward, kernels.decode_error, kernels.encode_topk
     values, indices = encode_topk(x, p.encoder, p.encoder_bias, p.decoder_bias, k)
     error, squared = decode_error(x, p.decoder, p.decoder_bias, values, indices)
     loss = float(squared.sum()) / error.size
     d_encoder, d_decoder, d_encoder_bias, counts = backward(
         x, error, -2 / error.size, p.decoder, p.decoder_bias, values, indices
     )
-    variance = float(np.mean(error.var(axis=0, dtype=np.float64))) if dead.any() else 0.0
+    variance = float(error.var(axis=0, dtype=np.float64).mean()) if dead.any() else 0.0
     if variance > 0 and aux_coefficient > 0:
-        j = np.flatnonzero(dead)
-        encoder, decoder, no_bias = p.encoder[j], p.decoder[j], np.zeros_like(p.decoder_bias)
+        j = xp.flatnonzero(dead)
+        encoder, decoder, no_bias = p.encoder[j], p.decoder[j], xp.zeros_like(p.decoder_bias)
         values, indices = encode_topk(
             x, encoder, p.encoder_bias[j], p.decoder_bias, min(k_aux, len(j)), positive=False
         )
@@ -121,7 +121,6 @@ def sparse_gradients(
         d_encoder[j] += of_dead[0]
         d_decoder[j] += of_dead[1]
         d_encoder_bias[j] += of_dead[2]
-    d_decoder_bias = -2 / error.size * error.sum(axis=0, dtype=np.float64) - np.einsum(
-        "f,fd->d", d_encoder_bias, p.encoder
-    )
+    d_decoder_bias = -2 / error.size * error.sum(axis=0, dtype=np.float64)
+    d_decoder_bias -= xp.einsum("f,fd->d", d_encoder_bias, p.encoder)
     return loss, Parameters(d_encoder, d_decoder, d_encoder_bias, d_decoder_bias.astype(np.float32)), counts

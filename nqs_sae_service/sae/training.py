@@ -18,8 +18,9 @@ from typing import Protocol
 
 import numpy as np
 
+from ..engine.arrays import namespace, to_host
 from ..errors import NumericalError
-from .dictionary import Dictionary
+from .dictionary import Dictionary, kernels_for
 from .record import SaeSection, Tick
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 6.25e-10
@@ -70,24 +71,25 @@ class Adam:
 
     def __init__(self, parameters: Parameters, unit_decoder: bool) -> None:
         self.unit_decoder = unit_decoder
-        self.moments = {name: (np.zeros_like(p), np.zeros_like(p)) for name, p in vars(parameters).items()}
+        zeros = namespace(parameters.encoder).zeros_like
+        self.moments = {name: (zeros(p), zeros(p)) for name, p in vars(parameters).items()}
         self.steps = 0
 
     def update(self, parameters: Parameters, gradients: Parameters, learning_rate: float) -> None:
         """One step against ``gradients``."""
-        from .kernels import adam
-
+        adam = kernels_for(parameters.encoder).adam
         self.steps += 1
         correction = np.sqrt(1 - BETA2**self.steps)
         rate, epsilon = learning_rate * correction / (1 - BETA1**self.steps), EPSILON * correction
         for name, parameter in vars(parameters).items():
             arrays = (parameter, getattr(gradients, name), *self.moments[name])
-            p, g, m, v = (np.atleast_2d(array) for array in arrays)
+            p, g, m, v = (array.reshape(-1, array.shape[-1]) for array in arrays)
             adam(p, g, m, v, rate, epsilon, BETA1, BETA2, unit=self.unit_decoder and name == "decoder")
 
 
 def train(record: SaeSection, x: np.ndarray, seed: int, tick: Tick) -> tuple[Dictionary, History]:
-    """Train one dictionary of the kind of ``record`` on the rows of ``x`` (n, d) float32; ``tick`` is called every step.
+    """Train one dictionary of the kind of ``record`` on the rows of ``x`` (n, d) float32, where they are; ``tick`` is called
+    every step.
 
     The same record, inputs, seed and number of threads give the same bits. Raises NumericalError when the inputs are
     empty, constant or not finite, or when training diverges.
@@ -97,7 +99,8 @@ def train(record: SaeSection, x: np.ndarray, seed: int, tick: Tick) -> tuple[Dic
     batches = _batches(x, mean, scale, min(record.batch, len(x)), seed)
     learner = record.learner(generator, next(batches))
     optimiser = Adam(learner.parameters, learner.unit_decoder)
-    idle = np.zeros(record.features, np.int64)
+    xp = namespace(x)
+    idle = xp.zeros(record.features, np.int64)
     history = np.empty((3, record.steps))
     for step, batch in zip(range(record.steps), batches, strict=False):
         dead = idle >= record.dead_after
@@ -107,14 +110,14 @@ def train(record: SaeSection, x: np.ndarray, seed: int, tick: Tick) -> tuple[Dic
             raise _diverged(record, step)
         rate = record.learning_rate * min(1.0, (record.steps - step) / (DECAY * record.steps))
         optimiser.update(learner.parameters, gradients, rate)
-        idle = np.where(counts > 0, 0, idle + len(batch))
-        history[:, step] = loss, counts.sum() / len(batch), np.mean(idle >= record.dead_after)
+        idle = xp.where(counts > 0, 0, idle + len(batch))
+        history[:, step] = loss, int(counts.sum()) / len(batch), float((idle >= record.dead_after).mean())
         tick(
             step + 1,
             record.steps,
             f"loss {loss:.4g}, {history[1, step]:.1f} active, {history[2, step]:.0%} dead",
         )
-    if not all(np.isfinite(array).all() for array in vars(learner.parameters).values()):
+    if not all(xp.isfinite(array).all() for array in vars(learner.parameters).values()):
         raise _diverged(record, record.steps)
     return fold(learner.finished(), record.kind, learner.k, mean, scale), History(*history)
 
@@ -133,11 +136,12 @@ def normalisation(x: np.ndarray) -> tuple[np.ndarray, float]:
         )
     mean = x.mean(axis=0, dtype=np.float64)
     block = max(1, 2**20 // x.shape[1])
-    variance = sum(float(np.sum((x[a : a + block] - mean) ** 2)) for a in range(0, len(x), block)) / len(x)
+    variance = sum(float(((x[a : a + block] - mean) ** 2).sum()) for a in range(0, len(x), block)) / len(x)
     if not np.isfinite(variance):
         raise NumericalError(
             "the activations are not finite: the network has diverged; look at the ground state first"
         )
+    mean = to_host(mean)
     rounding = np.finfo(np.float32).eps ** 2 * float(mean @ mean)
     if variance <= rounding:
         raise NumericalError(
@@ -148,24 +152,25 @@ def normalisation(x: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def fold(parameters: Parameters, kind: str, k: int, mean: np.ndarray, scale: float) -> Dictionary:
-    """The dictionary on raw inputs that does what ``parameters`` do on ``scale`` (x - ``mean``), in units of raw inputs."""
+    """The dictionary on raw inputs, on the host, that does what ``parameters`` do on ``scale`` (x - ``mean``), in units of raw inputs."""
     return Dictionary(
         kind,
         k,
-        parameters.encoder.astype(np.float32),
-        parameters.decoder.astype(np.float32),
-        (parameters.encoder_bias / scale).astype(np.float32),
-        (mean + parameters.decoder_bias / scale).astype(np.float32),
+        to_host(parameters.encoder).astype(np.float32),
+        to_host(parameters.decoder).astype(np.float32),
+        (to_host(parameters.encoder_bias) / scale).astype(np.float32),
+        (mean + to_host(parameters.decoder_bias) / scale).astype(np.float32),
     )
 
 
 def _batches(x: np.ndarray, mean: np.ndarray, scale: float, size: int, seed: int) -> Iterator[np.ndarray]:
     """Centred, scaled batches (size, d) float32, without end: epoch after epoch, each in its own seeded order."""
-    shift, factor = mean.astype(np.float32), np.float32(scale)
+    xp = namespace(x)
+    shift, factor = xp.asarray(mean.astype(np.float32)), np.float32(scale)
     epoch = 0
     while True:
         epoch += 1
-        order = np.random.default_rng([seed, epoch]).permutation(len(x))
+        order = xp.asarray(np.random.default_rng([seed, epoch]).permutation(len(x)))
         for first in range(0, len(x) - size + 1, size):
             yield (x[order[first : first + size]] - shift) * factor
 

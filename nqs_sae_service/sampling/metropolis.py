@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..engine.arrays import namespace
+from ..engine.arrays import namespace, to_host
 from ..engine.random import Stream, below, uniform, words
 from ..errors import NumericalError
 from ..states import LogPsi, Wavefunction
@@ -101,7 +102,7 @@ class Metropolis:
         first, length = stretch_proposals(random, self.n_sites, self.moves)
         threshold = xp.log(uniform(random[..., 2], random[..., 3]))
         walker = psi.twin(Walks) if isinstance(psi, Wavefunction) else None  # type: ignore[type-abstract]
-        walk = walker.walk if walker is not None else partial(_walk, psi)
+        walk = walker.walk if walker is not None else partial(_walk_of(xp), psi)
         chains.accepted += walk(chains.sigma, chains.log_psi, first, length, threshold)
         if xp.isnan(chains.log_psi).any():
             raise NumericalError(
@@ -126,7 +127,16 @@ class Metropolis:
             sigma.append(chains.sigma.copy())
             log_psi.append(chains.log_psi.copy())
             after(draw)
-        return np.stack(sigma, axis=1), np.stack(log_psi, axis=1)
+        xp = namespace(chains.sigma)
+        return xp.stack(sigma, axis=1), xp.stack(log_psi, axis=1)
+
+
+def _walk_of(xp: ModuleType) -> Callable[..., int]:
+    if xp is np:
+        return _walk
+    from .metropolis_gpu import walk
+
+    return walk
 
 
 def _walk(psi: LogPsi, sigma: Array, log_psi: Array, first: Array, length: Array, threshold: Array) -> int:
@@ -154,4 +164,4 @@ def drift(psi: LogPsi, reference: LogPsi, chains: Chains, rows: int = 64) -> flo
     sigma = chains.sigma[:rows]
     fresh = psi.log_psi(sigma)
     departures = (chains.log_psi[:rows] - fresh, fresh - reference.log_psi(sigma))
-    return float(max(np.abs(np.expm1(departure)).max() for departure in departures))
+    return float(max(np.abs(np.expm1(to_host(departure))).max() for departure in departures))

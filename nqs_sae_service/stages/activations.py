@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ..datasets.schema import labelled
+from ..engine.arrays import to_host
 from ..sae.metrics import participation_ratio
 from .cost import Cost, network_flops, seconds_for
 from .inputs import trained
@@ -31,9 +32,9 @@ def run(context: Context) -> xr.Dataset:
     for start in range(0, len(sigma), _SAMPLES_AT_ONCE):
         context.tick(start, len(sigma), "activations")
         rows = slice(start, start + _SAMPLES_AT_ONCE)
-        for layer, x in psi.activations(sigma[rows], layers).items():
+        for layer, x in psi.activations(context.device.put(sigma[rows]), layers).items():
             array = arrays.setdefault(layer, np.empty((len(sigma), *x.shape[1:]), np.float32))
-            array[rows] = x
+            array[rows] = to_host(x)
     ratios = [participation_ratio(arrays[layer].reshape(-1, arrays[layer].shape[-1])) for layer in layers]
     variables = {layer: array.reshape(*shape[:2], *array.shape[1:]) for layer, array in arrays.items()}
     return labelled(

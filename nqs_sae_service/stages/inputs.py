@@ -10,9 +10,9 @@ from .stage import Context
 
 
 def trained(context: Context) -> Wavefunction:
-    """The network of the spec with the parameters that ``ground_state`` found."""
+    """The network of the spec with the parameters that ``ground_state`` found, on the device."""
     state = context.spec.state.build(context.spec.lattice.build())
-    return state.bind(context.upstream["ground_state"]["parameters"].values)
+    return state.bind(context.device.put(context.upstream["ground_state"]["parameters"].values))
 
 
 def born_samples(samples: xr.Dataset, complex_amplitude: bool) -> tuple[np.ndarray, np.ndarray]:

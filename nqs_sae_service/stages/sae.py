@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from ..datasets.schema import SCHEMA, labelled
+from ..engine.arrays import to_host
 from ..engine.random import Stream
 from ..interpret.expectation import Exact, FreshSampling
 from ..interpret.reconstruction import Yardstick, ablated, reconstructed
@@ -61,7 +62,7 @@ class _Workshop:
         spec, n = self.context.spec, self.psi.state.n_sites
         lattice = spec.lattice.build()
         energy = make_observable("local_energy", lattice, spec.hamiltonian.build(lattice))
-        exact = Exact(self.psi, (energy,), n) if n <= MAX_SITES_DIAGONALISED else None
+        exact = Exact(self.psi, (energy,), n, self.context.device) if n <= MAX_SITES_DIAGONALISED else None
         reference = float(self.context.upstream["ground_state"].attrs["final_energy"])
         if exact is not None:
             reference = float(exact.expectations(exact.state)[0])
@@ -70,7 +71,8 @@ class _Workshop:
         sigma, log_psi = born_samples(self.samples, self.psi.state.complex_amplitude)
         sigma, log_psi = sigma[self.chains["select"]], log_psi[self.chains["select"]]
         some = np.linspace(0, log_psi.size - 1, min(_SAMPLES, log_psi.size)).astype(int)
-        born = (sigma.reshape(-1, n)[some], log_psi.reshape(-1)[some])
+        put = self.context.device.put
+        born = (put(sigma.reshape(-1, n)[some]), put(log_psi.reshape(-1)[some]))
         return Yardstick(self.psi, energy, exact, sampling, born, reference)
 
     def _empty(self) -> dict[str, np.ndarray]:
@@ -102,7 +104,8 @@ class _Workshop:
         else:
             sigma = self.samples["configuration"].values[self.chains[part]]
             flat = sigma.reshape(-1, sigma.shape[-1])
-            x = self.psi.state.activations(parameters, flat, [layer])[layer]
+            put = self.context.device.put
+            x = to_host(self.psi.state.activations(put(parameters), put(flat), [layer])[layer])
         x = x.reshape(-1, *x.shape[-2:])
         rows = x.mean(axis=1) if self.pooled else x.reshape(-1, x.shape[-1])
         return np.ascontiguousarray(rows, dtype=np.float32)
@@ -120,7 +123,7 @@ class _Workshop:
         x = self.inputs(None, name, "train")
         label = f"{name}, seed {self.record.seeds[seed]}"
         dictionary, history = self.record.train(
-            x, self.record.seeds[seed], lambda i, n, _: self.tick(i, n, label)
+            self.context.device.put(x), self.record.seeds[seed], lambda i, n, _: self.tick(i, n, label)
         )
         self._keep(dictionary, "", (layer, seed))
         for quantity in ("loss", "l0", "dead_fraction"):
@@ -141,7 +144,7 @@ class _Workshop:
         if np.isnan(r["ablated"][layer]):
             psi_ablated = ablated(self.psi, name, mean, self.pooled)
             r["ablated"][layer] = self.yardstick.energy_of(psi_ablated, number, tick)
-        psi_sae = reconstructed(self.psi, name, dictionary, self.pooled)
+        psi_sae = reconstructed(self.psi, name, dictionary.on(self.context.device), self.pooled)
         r["energy_recovered"][layer, seed] = self.yardstick.energy_recovered(
             psi_sae, float(r["ablated"][layer]), number + 1 + seed, tick
         )
@@ -157,7 +160,7 @@ class _Workshop:
         self.results["untrained_parameters"][initialisation] = parameters
         label = f"{name}, untrained network {initialisation + 1}"
         dictionary, _ = self.record.train(
-            self.inputs(parameters, name, "train"),
+            self.context.device.put(self.inputs(parameters, name, "train")),
             self.record.seeds[0],
             lambda i, n, _: self.tick(i, n, label),
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..engine.arrays import namespace
 from ..engine.jit import njit, prange
 
 TILE = 128
@@ -36,11 +37,21 @@ def _accumulate(block, tile, total):
 
 def accumulate_gram(block: np.ndarray, total: np.ndarray) -> None:
     """Add block block^T to the lower triangle (by tiles) of ``total``; block (m, p), total (m, m) float64."""
+    if namespace(block) is not np:
+        return _accumulate_on_device(block, total)
     for start in range(0, block.shape[1], COLUMNS):
         _accumulate(np.ascontiguousarray(block[:, start : start + COLUMNS]), TILE, total)
 
 
+def _accumulate_on_device(block, total) -> None:
+    """The same with the upper triangle too: 2 m^2 p FLOPs by cuBLAS in float32, 24 m^2 bytes for each sum in float64."""
+    for start in range(0, block.shape[1], COLUMNS):
+        part = block[:, start : start + COLUMNS]
+        total += part @ part.T
+
+
 def mirror(total: np.ndarray) -> np.ndarray:
     """The full symmetric matrix from its lower triangle."""
-    lower = np.tril(total, -1)
-    return lower + lower.T + np.diag(np.diag(total))
+    xp = namespace(total)
+    lower = xp.tril(total, -1)
+    return lower + lower.T + xp.diag(xp.diag(total))
