@@ -1,7 +1,7 @@
 """Which array library computes follows from the array: NumPy for its arrays, CuPy for arrays on a GPU. No global switch.
 
-CuPy never mixes the two by itself. Three moves are enough: ``beside`` brings a constant to where an array is, ``to_host`` brings
-a result back, and a stage puts its parameters and configurations on the device at its edge (``devices.Device.put``).
+CuPy never mixes the two by itself. Three moves are enough: ``beside`` brings a constant to where an array is, ``to_host``
+brings a result back, and a stage puts its parameters and configurations on the device at its edge (``devices.Device.put``).
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """CUDA kernels: a ``.cu`` file beside its Python wrapper, compiled by CuPy (NVRTC) when the first of its kernels is launched.
 
-Rules for the sources, which the tests hold them to without a GPU: ``extern "C"`` kernels whose parameters are pointers, ``int``
-and ``float``; grid-stride loops and bounds checks, so that every launch geometry gives the same result; only shared memory and
-``__syncthreads`` between threads (no warp intrinsics, no atomics on floats), so that the order of a sum is fixed by the geometry.
+Rules for the sources, which the tests hold them to without a GPU: ``extern "C"`` kernels whose parameters are pointers,
+``int`` and ``float``; grid-stride loops and bounds checks, so that every launch geometry gives the same result; only shared
+memory and ``__syncthreads`` between threads (no warp intrinsics, no atomics on floats), so that the order of a sum is fixed
+by the geometry.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,12 +23,12 @@ SHARED_BYTES = 48 * 1024
 _MOST_BLOCKS = 2**16
 
 
-@lru_cache(maxsize=None)
+@cache
 def _kernel(xp: ModuleType, source: Path, name: str) -> Any:
     return _module(xp, source).get_function(name)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _module(xp: ModuleType, source: Path) -> Any:
     return xp.RawModule(code=source.read_text(encoding="utf-8"), options=OPTIONS)
 

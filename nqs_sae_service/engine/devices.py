@@ -25,7 +25,7 @@ _SHARE = 0.5  # of the free memory of a device that the arrays of one pass may f
 
 @dataclass(frozen=True)
 class Device:
-    """Where a run computes: ``kind`` is cpu or gpu, ``xp`` its array library, ``name`` that of the processor ("" on the host)."""
+    """Where a run computes: cpu or gpu, the array library ``xp``, and the name of the processor ("" on the host)."""
 
     kind: Literal["cpu", "gpu"]
     xp: ModuleType
@@ -85,8 +85,8 @@ def _first_line(problem: Exception) -> str:
 def rows_that_fit(bytes_per_row: float, array: Any, most: int) -> int:
     """Rows of a pass over data beside ``array``: ``most`` or, on a device that is fuller, a smaller power of two.
 
-    On the host always ``most``: its passes are sized for the caches. The bits of a product may depend on the number of its rows;
-    powers of two below a fixed bound keep them the same unless a device is nearly full.
+    On the host always ``most``: its passes are sized for the caches. The bits of a product may depend on the number of its
+    rows; powers of two below a fixed bound keep them the same unless a device is nearly full.
     """
     xp = namespace(array)
     if xp is np:

@@ -76,8 +76,8 @@ class Turned:
 class FeatureDirection(Direction):
     """Adds strength f_i(x) ``vector`` to the activations x of ``layer``.
 
-    ``vector`` is the decoder row of feature ``i``, or another vector of its length for a control; both are where psi is. With a ``pooled`` dictionary
-    f_i is read from the mean over tokens and the same vector is added to every token.
+    ``vector`` is the decoder row of feature ``i``, or another vector of its length for a control; both are where psi is.
+    With a ``pooled`` dictionary f_i is read from the mean over tokens and the same vector is added to every token.
     """
 
     psi: Wavefunction

@@ -216,9 +216,7 @@ class Exact:
     psi is evaluated on ``device``, everything else happens on the host.
     """
 
-    def __init__(
-        self, psi: LogPsi, observables: Sequence[Observable], n_sites: int, device: Device = HOST
-    ):
+    def __init__(self, psi: LogPsi, observables: Sequence[Observable], n_sites: int, device: Device = HOST):
         self.observables, self.configurations = observables, all_configurations(n_sites)
         self.on_device = device.put(self.configurations)
         self.operators = [

@@ -46,7 +46,8 @@ def ablated(psi: Wavefunction, layer: str, mean: np.ndarray, pooled: bool) -> Lo
 class Yardstick:
     """Energies and overlaps of replaced states: ``exact`` on small systems, else from Born samples of psi.
 
-    born: configurations (n, n_sites) and log psi (n,), where psi is; ``energy``: the local energy; ``reference``: <H> of psi (total).
+    born: configurations (n, n_sites) and log psi (n,), where psi is; ``energy``: the local energy; ``reference``: <H> of
+    psi (total).
     """
 
     psi: Wavefunction

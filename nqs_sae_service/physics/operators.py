@@ -4,9 +4,9 @@ A configuration sigma is int8 in {-1, +1}. One row of the matrix O has a diagona
 
     <sigma|O|sigma>    and    <sigma|O|sigma'_c>,   c = 1 ... n_connected,
 
-where sigma'_c is sigma with a fixed set of sites flipped. Configurations are NumPy or CuPy arrays. This is all that variational Monte Carlo needs: the
-local estimator is O_loc(sigma) = sum_sigma' <sigma|O|sigma'> psi(sigma') / psi(sigma) (Becca & Sorella,
-Quantum Monte Carlo Approaches for Correlated Systems, Cambridge 2017, chapter 5).
+where sigma'_c is sigma with a fixed set of sites flipped. Configurations are NumPy or CuPy arrays. This is all that
+variational Monte Carlo needs: the local estimator is O_loc(sigma) = sum_sigma' <sigma|O|sigma'> psi(sigma') / psi(sigma)
+(Becca & Sorella, Quantum Monte Carlo Approaches for Correlated Systems, Cambridge 2017, chapter 5).
 
 Basis of the full space: the spins are the bits of the index, site 0 the most significant one, bit 0 is spin
 up (+1). It is the order of Kronecker products sigma_0 (x) sigma_1 (x) ... with sigma^z = diag(+1, -1).

@@ -108,7 +108,9 @@ class Dictionary:
         if self._sparse(x):
             values, indices = self.encode_sparse(rows)
             zero = namespace(x).zeros(rows.shape, np.float32)
-            minus_x_hat, _ = kernels_for(x).decode_error(zero, self.decoder, self.decoder_bias, values, indices)
+            minus_x_hat, _ = kernels_for(x).decode_error(
+                zero, self.decoder, self.decoder_bias, values, indices
+            )
             return -minus_x_hat.reshape(x.shape)
         return self._blocked(rows, lambda block: self.decode(self.encode(block))).reshape(x.shape)
 

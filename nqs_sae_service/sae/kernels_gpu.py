@@ -1,11 +1,11 @@
 """The hot loops of sparse dictionaries on a GPU, float32: the functions of ``kernels.py`` for arrays on the device.
 
-With N inputs of width d, F features and k active ones: the product z = x W_e^T is cuBLAS's (2 N F d operations); z is made for as
-many rows at a time as fit the second-level cache, and the selection reads it there six times (four histograms, count, write), so
-that neither pays memory bandwidth for it. Everything after the selection touches N k d numbers. At (d, F, k) = (32, 2048, 8) and
-N = 4096 that is 0.54 GFLOP and 34 MB of cache traffic per reading of z, against 4 MB of rows behind the active entries: the
-selection and the launches decide, not the arithmetic; at (256, 16384, 32) the product does (34 GFLOP). Sums have an order that
-only the launch geometry fixes: the same call gives the same bits.
+With N inputs of width d, F features and k active ones: the product z = x W_e^T is cuBLAS's (2 N F d operations); z is made
+for as many rows at a time as fit the second-level cache, and the selection reads it there six times (four histograms,
+count, write), so that neither pays memory bandwidth for it. Everything after the selection touches N k d numbers. At (d, F,
+k) = (32, 2048, 8) and N = 4096 that is 0.54 GFLOP and 34 MB of cache traffic per reading of z, against 4 MB of rows behind
+the active entries: the selection and the launches decide, not the arithmetic; at (256, 16384, 32) the product does (34
+GFLOP). Sums have an order that only the launch geometry fixes: the same call gives the same bits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ Array = Any
 _KERNELS = Kernels(Path(__file__).with_suffix(".cu"))
 _THREADS, _LANES, _DIGITS = 256, 32, 256
 _ROWS = _THREADS // _LANES
-_CACHED_ELEMENTS = 2**22  # of z: 16 MB, which stays in the second-level cache of the GPUs meant here (40 MB and more)
+# Of z at a time: 16 MB, which stay in the second-level cache of the GPUs meant here (40 MB and more).
+_CACHED_ELEMENTS = 2**22
 
 
 def encode_topk(
@@ -99,16 +100,15 @@ def adam(
     constants = (float(value) for value in (rate, epsilon, beta1, beta2))
     arrays = (parameter, gradient, mean, square)
     if unit:
-        return _rowwise("adam", len(parameter), *arrays, *constants, *parameter.shape, True)
+        _rowwise("adam", len(parameter), *arrays, *constants, *parameter.shape, True)
+        return
     size = parameter.size  # rows do not matter: one number per thread
     _KERNELS.launch(
         "adam", -(-size // _THREADS), (1, _THREADS), *arrays, *constants, size, 1, False, shared_bytes=4 * _THREADS
     )  # fmt: skip
 
 
-def feature_topk(
-    x: Array, encoder: Array, encoder_bias: Array, decoder_bias: Array, i: int, k: int
-) -> Array:
+def feature_topk(x: Array, encoder: Array, encoder_bias: Array, decoder_bias: Array, i: int, k: int) -> Array:
     """Activation (n,) of feature ``i`` on ``x`` (n, d) in the precision of x: z_i where fewer than k features are ahead of it.
 
     2 n F d operations and one reading of z: nothing is selected, only counted. The lower index wins a tie.

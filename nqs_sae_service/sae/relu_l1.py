@@ -98,5 +98,6 @@ def relu_l1_gradients(
         counts += active.sum(axis=0)
     weight = l1 / max(len(x), 1) * total_f
     loss += float(weight @ lengths)
-    gradients.decoder += (weight / xp.where(lengths > 0, lengths, np.float32(1)).astype(lengths.dtype))[:, None] * p.decoder
+    divisor = xp.where(lengths > 0, lengths, lengths.dtype.type(1))
+    gradients.decoder += (weight / divisor)[:, None] * p.decoder
     return loss, gradients, counts

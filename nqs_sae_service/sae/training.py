@@ -152,7 +152,7 @@ def normalisation(x: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def fold(parameters: Parameters, kind: str, k: int, mean: np.ndarray, scale: float) -> Dictionary:
-    """The dictionary on raw inputs, on the host, that does what ``parameters`` do on ``scale`` (x - ``mean``), in units of raw inputs."""
+    """The dictionary (on the host) that does on raw inputs, in their units, what ``parameters`` do on ``scale`` (x - ``mean``)."""
     return Dictionary(
         kind,
         k,

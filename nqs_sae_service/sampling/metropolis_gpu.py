@@ -1,9 +1,9 @@
 """Metropolis proposals on a GPU, for any wave function: two small kernels around every call of log psi.
 
-``propose`` makes all proposals of a row, ``decide`` accepts them in place: 2 chains sites bytes each, against dozens of bytes and
-ten launches a site for the same in array operations. Nothing is fetched from the device until the last row is done, so that
-launches queue up behind each other; what remains is the latency of the network's own launches. A network that can make the whole
-walk in one kernel (``states.fused.Walks``) is asked first.
+``propose`` makes all proposals of a row, ``decide`` accepts them in place: 2 chains sites bytes each, against dozens of
+bytes and ten launches a site for the same in array operations. Nothing is fetched from the device until the last row is
+done, so that launches queue up behind each other; what remains is the latency of the network's own launches. A network that
+can make the whole walk in one kernel (``states.fused.Walks``) is asked first.
 """
 
 from __future__ import annotations
@@ -31,7 +31,13 @@ def propose(sigma: Array, first: Array, length: Array, row: int) -> Array:
 
 
 def decide(
-    sigma: Array, log_psi: Array, proposed: Array, log_proposed: Array, threshold: Array, accepted: Array, row: int
+    sigma: Array,
+    log_psi: Array,
+    proposed: Array,
+    log_proposed: Array,
+    threshold: Array,
+    accepted: Array,
+    row: int,
 ) -> None:
     """Take the proposals where ``threshold[row]`` < 2 (log|psi'| - log|psi|), in place on sigma, log_psi and the counts.
 

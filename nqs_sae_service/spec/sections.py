@@ -289,7 +289,10 @@ class Engine(Section):
     )
     threads: int = Field(0, ge=0, le=4096, description="threads of the kernels; 0: all cores")
     chunk: int = Field(
-        0, ge=0, le=10**8, description="configurations per network call in local estimators; 0: 16384, on a GPU by its memory"
+        0,
+        ge=0,
+        le=10**8,
+        description="configurations per network call in local estimators; 0: 16384, on a GPU by its memory",
     )
     checkpoint_seconds: float = Field(30.0, ge=0, le=86_400, description="seconds between checkpoints")
 

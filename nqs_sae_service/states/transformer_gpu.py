@@ -1,16 +1,16 @@
 """The transformer on a GPU, float32: cuBLAS for the products, one CUDA kernel for everything between two of them.
 
-Per configuration of T tokens, width d, hidden width H and L blocks the products take T (2 b d + L (4 d^2 + 4 d H)) operations
-(8 d^2 with queries and keys). The bricks as array operations read and write the stream some forty times a block (LayerNorm alone
-five times); fused, an elementwise step reads and writes it once: about 4 T (14 d + 2 H) bytes a block and configuration between the
-products, so T = 10, d = 32, H = 128, L = 2 moves 57 kB for 0.42 MFLOP. On a device with 3 TB/s and 50 TFLOP/s that is bandwidth
-by a factor of two, and calls as small as one Metropolis proposal of 1024 chains (0.4 GFLOP in some 25 launches of 5 to 10
-microseconds each) are launch latency by a factor of ten.
+Per configuration of T tokens, width d, hidden width H and L blocks the products take T (2 b d + L (4 d^2 + 4 d H))
+operations (8 d^2 with queries and keys). The bricks as array operations read and write the stream some forty times a block
+(LayerNorm alone five times); fused, an elementwise step reads and writes it once: about 4 T (14 d + 2 H) bytes a block and
+configuration between the products, so T = 10, d = 32, H = 128, L = 2 moves 57 kB for 0.42 MFLOP. On a device with 3 TB/s
+and 50 TFLOP/s that is bandwidth by a factor of two, and calls as small as one Metropolis proposal of 1024 chains (0.4 GFLOP
+in some 25 launches of 5 to 10 microseconds each) are launch latency by a factor of ten.
 
-Hence ``walk``: a whole sweep is one kernel. A block is a chain, its configuration's activations stay in shared memory (17 kB at d =
-72), weights come from the second-level cache: 4 bytes a parameter and proposal, 4 GB a sweep of 1024 chains and 40 sites at 24,000
-parameters, where a weight serves four tokens from a register. Where a configuration does not fit the chains move by the two small
-kernels of ``sampling.metropolis_gpu`` around ``log_psi``.
+Hence ``walk``: a whole sweep is one kernel. A block is a chain, its configuration's activations stay in shared memory (17
+kB at d = 72), weights come from the second-level cache: 4 bytes a parameter and proposal, 4 GB a sweep of 1024 chains and
+40 sites at 24,000 parameters, where a weight serves four tokens from a register. Where a configuration does not fit, or the
+weights are many, the chains move by the two small kernels of ``sampling.metropolis_gpu`` around ``log_psi``.
 """
 
 from __future__ import annotations
@@ -32,12 +32,16 @@ _KERNELS = Kernels(Path(__file__).with_suffix(".cu"))
 _THREADS, _LANES = 256, 32
 _ROWS = _THREADS // _LANES
 _WALK_THREADS = 128
+# Every chain reads every weight for every proposal: 1 GB a row of 1024 chains, at the speed of a second-level cache the time of
+# the launches that are saved. By counting, not by measurement.
+_WALK_PARAMETERS = 2**18
 _PASS = 2**14  # configurations at a time: enough that launches no longer count, few enough for any device
 _PIECES = 8  # as in the source
 
 # The packed arrays, in the order that ``walk`` takes them.
 _NAMES = (
-    "patch_w code proj_w proj_b pair out_w out_b up_w up_b down_w down_b head_w head_b head_gain head_shift zero".split()
+    *("patch_w", "code", "proj_w", "proj_b", "pair", "out_w", "out_b", "up_w", "up_b", "down_w", "down_b"),
+    *("head_w", "head_b", "head_gain", "head_shift", "zero"),
 )
 
 
@@ -141,9 +145,7 @@ class GpuTransformer:
 
     def _rowwise(self, name: str, like: Array, *arguments: Any) -> None:
         """A kernel with some lanes per row of ``like``."""
-        _KERNELS.launch(
-            name, -(-len(like) // _ROWS), (_LANES, _ROWS), *arguments, shared_bytes=4 * _THREADS
-        )
+        _KERNELS.launch(name, -(-len(like) // _ROWS), (_LANES, _ROWS), *arguments, shared_bytes=4 * _THREADS)
 
 
 class WalkingTransformer(GpuTransformer):
@@ -162,7 +164,16 @@ class WalkingTransformer(GpuTransformer):
         xp, state = self.xp, self.state
         proposals, chains = threshold.shape
         accepted = xp.zeros(chains, dtype=xp.int32)
-        sizes = (chains, proposals, state.n_tokens, self.patch, state.width, self.hidden, self.heads, self.blocks)
+        sizes = (
+            chains,
+            proposals,
+            state.n_tokens,
+            self.patch,
+            state.width,
+            self.hidden,
+            self.heads,
+            self.blocks,
+        )
         _KERNELS.launch(
             "walk", chains, (_WALK_THREADS,), sigma, log_psi.view(xp.float64), first, length, threshold, accepted,
             *(self.arrays[name] for name in _NAMES), *sizes, self.parts, self.positional,
@@ -176,7 +187,8 @@ def fused_on_device(state: State, parameters: Array) -> GpuTransformer | None:
     twin = WalkingTransformer(state, parameters)
     if not twin.positional and 4 * state.n_tokens**2 > SHARED_BYTES:
         return None
-    return twin if twin.walk_bytes <= SHARED_BYTES else GpuTransformer(state, parameters)
+    walks = twin.walk_bytes <= SHARED_BYTES and state.n_parameters <= _WALK_PARAMETERS
+    return twin if walks else GpuTransformer(state, parameters)
 
 
 def _depth(layer: str) -> int:
@@ -185,7 +197,9 @@ def _depth(layer: str) -> int:
 
 def _moved(packed: dict[str, np.ndarray], like: Array) -> dict[str, Array]:
     """All arrays in one upload, each of them a view into it."""
-    flat = namespace(like).asarray(np.concatenate([packed[name].ravel() for name in _NAMES]).astype(np.float32))
+    flat = namespace(like).asarray(
+        np.concatenate([packed[name].ravel() for name in _NAMES]).astype(np.float32)
+    )
     views, start = {}, 0
     for name in _NAMES:
         size = packed[name].size

@@ -31,8 +31,8 @@ def local_values(
     """Local estimator of every operator on every configuration.
 
     sigma (n, n_sites) int8, log_psi (n, ...) of the same wave function, or of a family of them along trailing axes;
-    ``chunk``: configurations per network call (0: 16384, on a GPU by its free memory), rounded to calls of a multiple of 64 samples, at least one.
-    Returns one array (n, ...) per operator, float64, complex128 if psi is complex.
+    ``chunk``: configurations per network call (0: 16384, on a GPU by its free memory), rounded to calls of a multiple of 64
+    samples, at least one. Returns one array (n, ...) per operator, float64, complex128 if psi is complex.
     """
     xp = namespace(sigma)
     flips, places = _shared_flips(operators)
@@ -73,11 +73,7 @@ def measure(
 
 def _default_chunk(sigma: np.ndarray) -> int:
     """A configuration costs its spins, its signs, log psi and the ratio."""
-    return (
-        CHUNK
-        if namespace(sigma) is np
-        else rows_that_fit(4 * sigma.shape[1] + 64, sigma, CHUNK_ON_DEVICE)
-    )
+    return CHUNK if namespace(sigma) is np else rows_that_fit(4 * sigma.shape[1] + 64, sigma, CHUNK_ON_DEVICE)
 
 
 def _ratios(psi: LogPsi, signs: np.ndarray, sigma: np.ndarray, log_psi: np.ndarray) -> np.ndarray:

@@ -38,7 +38,8 @@ def _accumulate(block, tile, total):
 def accumulate_gram(block: np.ndarray, total: np.ndarray) -> None:
     """Add block block^T to the lower triangle (by tiles) of ``total``; block (m, p), total (m, m) float64."""
     if namespace(block) is not np:
-        return _accumulate_on_device(block, total)
+        _accumulate_on_device(block, total)
+        return
     for start in range(0, block.shape[1], COLUMNS):
         _accumulate(np.ascontiguousarray(block[:, start : start + COLUMNS]), TILE, total)
 

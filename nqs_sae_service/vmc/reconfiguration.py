@@ -119,20 +119,22 @@ def solve_shifted(gram: np.ndarray, shift: float, rhs: np.ndarray) -> np.ndarray
     try:
         return scipy.linalg.cho_solve(scipy.linalg.cho_factor(shifted, lower=True, overwrite_a=True), rhs)
     except scipy.linalg.LinAlgError:
-        return _solved_by_eigenvalues(*scipy.linalg.eigh(gram), shift, rhs)
+        return _solved_by_eigenvalues(scipy.linalg.eigh(gram), shift, rhs)
 
 
 def _solve_on_device(gram, shifted, shift: float, rhs):
-    """Cholesky by cuSOLVER, n^3 / 3 FLOPs in float64; it says by NaN, not by an error, that a matrix is not positive definite."""
+    """Cholesky by cuSOLVER, n^3 / 3 FLOPs in float64; it says by NaN, not by an error, that a matrix is not positive
+    definite."""
     from cupyx.scipy.linalg import solve_triangular
 
     xp = namespace(gram)
     lower = xp.linalg.cholesky(shifted)
     y = solve_triangular(lower, solve_triangular(lower, rhs, lower=True), trans=1, lower=True)
-    return y if xp.isfinite(y).all() else _solved_by_eigenvalues(*xp.linalg.eigh(gram), shift, rhs)
+    return y if xp.isfinite(y).all() else _solved_by_eigenvalues(xp.linalg.eigh(gram), shift, rhs)
 
 
-def _solved_by_eigenvalues(values, vectors, shift: float, rhs):
+def _solved_by_eigenvalues(eigen, shift: float, rhs):
+    values, vectors = eigen
     return vectors @ ((vectors.T @ rhs) / (namespace(values).maximum(values, 0) + shift))
 
 

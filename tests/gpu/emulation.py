@@ -1,8 +1,9 @@
 """The ``.cu`` files of the package on the CPU: compiled as C++20 with ``cuda_emulation.h``, called through ctypes.
 
-``RawModule`` has the interface of CuPy's. A launch checks what CuPy does not: the number and exact types of the arguments against
-the C signature, and that arrays are contiguous. It shrinks blocks to at most ``THREADS`` threads (no kernel may rely on its
-geometry) and puts every array between guard zones, NaN where floats are read beyond the end, checked for writes afterwards.
+``RawModule`` has the interface of CuPy's. A launch checks what CuPy does not: the number and exact types of the arguments
+against the C signature, and that arrays are contiguous. It shrinks blocks to at most ``THREADS`` threads (no kernel may
+rely on its geometry) and puts every array between guard zones, NaN where floats are read beyond the end, checked for writes
+afterwards.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ extern "C" int run_{name}(unsigned gx, unsigned gy, unsigned gz, unsigned bx, un
     return "".join(parts)
 
 
-@lru_cache(maxsize=None)
+@cache
 def library(source: str) -> ctypes.CDLL:
     """The compiled emulation of a CUDA source; kept in the temporary folder under the hash of what went into it."""
     code = _as_cpp(source)
@@ -103,7 +104,15 @@ def library(source: str) -> ctypes.CDLL:
         cpp.write_text(code, encoding="utf-8")
         fresh = folder / f"{digest}.{id(code)}.so"
         assert COMPILER
-        command = [COMPILER, "-std=c++20", "-O2", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-shared", "-fPIC"]
+        command = [
+            COMPILER,
+            "-std=c++20",
+            "-O2",
+            "-ffp-contract=off",
+            "-U_FORTIFY_SOURCE",
+            "-shared",
+            "-fPIC",
+        ]
         subprocess.run(
             [*command, "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", str(cpp), "-o", str(fresh)],
             check=True,
@@ -151,9 +160,7 @@ class _Guarded:
         self.where, self.array = where, None
         if not parameter.pointer:
             scalar, c_type = _SCALARS[parameter.element]
-            assert type(value) is scalar, (
-                f"{where}: {type(value).__name__} is passed for {parameter.element}"
-            )
+            assert type(value) is scalar, f"{where}: {type(value).__name__} is passed for {parameter.element}"
             self.passed = c_type(value.item())
             return
         self.array = array = value._data if hasattr(value, "_data") else value

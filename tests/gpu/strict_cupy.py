@@ -1,9 +1,9 @@
 """A stand-in for CuPy that computes with NumPy and is at least as strict: it makes the whole GPU path run without a GPU.
 
-Its arrays live in another memory as far as anybody can tell. They do not convert to NumPy by themselves, do not mix with NumPy
-arrays in an operation, an index or an assignment, do not format as numbers, and NumPy's own functions refuse them (CuPy would
-take some). Raw kernels are the real ``.cu`` sources, emulated on the CPU (``tests/gpu/emulation.py``): argument types must match
-the C signature exactly, because CuPy passes whatever it is given.
+Its arrays live in another memory as far as anybody can tell. They do not convert to NumPy by themselves, do not mix with
+NumPy arrays in an operation, an index or an assignment, do not format as numbers, and NumPy's own functions refuse them
+(CuPy would take some). Raw kernels are the real ``.cu`` sources, emulated on the CPU (``tests/gpu/emulation.py``): argument
+types must match the C signature exactly, because CuPy passes whatever it is given.
 
 ``CALLS`` collects the name, keywords and operand types of every call, so that a test can look them up in the real CuPy.
 """
@@ -13,12 +13,14 @@ from __future__ import annotations
 import inspect
 import sys
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
 CALLS: set[tuple[str, frozenset[str], str]] = set()
 METHODS: set[str] = set()
+ATTRIBUTES = ("T", "dtype", "flags", "get", "imag", "nbytes", "ndim", "real", "shape", "size")
 
 
 def _refuse(value, where):
@@ -43,7 +45,11 @@ def _outside(value):
     if isinstance(value, (np.ndarray, np.generic)):
         return ndarray(np.asarray(value))
     if isinstance(value, (list, tuple)):
-        return type(value)(_outside(v) for v in value) if type(value) in (list, tuple) else tuple(map(_outside, value))
+        return (
+            type(value)(_outside(v) for v in value)
+            if type(value) in (list, tuple)
+            else tuple(map(_outside, value))
+        )
     return value
 
 
@@ -71,7 +77,9 @@ class ndarray:
             raise TypeError(f"numpy.{ufunc.__name__}.{method} was called on a device array")
         for value in inputs:
             _refuse(value, ufunc.__name__)
-        if all(isinstance(value, (ndarray, np.generic)) for value in inputs) and any(isinstance(v, np.generic) for v in inputs):
+        if all(isinstance(value, (ndarray, np.generic)) for value in inputs) and any(
+            isinstance(v, np.generic) for v in inputs
+        ):
             return _outside(ufunc(*(_inside(v, ufunc.__name__) for v in inputs)))  # scalar * array
         raise TypeError(f"numpy.{ufunc.__name__} was called on a device array; use the array's namespace")
 
@@ -132,12 +140,26 @@ def _operator(name):
     return apply
 
 
-_BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()
+_BINARY = [
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+]
 for _name in (
     *(f"__{b}__" for b in _BINARY),
     *(f"__r{b}__" for b in _BINARY),
     *(f"__i{b}__" for b in _BINARY if b != "matmul"),
-    *(f"__{c}__" for c in "lt le eq ne gt ge neg pos abs invert".split()),
+    *(f"__{c}__" for c in ["lt", "le", "eq", "ne", "gt", "ge", "neg", "pos", "abs", "invert"]),
 ):
     setattr(ndarray, _name, _operator(_name))
 
@@ -152,16 +174,55 @@ def _method(name):
     return call
 
 
-for _name in (
-    "all any argmax argmin argsort astype clip conj copy cumsum dot fill max mean min nonzero ravel repeat reshape sort sum swapaxes "
-    "take transpose var std view".split()
-):
+for _name in [
+    "all",
+    "any",
+    "argmax",
+    "argmin",
+    "argsort",
+    "astype",
+    "clip",
+    "conj",
+    "copy",
+    "cumsum",
+    "dot",
+    "fill",
+    "max",
+    "mean",
+    "min",
+    "nonzero",
+    "ravel",
+    "repeat",
+    "reshape",
+    "sort",
+    "sum",
+    "swapaxes",
+    "take",
+    "transpose",
+    "var",
+    "std",
+    "view",
+]:
     setattr(ndarray, _name, _method(_name))
 
 _FROM_HOST = {"asarray", "array"}
-_TYPES = (
-    "bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128 dtype".split()
-)
+_TYPES = [
+    "bool_",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "float16",
+    "float32",
+    "float64",
+    "complex64",
+    "complex128",
+    "dtype",
+]
 _CONSTANTS = {"inf", "nan", "pi", "newaxis", "e"}
 _ABSENT = {"errstate", "vectorize", "testing", "random", "char", "nditer"}
 
@@ -173,9 +234,9 @@ def _function(name, function, path):
             (array, *rest) = args
             data = array._data if isinstance(array, ndarray) else array
             result = getattr(np, name)(data, *rest, **kwargs)
-            if not isinstance(array, ndarray) and result is array:
-                result = array.copy()  # another memory
-            return ndarray(result)
+            if isinstance(array, ndarray):
+                return array if result is data else ndarray(result)
+            return ndarray(result.copy())  # another memory
         CALLS.add((f"{path}.{name}", frozenset(kwargs), _operand_types(leading)))
         return _outside(
             function(
@@ -203,7 +264,13 @@ def _solve_triangular(a, b, trans=0, lower=False):
     from scipy.linalg import solve_triangular
 
     return _outside(
-        solve_triangular(_inside(a, "solve_triangular"), _inside(b, "solve_triangular"), trans=trans, lower=lower)
+        solve_triangular(
+            _inside(a, "solve_triangular"),
+            _inside(b, "solve_triangular"),
+            trans=trans,
+            lower=lower,
+            check_finite=False,
+        )
     )
 
 
@@ -231,7 +298,8 @@ class _NoStream:
 def make_module(free_bytes=2**33, devices=1, raw_module=None):
     """A module to put into ``sys.modules["cupy"]``, with its submodules."""
     cupy = _Module("cupy")
-    cupy.ndarray, cupy.__version__ = ndarray, "stand-in"
+    cupy.__spec__ = ModuleSpec("cupy", None)
+    cupy.ndarray, cupy.__version__ = ndarray, "14.2.0"
 
     def count():
         if devices < 0:
