@@ -152,7 +152,10 @@ def normalisation(x: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def fold(parameters: Parameters, kind: str, k: int, mean: np.ndarray, scale: float) -> Dictionary:
-    """The dictionary (on the host) that does on raw inputs, in their units, what ``parameters`` do on ``scale`` (x - ``mean``)."""
+    """The dictionary on raw inputs that does what ``parameters`` do on ``scale`` (x - ``mean``), in units of raw inputs.
+
+    Its arrays are on the host.
+    """
     return Dictionary(
         kind,
         k,
