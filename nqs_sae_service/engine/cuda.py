@@ -1,7 +1,7 @@
 """CUDA kernels: a ``.cu`` file beside its Python wrapper, compiled by CuPy (NVRTC) when the first of its kernels is launched.
 
-Rules for the sources, which the tests hold them to without a GPU: ``extern "C"`` kernels whose parameters are pointers,
-``int`` and ``float``; grid-stride loops and bounds checks, so that every launch geometry gives the same result; only shared
+Rules for the sources, which the tests hold them to without a GPU: ``extern "C"`` kernels whose parameters are pointers
+and numbers; grid-stride loops and bounds checks, so that every launch geometry gives the same result; only shared
 memory and ``__syncthreads`` between threads (no warp intrinsics, no atomics on floats), so that the order of a sum is fixed
 by the geometry.
 """
@@ -42,13 +42,14 @@ class Kernels:
     def launch(
         self, name: str, blocks: int, threads: tuple[int, ...], *arguments: Any, shared_bytes: int = 0
     ) -> None:
-        """Queue a kernel on at most ``blocks`` blocks of ``threads``. Integers become int, floats float, arrays pointers.
+        """Queue a kernel on at most ``blocks`` blocks of ``threads``. Integers become int, floats float, arrays pointers; NumPy
+        scalars stay what they are.
 
         Kernels see bare pointers: an array that is not C-contiguous is refused (ValueError). Nothing is launched for no blocks.
         """
         if blocks <= 0:
             return
-        arrays = [a for a in arguments if not isinstance(a, (bool, int, float))]
+        arrays = [a for a in arguments if not isinstance(a, (bool, int, float, np.generic))]
         if not all(array.flags.c_contiguous for array in arrays):
             raise ValueError(f"{name}: an array is not contiguous")
         kernel = _kernel(namespace(arrays[0]), self.source, name)
@@ -58,6 +59,8 @@ class Kernels:
 
 
 def _argument(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value
     if isinstance(value, (bool, int)):
         return np.int32(value)
     return np.float32(value) if isinstance(value, float) else value

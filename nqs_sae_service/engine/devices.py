@@ -21,6 +21,7 @@ from ..errors import UserError
 from .arrays import namespace, to_host
 
 _SHARE = 0.5  # of the free memory of a device that the arrays of one pass may fill
+SMALL = 2**27  # bytes of a pass that are taken without asking
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,15 @@ def _first_line(problem: Exception) -> str:
     return " ".join((str(problem).splitlines() or [type(problem).__name__])[0].split())
 
 
-def rows_that_fit(bytes_per_row: float, array: Any, most: int) -> int:
-    """Rows of a pass over data beside ``array``: ``most`` or, on a device that is fuller, a smaller power of two.
+def rows_that_fit(bytes_per_row: float, array: Any, most: int, rows: int) -> int:
+    """Rows of a pass over ``rows`` of them, beside ``array``: ``most`` or, on a device that is fuller, a smaller power of two.
 
-    On the host always ``most``: its passes are sized for the caches. The bits of a product may depend on the number of its
-    rows; powers of two below a fixed bound keep them the same unless a device is nearly full.
+    On the host always ``most``: its passes are sized for the caches. A device is asked for its free memory (which takes as long
+    as several launches) only when the pass is not small. The bits of a product may depend on the number of its rows; powers of
+    two below a fixed bound keep them the same unless a device is nearly full.
     """
     xp = namespace(array)
-    if xp is np:
+    if xp is np or min(most, rows) * bytes_per_row <= SMALL:
         return most
     free, _ = xp.cuda.runtime.memGetInfo()
     pool = xp.get_default_memory_pool()

@@ -98,9 +98,7 @@ class Metropolis:
     def sweep(self, psi: LogPsi, chains: Chains) -> None:
         """One sweep: as many proposals per chain as there are sites, in place. Raises NumericalError on a NaN log psi."""
         xp = namespace(chains.sigma)
-        random = words(self.seed, self.stream, chains.sweeps, self.n_sites, len(chains.sigma), xp)
-        first, length = stretch_proposals(random, self.n_sites, self.moves)
-        threshold = xp.log(uniform(random[..., 2], random[..., 3]))
+        first, length, threshold = self._proposals(chains.sweeps, len(chains.sigma), xp)
         walker = psi.twin(Walks) if isinstance(psi, Wavefunction) else None  # type: ignore[type-abstract]
         walk = walker.walk if walker is not None else partial(_walk_of(xp), psi)
         chains.accepted += walk(chains.sigma, chains.log_psi, first, length, threshold)
@@ -110,6 +108,17 @@ class Metropolis:
             )
         chains.proposed += threshold.size
         chains.sweeps += 1
+
+    def _proposals(self, step: int, chains: int, xp: ModuleType) -> tuple[Array, Array, Array]:
+        """First site, length and log threshold (n_sites, chains) of the proposals of a sweep."""
+        if xp is not np:
+            from .metropolis_gpu import proposals
+
+            key, shares = (self.seed, int(self.stream)), (self.moves.all_spins, self.moves.stretch)
+            return proposals(xp, key, step, self.n_sites, chains, self.n_sites, shares)
+        random = words(self.seed, self.stream, step, self.n_sites, chains)
+        first, length = stretch_proposals(random, self.n_sites, self.moves)
+        return first, length, np.log(uniform(random[..., 2], random[..., 3]))
 
     def draws(
         self,

@@ -1,4 +1,4 @@
-"""Metropolis proposals on a GPU, for any wave function: two small kernels around every call of log psi.
+"""Metropolis proposals on a GPU, for any wave function: one kernel that draws a sweep, two around every call of log psi.
 
 ``propose`` makes all proposals of a row, ``decide`` accepts them in place: 2 chains sites bytes each, against dozens of
 bytes and ten launches a site for the same in array operations. Nothing is fetched from the device until the last row is
@@ -9,7 +9,10 @@ can make the whole walk in one kernel (``states.fused.Walks``) is asked first.
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from ..engine.arrays import namespace
 from ..engine.cuda import Kernels
@@ -20,6 +23,31 @@ Array = Any
 _KERNELS = Kernels(Path(__file__).with_suffix(".cu"))
 _THREADS = 256
 _LANES = 32
+
+
+def proposals(
+    xp: ModuleType,
+    key: tuple[int, int],
+    step: int,
+    rows: int,
+    chains: int,
+    sites: int,
+    shares: tuple[float, float],
+) -> tuple[Array, Array, Array]:
+    """First site, length and log threshold (rows, chains) of the proposals of a sweep, from one kernel instead of some 200.
+
+    The very sites and lengths of ``metropolis.stretch_proposals`` of ``random.words``. ``key``: seed and stream; ``shares`` of
+    the proposals that flip all spins and a stretch.
+    """
+    shape = (rows, chains)
+    first, length = xp.empty(shape, dtype=xp.int64), xp.empty(shape, dtype=xp.int64)
+    threshold = xp.empty(shape, dtype=xp.float64)
+    words = (np.uint32(word & 0xFFFFFFFF) for word in (*key, step, step >> 32))
+    _KERNELS.launch(
+        "proposals", -(-rows * chains // _THREADS), (_THREADS,), first, length, threshold, *words, rows, chains, sites,
+        *map(np.float64, shares),
+    )  # fmt: skip
+    return first, length, threshold
 
 
 def propose(sigma: Array, first: Array, length: Array, row: int) -> Array:

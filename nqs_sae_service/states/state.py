@@ -206,18 +206,17 @@ class Wavefunction:
 
     def passes(self, evaluate: Callable[[Array], Array], sigma: Array) -> Array:
         """``evaluate`` on blocks of configurations, joined along the first axis."""
-        size = self.pass_rows
+        size = self.pass_rows(len(sigma))
         if len(sigma) <= size:
             return evaluate(sigma)
         xp = namespace(sigma)
         return xp.concatenate([evaluate(sigma[i : i + size]) for i in range(0, len(sigma), size)])
 
-    @property
-    def pass_rows(self) -> int:
-        """Configurations in a pass of the bricks."""
+    def pass_rows(self, rows: int) -> int:
+        """Configurations in a pass of the bricks over ``rows`` of them."""
         if isinstance(self.parameters, np.ndarray):
             return PASS
-        return rows_that_fit(self.state.tape_bytes, self.parameters, PASS_ON_DEVICE)
+        return rows_that_fit(self.state.tape_bytes, self.parameters, PASS_ON_DEVICE, rows)
 
     def log_psi(self, sigma: Array) -> Array:
         """log psi (n,), float64 or complex128."""

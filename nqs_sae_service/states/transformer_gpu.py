@@ -63,12 +63,12 @@ class GpuTransformer:
         """Width of what attention reads: values, or queries, keys and values side by side."""
         return self.state.width * (1 if self.positional else 3)
 
-    def _rows(self) -> int:
+    def _rows(self, rows: int) -> int:
         bytes_per_row = 4 * self.state.n_tokens * (4 * self.state.width + self.channels + self.hidden)
-        return rows_that_fit(bytes_per_row, self.arrays["code"], _PASS)
+        return rows_that_fit(bytes_per_row, self.arrays["code"], _PASS, rows)
 
     def _passes(self, evaluate, rows: Array) -> Array:
-        size = self._rows()
+        size = self._rows(len(rows))
         parts = [evaluate(rows[i : i + size]) for i in range(0, max(len(rows), 1), size)]
         return parts[0] if len(parts) == 1 else self.xp.concatenate(parts)
 

@@ -36,7 +36,9 @@ def local_values(
     """
     xp = namespace(sigma)
     flips, places = _shared_flips(operators)
-    per_call = max(1, (chunk or _default_chunk(sigma)) // max(len(flips), 1) // _ALIGNMENT) * _ALIGNMENT
+    per_call = (
+        max(1, (chunk or _default_chunk(sigma, len(flips))) // max(len(flips), 1) // _ALIGNMENT) * _ALIGNMENT
+    )
     values = [
         append_axes(operator.diagonal(sigma), log_psi) + xp.zeros_like(log_psi) for operator in operators
     ]
@@ -71,9 +73,11 @@ def measure(
     return xp.stack(columns, axis=-1)
 
 
-def _default_chunk(sigma: np.ndarray) -> int:
+def _default_chunk(sigma: np.ndarray, flips: int) -> int:
     """A configuration costs its spins, its signs, log psi and the ratio."""
-    return CHUNK if namespace(sigma) is np else rows_that_fit(4 * sigma.shape[1] + 64, sigma, CHUNK_ON_DEVICE)
+    if namespace(sigma) is np:
+        return CHUNK
+    return rows_that_fit(4 * sigma.shape[1] + 64, sigma, CHUNK_ON_DEVICE, len(sigma) * flips)
 
 
 def _ratios(psi: LogPsi, signs: np.ndarray, sigma: np.ndarray, log_psi: np.ndarray) -> np.ndarray:

@@ -51,8 +51,9 @@ class TapeJacobian:
     def __init__(self, psi: Wavefunction, sigma: np.ndarray):
         self.psi, self.n, self.xp = psi, len(sigma), namespace(sigma)
         self.passes = []
-        for start in range(0, self.n, psi.pass_rows):
-            tape = psi.tape(sigma[start : start + psi.pass_rows])
+        size = psi.pass_rows(self.n)
+        for start in range(0, self.n, size):
+            tape = psi.tape(sigma[start : start + size])
             self.passes.append((tape, tape.backward()))
 
     def _blocks(self):

@@ -23,7 +23,12 @@ import numpy as np
 THREADS = 8
 _GUARD = 64  # bytes on either side of an array
 _HEADER = Path(__file__).with_name("cuda_emulation.h")
-_SCALARS = {"int": (np.int32, ctypes.c_int), "float": (np.float32, ctypes.c_float)}
+_SCALARS = {
+    "int": (np.int32, ctypes.c_int),
+    "unsigned": (np.uint32, ctypes.c_uint),
+    "float": (np.float32, ctypes.c_float),
+    "double": (np.float64, ctypes.c_double),
+}
 _ELEMENTS = {
     "float": np.float32,
     "double": np.float64,

@@ -261,6 +261,7 @@ def _cholesky(a):
 
 
 def _solve_triangular(a, b, trans=0, lower=False):
+    CALLS.add(("cupyx.scipy.linalg.solve_triangular", frozenset({"trans", "lower"}), ""))
     from scipy.linalg import solve_triangular
 
     return _outside(

@@ -46,7 +46,7 @@ def test_all_checks_pass_on_a_device_that_is_right(benchmark, tiny, one_device):
 
 
 @pytest.mark.parametrize("broken", ["normalise", "walk", "segment_sums"])
-def test_a_kernel_that_does_nothing_is_seen(benchmark, tiny, one_device, monkeypatch, broken):
+def test_a_kernel_that_does_nothing_is_seen(benchmark, tiny, pretended, monkeypatch, broken):
     from nqs_sae_service.engine import cuda
 
     right = cuda.Kernels.launch
@@ -58,13 +58,13 @@ def test_a_kernel_that_does_nothing_is_seen(benchmark, tiny, one_device, monkeyp
     monkeypatch.setattr(cuda.Kernels, "launch", launch)
     with np.errstate(all="ignore"):
         found = [
-            *benchmark.checks(one_device, tiny, 24),
-            *benchmark.dictionary_checks(one_device, (6, 24, 3), 24),
+            *benchmark.checks(pretended, tiny, 24),
+            *benchmark.dictionary_checks(pretended, (6, 24, 3), 24),
         ]
     assert not all(check.passed for check in found)
 
 
-def test_a_whole_run_writes_its_tables(benchmark, tiny, one_device, monkeypatch, tmp_path, capsys):
+def test_a_whole_run_writes_its_tables(benchmark, tiny, pretended, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(benchmark, "NETWORKS", (tiny,))
     monkeypatch.setattr(benchmark, "DICTIONARIES", ((6, 24, 3),))
     monkeypatch.setattr(benchmark, "REPEATS", 1)

@@ -101,15 +101,13 @@ def test_a_constant_is_moved_once_and_forgotten_with_its_original():
             gc.collect()
 
 
-def test_passes_shrink_by_powers_of_two_when_a_device_is_full():
-    """Half of the free memory may be filled."""
-    assert rows_that_fit(1e12, np.ones(1), 512) == 512
-    for free, expected in (
-        (2**40, 4096),
-        (2 * 4096 * 1000, 4096),
-        (2 * 4095 * 1000, 2048),
-        (2 * 65 * 1000, 64),
-        (10, 1),
-    ):
-        with pretended_gpu(free_bytes=free) as cupy:
-            assert rows_that_fit(1000, cupy.ones(1), 4096) == expected
+def test_passes_shrink_by_powers_of_two_when_a_device_is_full(monkeypatch):
+    """Half of the free memory may be filled; small passes do not ask."""
+    assert rows_that_fit(1e12, np.ones(1), 512, 10**9) == 512
+    with pretended_gpu(free_bytes=10) as cupy:
+        assert rows_that_fit(1000, cupy.ones(1), 4096, 10**9) == 4096
+        assert rows_that_fit(10**9, cupy.ones(1), 4096, 0) == 4096
+    monkeypatch.setattr("nqs_sae_service.engine.devices.SMALL", 0)
+    for rows, expected in ((4096, 4096), (4095, 2048), (65, 64), (0, 1)):
+        with pretended_gpu(free_bytes=2 * rows * 1000) as cupy:
+            assert rows_that_fit(1000, cupy.ones(1), 4096, 10**9) == expected

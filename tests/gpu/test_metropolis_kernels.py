@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from nqs_sae_service.engine.random import Stream
+from nqs_sae_service.engine.random import Stream, uniform, words
 from nqs_sae_service.sampling import Metropolis, Moves
-from nqs_sae_service.sampling.metropolis_gpu import decide, propose
+from nqs_sae_service.sampling.metropolis import stretch_proposals
+from nqs_sae_service.sampling.metropolis_gpu import decide, proposals, propose
 
 CHAINS, SITES, ROWS = 9, 7, 3
 
@@ -13,6 +14,19 @@ CHAINS, SITES, ROWS = 9, 7, 3
 @pytest.fixture
 def sigma():
     return np.random.default_rng(0).choice([-1, 1], size=(CHAINS, SITES)).astype(np.int8)
+
+
+@pytest.mark.parametrize("moves", [Moves(0.05, 0.3), Moves(0.0, 0.0), Moves(0.2, 0.8)], ids=str)
+@pytest.mark.parametrize("step", [0, 7, 2**40 + 3])
+def test_proposals_are_those_of_the_cpu(device, moves, step):
+    random = words(2**33 + 5, Stream.SAMPLES, step, ROWS, 200)
+    first, length = stretch_proposals(random, SITES, moves)
+    threshold = np.log(uniform(random[..., 2], random[..., 3]))
+    key, shares = (2**33 + 5, int(Stream.SAMPLES)), (moves.all_spins, moves.stretch)
+    found = proposals(device.xp, key, step, ROWS, 200, SITES, shares)
+    np.testing.assert_array_equal(found[0].get(), first)
+    np.testing.assert_array_equal(found[1].get(), length)
+    np.testing.assert_allclose(found[2].get(), threshold, rtol=1e-15)
 
 
 def test_a_proposal_flips_its_stretch(device, sigma):

@@ -1,9 +1,11 @@
 """The stand-in refuses what CuPy refuses, and asks CuPy for nothing that it does not have."""
 
-import importlib
+import ast
+import importlib.util
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +74,9 @@ def test_everything_that_was_asked_for_exists_in_cupy(chain_calls):
     assert len(calls) > 40
     for path, keywords, types in sorted(calls, key=str):
         module, _, name = path.rpartition(".")
+        if module.startswith("cupyx."):  # loads libraries that are not here; its source says as much
+            assert keywords <= _parameters_in_source(module, name), (path, keywords)
+            continue
         function = getattr(importlib.import_module(module), name)
         if isinstance(function, cupy.ufunc):
             known = [signature.split("->")[0] for signature in function.types]
@@ -85,6 +90,18 @@ def test_everything_that_was_asked_for_exists_in_cupy(chain_calls):
     assert all(hasattr(cupy.ndarray, name) for name in methods)
     for name in strict_cupy.ATTRIBUTES:
         assert hasattr(cupy.ndarray, name), name
+
+
+def _parameters_in_source(module, name):
+    package = Path(importlib.util.find_spec("cupyx").origin).parent.joinpath(*module.split(".")[1:])
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in package.glob("*.py")]
+    (found,) = [
+        node
+        for tree in trees
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name == name
+    ]
+    return {argument.arg for argument in found.args.args}
 
 
 def test_importing_the_stand_in_leaves_no_trace():

@@ -6,7 +6,7 @@ GPU path computes is therefore held against the CPU path number by number, to fl
 
 import numpy as np
 import pytest
-from conftest import VARIANTS, compute
+from tiny_chain import SPEC, VARIANTS, compute
 
 from nqs_sae_service.engine.devices import HOST
 from nqs_sae_service.service.checkpoint import load_checkpoint, save_checkpoint
@@ -53,7 +53,7 @@ def test_steering_at_scale_one_is_the_state_itself(on_gpu, variant):
 @pytest.fixture
 def trainer_on():
     def make(directory, device, *sets):
-        (directory / "ring.toml").write_text(__import__("conftest").SPEC, encoding="utf-8")
+        (directory / "ring.toml").write_text(SPEC, encoding="utf-8")
         spec = load_spec(directory / "ring.toml", sets)[0].spec
         lattice = spec.lattice.build()
         parts = spec.state.build(lattice), spec.hamiltonian.build(lattice), spec.sampling, spec.ground_state
@@ -101,9 +101,10 @@ def test_a_checkpoint_moves_between_devices(one_device, trainer_on, tmp_path):
     np.testing.assert_array_equal(there.sigma.get(), here.sigma)
 
 
-def test_passes_over_a_full_device_give_the_same_numbers(one_device, tmp_path, monkeypatch, on_gpu):
+def test_passes_over_a_full_device_give_the_same_numbers(pretended, tmp_path, monkeypatch, on_gpu):
     """With hardly any free memory everything is done in small passes."""
-    monkeypatch.setattr(one_device.xp.cuda.runtime, "memGetInfo", lambda: (400_000, 2**33))
+    monkeypatch.setattr("nqs_sae_service.engine.devices.SMALL", 0)
+    monkeypatch.setattr(pretended.xp.cuda.runtime, "memGetInfo", lambda: (400_000, 2**33))
     sets = ("sae.k = 2", "sae.untrained = 0", "sae.seeds = [1]", "sae.steps = 5", "steering.draws = 1")
     small = compute(tmp_path, "gpu", *sets)
     whole = on_gpu["plain"]
