@@ -85,7 +85,6 @@ extern "C" __global__ void select_top(const float* z, const float* bias, float* 
       values[r * k + q] = 0.0f;
       indices[r * k + q] = -1;
     }
-    __syncthreads();
   }
 }
 

@@ -57,6 +57,5 @@ extern "C" __global__ void decide(signed char* sigma, double* log_psi, const sig
       for (int p = 0; p < parts; ++p) log_psi[parts * chain + p] = log_proposed[parts * chain + p];
       accepted[chain] += accept;
     }
-    __syncthreads();
   }
 }

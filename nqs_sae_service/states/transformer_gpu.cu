@@ -171,7 +171,6 @@ extern "C" __global__ void log_cosh_head(float* head, const float* bias, const f
       log_psi[parts * r] = real;
       if (parts == 2) log_psi[2 * r + 1] = imaginary;
     }
-    __syncthreads();
   }
 }
 
@@ -344,6 +343,5 @@ extern "C" __global__ void walk(signed char* sigma, double* log_psi, const long 
       if (parts == 2) log_psi[2 * (long long)chain + 1] = now_im;
       accepted[chain] = moved;
     }
-    __syncthreads();
   }
 }

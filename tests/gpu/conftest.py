@@ -17,10 +17,10 @@ from tiny_chain import VARIANTS, compute
 from nqs_sae_service.engine.devices import choose_device
 
 REAL = pytest.param("real", marks=pytest.mark.gpu, id="real")
-# Order of the threads in a block, and most threads in one: kernels may depend on neither. 1024: as launched.
+# Order of the threads in a block, most threads in one, most blocks: kernels may depend on none of them. Last: as launched.
 GEOMETRIES = [
-    pytest.param((1, 8), id="ascending"),
-    pytest.param((-1, 6), id="descending"),
+    pytest.param((1, 7), id="ascending"),
+    pytest.param((-1, 6, 2), id="descending, two blocks"),
     pytest.param((-1, 1024), id="whole blocks"),
 ]
 
@@ -35,10 +35,10 @@ def _device(geometry):
         yield choose_device("gpu")
 
 
-def _kernels(order=1, threads=emulation.THREADS):
+def _kernels(order, threads, blocks=emulation.MANY):
     if emulation.COMPILER is None:
         pytest.skip("no C++20 compiler to emulate the kernels with")
-    return type("RawModule", (emulation.RawModule,), {"order": order, "threads": threads})
+    return type("RawModule", (emulation.RawModule,), {"order": order, "threads": threads, "blocks": blocks})
 
 
 @pytest.fixture(params=[*GEOMETRIES, REAL])

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-THREADS = 8
+THREADS, MANY = 8, 2**31
 _GUARD = 64  # bytes on either side of an array
 _HEADER = Path(__file__).with_name("cuda_emulation.h")
 _SCALARS = {
@@ -128,12 +128,15 @@ def library(source: str) -> ctypes.CDLL:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel that can be launched; ``order`` is that of the threads of a block: +1 ascending, -1 descending."""
+    """A kernel that can be launched, on at most ``blocks`` of at most ``threads``; ``order`` of the threads: +1 ascending, -1
+    descending.
+    """
 
     source: str
     name: str
     threads: int = THREADS
     order: int = 1
+    blocks: int = MANY
 
     def __call__(self, grid, block, arguments, *, shared_mem=0):
         listed = parameters(self.source)[self.name]
@@ -142,7 +145,7 @@ class Kernel:
             _Guarded(self.name, i, p, value)
             for i, (p, value) in enumerate(zip(listed, arguments, strict=True))
         ]
-        geometry = [*grid, 1, 1][:3] + self._shrunk(block)
+        geometry = [min(grid[0], self.blocks), 1, 1, *self._shrunk(block)]
         function = getattr(library(self.source), f"run_{self.name}")
         status = function(*geometry, shared_mem, self.order < 0, *(g.passed for g in guarded))
         assert status == 0, f"{self.name}: a barrier that not all threads of a block reach"
@@ -152,9 +155,10 @@ class Kernel:
     def _shrunk(self, block):
         x, y, z = ([*block, 1, 1])[:3]
         assert x * y * z <= 1024, f"{self.name}: {block} is more than 1024 threads"
-        while x * y * z > self.threads:
-            x, y = (x // 2, y) if x >= y else (x, y // 2)
-        return [x, y, z]
+        if x * y * z <= self.threads:
+            return [x, y, z]
+        rows = min(y, 2)
+        return [min(x, self.threads // rows), rows, 1]
 
 
 class _Guarded:
@@ -193,7 +197,7 @@ class _Guarded:
 class RawModule:
     """``cupy.RawModule``, as far as ``engine.cuda`` uses it."""
 
-    threads, order = THREADS, 1
+    threads, order, blocks = THREADS, 1, MANY
 
     def __init__(self, *, code, options=()):
         self.code = code
@@ -201,4 +205,4 @@ class RawModule:
     def get_function(self, name):
         """The kernel of this name."""
         assert name in parameters(self.code), f"no kernel {name}"
-        return Kernel(self.code, name, self.threads, self.order)
+        return Kernel(self.code, name, self.threads, self.order, self.blocks)

@@ -49,7 +49,7 @@ def test_a_decision_takes_the_proposal_where_the_threshold_says_so(device, sigma
     if dtype is np.complex128:
         log_psi, log_new = log_psi + 1j, log_new - 1j
     log_new[0] = np.nan
-    threshold = np.log(rng.random((ROWS, CHAINS)))
+    threshold = 0.5 + np.log(rng.random((ROWS, CHAINS)))
     accept = threshold[1] < 2 * (log_new - log_psi).real
     assert 0 < accept.sum() < CHAINS
     state, log_state = device.put(sigma), device.put(log_psi)

@@ -18,7 +18,7 @@ KINDS = [
 ]
 
 
-def network(attention, amplitude, invariant, sites=15, patch=3, width=6, heads=2, layers=2):
+def network(attention, amplitude, invariant, sites=15, patch=3, width=10, heads=2, layers=2):
     record = Transformer(
         patch=patch, width=width, heads=heads, layers=layers, attention=attention, amplitude=amplitude,
         translation_invariant=invariant, mlp_ratio=3,
@@ -110,7 +110,7 @@ def test_several_passes_join(one_device, monkeypatch):
     p, sigma = parameters(state), spins(5)
     psi = state.bind(one_device.put(p))
     assert_same_psi(psi.log_psi(one_device.put(sigma)).get(), state.bind(p).reference.log_psi(sigma))
-    assert psi.stream_at(one_device.put(sigma), "residual_1").shape == (5, 5, 6)
+    assert psi.stream_at(one_device.put(sigma), "residual_1").shape == (5, 5, 10)
 
 
 def test_what_does_not_fit_a_block_falls_back(one_device):
