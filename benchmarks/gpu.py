@@ -42,7 +42,8 @@ from nqs_sae_service.states import Transformer
 from nqs_sae_service.states.primitives import Attention, Dense, Mix
 from nqs_sae_service.states.state import State
 from nqs_sae_service.vmc.estimators import local_values
-from nqs_sae_service.vmc.reconfiguration import TapeJacobian, natural_step, solve_shifted
+from nqs_sae_service.vmc.jacobian_gpu import DeviceJacobian
+from nqs_sae_service.vmc.reconfiguration import natural_step, solve_shifted
 from nqs_sae_service.vmc.training import Trainer
 
 USAGE = 2
@@ -283,7 +284,7 @@ def vmc_times(
     gram = 2.0 * rows**2 * p
     xp = device.xp
     (energies,) = local_values(psi, [trainer.hamiltonian], chains.sigma, chains.log_psi)
-    jacobian = TapeJacobian(psi, chains.sigma)
+    jacobian = DeviceJacobian(psi, chains.sigma)
     matrix, _ = jacobian.gram_and_product(training.previous)
     right = xp.ones(len(matrix))
 
@@ -293,7 +294,7 @@ def vmc_times(
     phases: list[tuple[str, Callable[[], Any], float, float]] = [
         ("sampling, one sweep", lambda: trainer.metropolis.sweep(psi, chains), forwards, 0.0),
         ("local energies", lambda: local_values(psi, [trainer.hamiltonian], chains.sigma, chains.log_psi), forwards, 0.0),
-        ("derivatives", lambda: TapeJacobian(psi, chains.sigma), derivatives, 0.0),
+        ("derivatives", lambda: DeviceJacobian(psi, chains.sigma), derivatives, 0.0),
         ("Gram matrix", lambda: jacobian.gram_and_product(training.previous), gram, 4.0 * rows * p),
         ("solve", lambda: solve_shifted(matrix, 1e-2, right), rows**3 / 3 * ceilings.sgemm / ceilings.dgemm, 0.0),
         ("natural step", step, derivatives + gram, 4.0 * rows * p),

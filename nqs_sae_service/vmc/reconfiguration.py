@@ -18,11 +18,12 @@ import numpy as np
 import scipy.linalg
 
 from ..engine.arrays import namespace
+from ..engine.blas import cholesky_in_place
 from ..errors import NumericalError
 from ..states import Wavefunction
 from ..states.fused import Differentiates, Jacobian
-from ..states.state import Tape
-from .gram import accumulate_gram, mirror
+from .jacobian import TapeJacobian
+from .jacobian_gpu import DeviceJacobian, solve_on_device
 
 
 @dataclass(frozen=True)
@@ -39,104 +40,34 @@ class Update:
         return self.factor < 1
 
 
-def _stacked(values: np.ndarray) -> np.ndarray:
-    """Real rows of complex ones: (n, ...) -> (2n, ...) when complex."""
-    xp = namespace(values)
-    return xp.concatenate([values.real, values.imag]) if xp.iscomplexobj(values) else values
-
-
-class TapeJacobian:
-    """O-bar of one set of samples from the bricks' tape: the plain form of ``states.fused.Jacobian``, for any network."""
-
-    def __init__(self, psi: Wavefunction, sigma: np.ndarray):
-        self.psi, self.n, self.xp = psi, len(sigma), namespace(sigma)
-        self.passes = []
-        size = psi.pass_rows(self.n)
-        for start in range(0, self.n, size):
-            tape = psi.tape(sigma[start : start + size])
-            self.passes.append((tape, tape.backward()))
-
-    def _blocks(self):
-        """Centred, scaled, stacked blocks of columns: (place in the flat vector, (rows, size))."""
-        for parts in zip(*(tape.gradients(deltas) for tape, deltas in self.passes), strict=True):
-            block = self.xp.concatenate([g for _, g in parts])
-            wide = np.complex128 if block.dtype.kind == "c" else np.float64
-            block = (block - block.mean(axis=0, dtype=wide)) / math.sqrt(self.n)
-            real = parts[0][1].real.dtype
-            yield parts[0][0], _stacked(block).astype(real)
-
-    def rows(self, values: np.ndarray) -> np.ndarray:
-        """Real parts above imaginary ones when psi has a phase, real parts alone otherwise."""
-        return _stacked(values if self.psi.state.complex_amplitude else values.real)
-
-    def product(self, vector: np.ndarray) -> np.ndarray:
-        """O-bar vector (rows,)."""
-        return sum(block @ vector[place].astype(block.dtype) for place, block in self._blocks())
-
-    def gram_and_product(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """T (rows, rows) and O-bar vector (rows,), rows = n, or 2n with a phase."""
-        rows = self.n * (2 if self.psi.state.complex_amplitude else 1)
-        total, product = self.xp.zeros((rows, rows)), self.xp.zeros(rows)
-        for place, block in self._blocks():
-            accumulate_gram(block, total)
-            product += block @ vector[place].astype(block.dtype)
-        return mirror(total), product
-
-    def transposed_product(self, y: np.ndarray) -> np.ndarray:
-        """O-bar^T y (n_parameters,): one more sum over the tape, with every sample weighted by its y."""
-        weight = y[: self.n] - 1j * y[self.n :] if self.psi.state.complex_amplitude else y
-        weight = (weight - weight.mean()) / math.sqrt(self.n)
-        result = self.xp.zeros(self.psi.state.n_parameters)
-        start = 0
-        for tape, deltas in self.passes:
-            rows = len(tape.log_psi)
-            result += _weighted(tape, deltas, weight[start : start + rows])
-            start += rows
-        return result
-
-
-def _weighted(tape: Tape, deltas: dict[str, np.ndarray], weight: np.ndarray) -> np.ndarray:
-    """Re sum_n weight_n O_n (n_parameters,)."""
-    scaled = {
-        name: delta * weight.astype(delta.dtype).reshape(-1, *(1,) * (delta.ndim - 1))
-        for name, delta in deltas.items()
-    }
-    result = namespace(weight).zeros(tape.state.n_parameters)
-    for place, g in tape.gradients(scaled, total=True):
-        result[place] = g.real
-    return result
-
-
 def solve_shifted(gram: np.ndarray, shift: float, rhs: np.ndarray) -> np.ndarray:
-    """(T + shift I)^-1 rhs by Cholesky, by the eigenvalues if that fails. Raises NumericalError instead of returning NaN."""
-    xp = namespace(gram)
-    if not (xp.isfinite(gram).all() and xp.isfinite(rhs).all()):
+    """(T + shift I)^-1 rhs by Cholesky, by the eigenvalues if that fails. ``gram`` T (m, m) is overwritten.
+
+    Raises NumericalError instead of returning NaN.
+    """
+    if namespace(gram) is not np:
+        return solve_on_device(gram, shift, rhs)
+    diagonal = np.einsum("ii->i", gram)
+    before = diagonal.copy()
+    diagonal += shift
+    if cholesky_in_place(gram):
+        return scipy.linalg.cho_solve((gram.T, False), rhs, check_finite=False)
+    lower = np.tril_indices(len(gram), -1)
+    gram[lower] = gram.T[lower]  # the factorisation left the upper triangle alone
+    diagonal[...] = before
+    if not (np.isfinite(gram).all() and np.isfinite(rhs).all()):
         raise NumericalError(
             "the minSR matrix is not finite; lower ground_state.learning_rate or raise ground_state.shift"
         )
-    shifted = gram + shift * xp.eye(len(gram))
-    if xp is not np:
-        return _solve_on_device(gram, shifted, shift, rhs)
-    try:
-        return scipy.linalg.cho_solve(scipy.linalg.cho_factor(shifted, lower=True, overwrite_a=True), rhs)
-    except scipy.linalg.LinAlgError:
-        return _solved_by_eigenvalues(scipy.linalg.eigh(gram), shift, rhs)
+    values, vectors = scipy.linalg.eigh(gram)
+    return vectors @ ((vectors.T @ rhs) / (np.maximum(values, 0) + shift))
 
 
-def _solve_on_device(gram, shifted, shift: float, rhs):
-    """Cholesky by cuSOLVER, n^3 / 3 FLOPs in float64; it says by NaN, not by an error, that a matrix is not positive
-    definite."""
-    from cupyx.scipy.linalg import solve_triangular
-
-    xp = namespace(gram)
-    lower = xp.linalg.cholesky(shifted)
-    y = solve_triangular(lower, solve_triangular(lower, rhs, lower=True), trans=1, lower=True)
-    return y if xp.isfinite(y).all() else _solved_by_eigenvalues(xp.linalg.eigh(gram), shift, rhs)
-
-
-def _solved_by_eigenvalues(eigen, shift: float, rhs):
-    values, vectors = eigen
-    return vectors @ ((vectors.T @ rhs) / (namespace(values).maximum(values, 0) + shift))
+def _jacobian(psi: Wavefunction, sigma: np.ndarray) -> Jacobian:
+    differentiates = psi.twin(Differentiates)  # type: ignore[type-abstract]
+    if differentiates is not None:
+        return differentiates.jacobian(sigma)
+    return TapeJacobian(psi, sigma) if namespace(sigma) is np else DeviceJacobian(psi, sigma)
 
 
 def natural_step(
@@ -153,14 +84,13 @@ def natural_step(
     sigma (n, n_sites), local_energy (n,), previous d theta (n_parameters,) float64; ``shift`` > 0, ``momentum`` mu,
     ``longest``: bound of |O-bar d theta|. Returns the unscaled direction with the factor that respects the bound.
     """
-    differentiates = psi.twin(Differentiates)  # type: ignore[type-abstract]
-    jacobian: Jacobian = differentiates.jacobian(sigma) if differentiates else TapeJacobian(psi, sigma)
+    xp, jacobian = namespace(sigma), _jacobian(psi, sigma)
     eps = jacobian.rows(local_energy - local_energy.mean()) / math.sqrt(len(sigma))
     gram, moved = jacobian.gram_and_product(previous)
-    y = solve_shifted(gram, shift, eps - momentum * moved)
+    rhs = eps - momentum * moved
+    y = solve_shifted(gram, shift, rhs)
     direction = jacobian.transposed_product(y) + momentum * previous
-    xp = namespace(direction)
-    norm = float(xp.linalg.norm(gram @ y + momentum * moved))
+    norm = float(xp.linalg.norm(rhs - shift * y + momentum * moved))  # T y = rhs - shift y
     if not (math.isfinite(norm) and xp.isfinite(direction).all()):
         raise NumericalError(
             "the update is not finite; lower ground_state.learning_rate or raise ground_state.shift"

@@ -10,8 +10,7 @@ from nqs_sae_service.physics.lattices import Chain
 from nqs_sae_service.physics.operators import SigmaX, basis_index
 from nqs_sae_service.states import Transformer
 from nqs_sae_service.vmc.estimators import local_values
-from nqs_sae_service.vmc.gram import TILE, accumulate_gram, mirror
-from nqs_sae_service.vmc.reconfiguration import TapeJacobian, natural_step, solve_shifted
+from nqs_sae_service.vmc.reconfiguration import natural_step, solve_shifted
 
 SITES = 6
 LATTICE = Chain(kind="chain", length=SITES).build()
@@ -130,43 +129,6 @@ def test_a_family_of_states_is_measured_at_once():
     for column, member in zip(both.T, (psi, other), strict=True):
         (alone,) = local_values(member, [HAMILTONIAN], sigma, member.log_psi(sigma))
         np.testing.assert_allclose(column, alone)
-
-
-@pytest.mark.parametrize("rows", [1, TILE - 1, TILE, 2 * TILE + 5])
-def test_gram_equals_the_product(rows):
-    block = np.random.default_rng(0).normal(size=(rows, 333)).astype(np.float32)
-    total = np.zeros((rows, rows))
-    accumulate_gram(block, total)
-    accumulate_gram(block, total)
-    exact = 2 * block.astype(np.float64) @ block.T.astype(np.float64)
-    np.testing.assert_allclose(mirror(total), exact, atol=1e-3)
-    np.testing.assert_array_equal(mirror(total), mirror(total).T)
-
-
-def test_gram_does_not_depend_on_the_number_of_threads():
-    import numba
-
-    block, totals = np.random.default_rng(0).normal(size=(300, 500)).astype(np.float32), []
-    threads = numba.get_num_threads()
-    for count in (1, threads):
-        numba.set_num_threads(count)
-        totals.append(np.zeros((300, 300)))
-        accumulate_gram(block, totals[-1])
-    numba.set_num_threads(threads)
-    np.testing.assert_array_equal(*totals)
-
-
-def test_products_with_o_bar():
-    psi = wave("complex")
-    sigma = all_configurations(SITES)
-    (energies,) = local_values(psi, [HAMILTONIAN], sigma, psi.log_psi(sigma))
-    o, _ = dense_parts(psi, sigma, energies)
-    space, generator = TapeJacobian(psi, sigma), np.random.default_rng(3)
-    vector, y = generator.normal(size=o.shape[1]), generator.normal(size=o.shape[0])
-    gram, product = space.gram_and_product(vector)
-    np.testing.assert_allclose(gram, o @ o.T, atol=1e-12)
-    np.testing.assert_allclose(product, o @ vector, atol=1e-12)
-    np.testing.assert_allclose(space.transposed_product(y), o.T @ y, atol=1e-12)
 
 
 def test_solver_survives_an_indefinite_matrix_and_refuses_nan():
