@@ -1,288 +1,560 @@
-"""The transformer forward pass, fused for the CPU: float32, equal to the bricks of ``transformer.py`` to rounding.
+"""The transformer, fused for the CPU: float32, equal to the bricks of ``transformer.py`` to rounding.
 
 A block of configurations stays in the second-level cache from the embedding to log psi: matrix products go to the BLAS (one
-thread per block, blocks in parallel), everything between them is a vectorised loop on the block. Every block has the same
-number of rows, the last one padded: the bits depend on a configuration's place in its block (the BLAS treats rows differently),
-but neither on its neighbours nor on the number of threads.
+thread per block, blocks in parallel), everything between is a vectorised loop. What does not change the result is not computed:
+
+- LayerNorm gains, biases of values and keys, and the biases written to the residual stream are folded into neighbouring maps;
+- a patch of b spins has 2^b states, so what positional attention makes of it in the first block is looked up (``Table``);
+- after the last block only the sum over tokens is wanted, so its last map acts once on the sum of the hidden units;
+- configurations that differ from another one in a few tokens start from the first attention of that one.
+
+Every block has the same number of rows, the last one padded: the bits depend on a configuration's place in its block (the BLAS
+treats rows differently), but neither on its neighbours nor on the number of threads.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
-from ..engine.jit import EXACT, njit, numba, prange
+from ..engine.blas import gemm
+from ..engine.jit import njit, numba, prange
+from ..engine.vector import cos_sin32, exp32, gelu32
 from .primitives import LAYER_NORM_EPSILON, Attention, Mix, circulant
 from .state import State
 
-_CACHE_BYTES = 336 * 1024  # share of a core's second-level cache that a block may fill
+_CACHE_BYTES = 400 * 1024  # share of a core's second-level cache that a block may fill
 # Configurations in a block. Blocks are powers of two, so that calls in multiples of 64 always cut at block boundaries.
 LARGEST_BLOCK = 64
+_HIDDEN_ROWS = (
+    64  # rows of the feed-forward network at a time: its hidden units stay in the first-level cache
+)
+_TABLE_BYTES = 512 * 1024  # of a table that is looked up: more would leave the second-level cache
+_LARGEST_PATCH = 8  # spins of a patch whose states are tabulated
 # Blocks are handed to threads in this many pieces per thread, so that a slow core does not hold up the rest.
 _PIECES_PER_THREAD = 16
+_CALL_FLOPS = (
+    5e10  # in one call of a kernel, about a second's work of one core: signals and progress wait for it
+)
 
 _f4 = np.float32
-_ROUND = _f4(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds a float32 to an integer
-_LOG2E = _f4(1.4426950408889634)
-_LN2_HIGH = _f4(0.693359375)  # Cody & Waite's splitting of log 2: n * high is exact
-_LN2_LOW = _f4(-2.12194440e-4)
 _EPSILON = _f4(LAYER_NORM_EPSILON)
 
 
-@njit(fastmath=EXACT)
-def exp_in_place(x, bits):
-    """x <- exp(x) for a float32 row, relative error 2e-7, for x in [-87, 88] (clipped); ``bits``: int32 row of the same size.
+class Weights(NamedTuple):
+    """Parameters as the kernels want them, float32: width d, hidden h, tokens T, L blocks, LayerNorms folded."""
 
-    exp x = 2^n e^r with n = round(x / log 2), |r| <= log(2) / 2, e^r by its Taylor series, 2^n by writing the exponent bits.
-    Two plain loops that vectorise; must not be compiled with reassociation, which would fold the rounding away.
-    """
-    size = x.size
-    for j in range(size):
-        v = min(max(x[j], _f4(-87.0)), _f4(88.0))
-        n = (v * _LOG2E + _ROUND) - _ROUND
-        r = v - n * _LN2_HIGH - n * _LN2_LOW
-        p = _f4(1 / 720) + r * _f4(1 / 5040)
-        p = _f4(1 / 120) + r * p
-        p = _f4(1 / 24) + r * p
-        p = _f4(1 / 6) + r * p
-        p = _f4(0.5) + r * p
-        p = _f4(1) + r * p
-        x[j] = _f4(1) + r * p
-        bits[j] = (np.int32(n) + np.int32(127)) << np.int32(23)
-    power = bits.view(np.float32)
-    for j in range(size):
-        x[j] *= power[j]
+    patch: np.ndarray  # (patch, d)
+    position: np.ndarray  # (T, d): embedding bias, position code
+    projection: np.ndarray  # (L, d, d): values; (L, d, 3 d): queries, keys, values side by side
+    query_bias: np.ndarray  # (L, d)
+    pair: (
+        np.ndarray
+    )  # (L, T, T, d): positional weights spread over channels; (L, heads, T, T): biases of the scores
+    out: np.ndarray  # (L, d, d)
+    out_bias: np.ndarray  # (L, T, d), with what the bias of the values turns into
+    up: np.ndarray  # (L, d, h)
+    up_bias: np.ndarray  # (L, h)
+    down: np.ndarray  # (L, h, d)
+    down_bias: np.ndarray  # (L, d)
+    head: np.ndarray  # (1 or 2, d, d): real, imaginary part
+    head_bias: np.ndarray
+    head_gain: np.ndarray
+    head_shift: np.ndarray  # (1 or 2, d)
+    heads: int
+
+
+class Table(NamedTuple):
+    """What token j in state c of its patch adds to the stream of token i after positional attention in the first block."""
+
+    term: np.ndarray  # (pair, 2^b, d), or nothing
+    place: np.ndarray  # (T, T) int64: the pair of i and j
+
+
+class Scratch(NamedTuple):
+    """Work space of a block of B configurations. Token t of configuration b is row t B + b."""
+
+    x: np.ndarray  # (rows, d): the residual stream
+    h: np.ndarray  # (rows, d)
+    v: np.ndarray  # (rows, d): values; (3 d, rows): queries, keys and values, transposed
+    mixed: np.ndarray  # (rows, d), or (d, rows) after the transposed values
+    u: np.ndarray  # (_HIDDEN_ROWS, h)
+    hidden_sum: np.ndarray  # (block, h)
+    summed: np.ndarray  # (block, d)
+    unit: np.ndarray  # (block, d)
+    part: np.ndarray  # (2, block, d)
+    score: np.ndarray  # (T + 2, block)
+    channel: np.ndarray  # (3, d)
+
+
+@njit()
+def _scratch(w, block):
+    tokens, d = w.position.shape
+    rows, hidden = block * tokens, w.up.shape[2]
+    full = w.projection.shape[2] > d
+    return Scratch(
+        np.zeros((rows, d), np.float32),
+        np.zeros((rows, d), np.float32),
+        np.zeros((3 * d, rows) if full else (rows, d), np.float32),
+        np.zeros((d, rows) if full else (rows, d), np.float32),
+        np.zeros((min(rows, _HIDDEN_ROWS), hidden), np.float32),
+        np.zeros((block, hidden), np.float32),
+        np.zeros((block, d), np.float32),
+        np.zeros((block, d), np.float32),
+        np.zeros((2, block, d), np.float32),
+        np.zeros((tokens + 2, block), np.float32),
+        np.zeros((3, d), np.float32),
+    )
 
 
 @njit()
 def _normalise(x, out):
     """LayerNorm without gain and bias, which are folded into the next dense map."""
-    rows, d = x.shape
-    for r in range(rows):
+    d = x.shape[1]
+    for r in range(len(x)):
+        row, unit = x[r], out[r]
         mean = _f4(0)
         for c in range(d):
-            mean += x[r, c]
+            mean += row[c]
         mean /= _f4(d)
         variance = _f4(0)
         for c in range(d):
-            variance += (x[r, c] - mean) * (x[r, c] - mean)
+            variance += (row[c] - mean) * (row[c] - mean)
         scale = _f4(1) / math.sqrt(variance / _f4(d) + _EPSILON)
         for c in range(d):
-            out[r, c] = (x[r, c] - mean) * scale
+            unit[c] = (row[c] - mean) * scale
 
 
 @njit()
 def _add_bias(x, bias):
-    for r in range(x.shape[0]):
+    """x (rows, d) += bias (1, d), or bias (token, d) to as many rows of each token."""
+    each = len(x) // len(bias)
+    for r in range(len(x)):
+        row, own = x[r], bias[r // each]
+        for c in range(row.size):
+            row[c] += own[c]
+
+
+@njit()
+def _copy(x, y):
+    """y <- x, rows of a stream; an assignment of slices would become a parallel loop inside a parallel one."""
+    for r in range(len(x)):
         for c in range(x.shape[1]):
-            x[r, c] += bias[c]
+            y[r, c] = x[r, c]
 
 
 @njit()
-def _add_to(x, y, bias):
-    """x <- x + y + bias."""
-    for r in range(x.shape[0]):
-        for c in range(x.shape[1]):
-            x[r, c] += y[r, c] + bias[c]
-
-
-@njit()
-def _bias_gelu(u, bias, row, bits):
-    """u <- gelu(u + bias), written as v / (1 + exp(-2 sqrt(2/pi) (v + 0.044715 v^3)))."""
-    for r in range(u.shape[0]):
-        for j in range(u.shape[1]):
-            v = u[r, j] + bias[j]
-            u[r, j] = v
-            row[j] = _f4(-1.5957691216057308) * (v + _f4(0.044715) * v * v * v)
-        exp_in_place(row, bits)
-        for j in range(u.shape[1]):
-            u[r, j] /= _f4(1) + row[j]
-
-
-@njit()
-def _mix(v, weight, out, configurations, tokens):
+def _mix(v, weight, out):
     """out_i = sum_j weight_ij v_j with the weights spread over channels: weight (token, token, width)."""
-    d = v.shape[1]
-    for b in range(configurations):
-        o = b * tokens
+    tokens, d = len(weight), v.shape[1]
+    block = len(v) // tokens
+    for b in range(block):
         for i in range(tokens):
+            row = out[i * block + b]
             for c in range(d):
-                out[o + i, c] = weight[i, 0, c] * v[o, c]
+                row[c] = weight[i, 0, c] * v[b, c]
             for j in range(1, tokens):
+                value = v[j * block + b]
                 for c in range(d):
-                    out[o + i, c] += weight[i, j, c] * v[o + j, c]
+                    row[c] += weight[i, j, c] * value[c]
 
 
 @njit()
-def _attend(qkv, bias, out, configurations, tokens, heads, key_t, row, bits):
-    """out = softmax(q k^T / sqrt(d_head) + bias) v in every head; qkv (rows, 3 width) holds q, k, v side by side.
+def _attend(qkv, query_bias, bias, heads, out, score):
+    """out = softmax(q k^T / sqrt(d_head) + bias) v in every head; qkv (3 width, rows): queries above keys above values.
 
-    ``key_t`` (width / heads, tokens) is scratch: keys transposed, so that the scores of a query vectorise over tokens.
+    Every innermost loop runs over the configurations of the block, side by side in a row of qkv. score (token + 2, block) is
+    scratch.
     """
-    d = out.shape[1]
-    dh = d // heads
+    d, tokens = len(out), bias.shape[1]
+    block, dh = out.shape[1] // tokens, d // heads
     scale = _f4(1) / math.sqrt(_f4(dh))
-    for b in range(configurations):
-        o = b * tokens
-        for h in range(heads):
-            q0, k0, v0 = h * dh, d + h * dh, 2 * d + h * dh
+    top, total = score[tokens], score[tokens + 1]
+    for h in range(heads):
+        for i in range(tokens):
             for j in range(tokens):
-                for c in range(dh):
-                    key_t[c, j] = qkv[o + j, k0 + c]
-            for i in range(tokens):
+                row = score[j]
+                for b in range(block):
+                    row[b] = bias[h, i, j]
+            for c in range(h * dh, (h + 1) * dh):
+                query, key = qkv[c, i * block : (i + 1) * block], qkv[d + c]
+                for b in range(block):
+                    total[b] = (query[b] + query_bias[c]) * scale
                 for j in range(tokens):
-                    row[j] = bias[h, i, j]
-                for c in range(dh):
-                    q = qkv[o + i, q0 + c] * scale
-                    for j in range(tokens):
-                        row[j] += q * key_t[c, j]
-                top = row[0]
+                    row, own = score[j], key[j * block : (j + 1) * block]
+                    for b in range(block):
+                        row[b] += total[b] * own[b]
+            for b in range(block):
+                top[b], total[b] = score[0, b], _f4(0)
+            for j in range(1, tokens):
+                row = score[j]
+                for b in range(block):
+                    top[b] = max(top[b], row[b])
+            for j in range(tokens):
+                row = score[j]
+                for b in range(block):
+                    row[b] = exp32(row[b] - top[b])
+                    total[b] += row[b]
+            for b in range(block):
+                total[b] = _f4(1) / total[b]
+            for c in range(h * dh, (h + 1) * dh):
+                target, value = out[c, i * block : (i + 1) * block], qkv[2 * d + c]
+                for b in range(block):
+                    target[b] = _f4(0)
                 for j in range(tokens):
-                    top = max(top, row[j])
-                for j in range(tokens):
-                    row[j] -= top
-                exp_in_place(row[:tokens], bits[:tokens])
-                total = _f4(0)
-                for j in range(tokens):
-                    total += row[j]
-                for c in range(dh):
-                    out[o + i, q0 + c] = _f4(0)
-                for j in range(tokens):
-                    a = row[j] / total
-                    for c in range(dh):
-                        out[o + i, q0 + c] += a * qkv[o + j, v0 + c]
+                    row, own = score[j], value[j * block : (j + 1) * block]
+                    for b in range(block):
+                        target[b] += row[b] * own[b]
+                for b in range(block):
+                    target[b] *= total[b]
 
 
 @njit()
-def _log_cosh_sum(a, b, two_parts, row, bits):
-    """Sum over channels of log cosh(a + i b): (real, imaginary) part, the phase modulo 2 pi. One logarithm per row.
+def _attention(w, l, s):
+    """x += attention(x) of block ``l``."""
+    _normalise(s.x, s.h)
+    full = w.projection.shape[2] > w.position.shape[1]
+    if full:
+        gemm(True, True, 1.0, w.projection[l], s.h, 0.0, s.v)
+        _attend(s.v, w.query_bias[l], w.pair[l], w.heads, s.mixed, s.score)
+    else:
+        gemm(False, False, 1.0, s.h, w.projection[l], 0.0, s.v)
+        _mix(s.v, w.pair[l], s.mixed)
+    gemm(full, False, 1.0, s.mixed, w.out[l], 1.0, s.x)
+    _add_bias(s.x, w.out_bias[l])
 
-    log cosh z = z - log 2 + log(1 + e^(-2z)) for Re z >= 0; the last terms are collected as one product.
+
+@njit()
+def _feed_forward(w, l, s, only_sum):
+    """x += mlp(x) of block ``l``; or, if only the sum over tokens is wanted, the hidden units summed over tokens."""
+    rows, block = len(s.x), len(s.summed)
+    _normalise(s.x, s.h)
+    if only_sum:
+        for b in range(len(s.hidden_sum)):
+            for c in range(s.hidden_sum.shape[1]):
+                s.hidden_sum[b, c] = _f4(0)
+    bias = w.up_bias[l]
+    for start in range(0, rows, len(s.u)):
+        stop = min(rows, start + len(s.u))
+        u = s.u[: stop - start]
+        gemm(False, False, 1.0, s.h[start:stop], w.up[l], 0.0, u)
+        for r in range(len(u)):
+            row = u[r]
+            if only_sum:
+                total = s.hidden_sum[(start + r) % block]
+                for c in range(row.size):
+                    total[c] += gelu32(row[c] + bias[c])
+            else:
+                for c in range(row.size):
+                    row[c] = gelu32(row[c] + bias[c])
+        if not only_sum:
+            gemm(False, False, 1.0, u, w.down[l], 1.0, s.x[start:stop])
+    if not only_sum:
+        _add_bias(s.x, w.down_bias[l : l + 1])
+
+
+@njit()
+def _log_modulus(a, phase, row):
+    """Sum over channels of log |cosh(a + i phase / 2)|, phase zero for a real argument. One logarithm.
+
+    |cosh z| = e^|a| |1 + e^(-2|a|) e^(i phase)| / 2; the last moduli are collected as one product of squares.
     """
+    total = _f4(0)
     for c in range(a.size):
-        row[c] = _f4(-2) * abs(a[c])
-    exp_in_place(row, bits)
-    real, imaginary = 0.0, 0.0
-    product_re, product_im = 1.0, 0.0
+        size = abs(a[c])
+        total += size
+        e = exp32(_f4(-2) * size)
+        cosine, _ = cos_sin32(phase[c])
+        row[c] = _f4(1) + e * (_f4(2) * cosine + e)
+    logarithm = 0.0
+    for start in range(0, a.size, 256):  # stay inside the range of a double
+        product = 1.0
+        for c in range(start, min(a.size, start + 256)):
+            product *= np.float64(row[c])
+        logarithm += math.log(product)
+    return total - a.size * 0.6931471805599453 + 0.5 * logarithm
+
+
+@njit()
+def _phase(a, b, row):
+    """Sum over channels of the phase of cosh(a + i b), modulo 2 pi."""
+    total, product_re, product_im = 0.0, 1.0, 0.0
     for c in range(a.size):
-        real += abs(a[c]) - 0.6931471805599453
-        if two_parts:
-            phase = -b[c] if a[c] < 0 else b[c]
-            imaginary += phase
-            t_re = 1.0 + row[c] * math.cos(_f4(2) * phase)
-            t_im = -row[c] * math.sin(_f4(2) * phase)
-            product_re, product_im = (
-                product_re * t_re - product_im * t_im,
-                product_re * t_im + product_im * t_re,
-            )
-        else:
-            product_re *= 1.0 + row[c]
+        sign = _f4(-1) if a[c] < 0 else _f4(1)
+        e = exp32(_f4(-2) * abs(a[c]))
+        cosine, sine = cos_sin32(_f4(2) * b[c] * sign)
+        row[0, c], row[1, c], row[2, c] = _f4(1) + e * cosine, -e * sine, sign * b[c]
+    for c in range(a.size):
+        total += row[2, c]
+        product_re, product_im = (
+            product_re * row[0, c] - product_im * row[1, c],
+            product_re * row[1, c] + product_im * row[0, c],
+        )
         if c % 256 == 255:  # stay inside the range of a double
             size = math.hypot(product_re, product_im)
-            real += math.log(size)
             product_re, product_im = product_re / size, product_im / size
-    if two_parts:
-        return real + math.log(math.hypot(product_re, product_im)), imaginary + math.atan2(
-            product_im, product_re
-        )
-    return real + math.log(product_re), 0.0
+    return total + math.atan2(product_im, product_re)
+
+
+@njit()
+def _head(w, s, complete, count, real, imaginary, phase):
+    """log psi of the first ``count`` configurations from x, ``complete`` or with its last part still in ``hidden_sum``."""
+    tokens, last = len(w.position), len(w.up) - 1
+    for b in range(len(s.summed)):
+        row = s.summed[b]
+        for c in range(row.size):
+            row[c] = _f4(0) if complete else _f4(tokens) * w.down_bias[last, c]
+        for t in range(tokens):
+            token = s.x[t * len(s.summed) + b]
+            for c in range(row.size):
+                row[c] += token[c]
+    if not complete:
+        gemm(False, False, 1.0, s.hidden_sum, w.down[last], 1.0, s.summed)
+    _normalise(s.summed, s.unit)
+    two_parts = len(w.head) == 2
+    for p in range(len(w.head)):
+        gemm(False, False, 1.0, s.unit, w.head[p], 0.0, s.summed)
+        _add_bias(s.summed, w.head_bias[p : p + 1])
+        _normalise(s.summed, s.part[p])
+        for b in range(len(s.summed)):
+            for c in range(s.part.shape[2]):
+                s.part[p, b, c] = s.part[p, b, c] * w.head_gain[p, c] + w.head_shift[p, c]
+    for b in range(count):
+        a, b_twice = s.part[0, b], s.unit[b]
+        for c in range(a.size):
+            b_twice[c] = _f4(2) * s.part[1, b, c] if two_parts else _f4(0)
+        real[b] = _log_modulus(a, b_twice, s.channel[0])
+        if two_parts and phase:
+            imaginary[b] = _phase(a, s.part[1, b], s.channel)
+
+
+@njit()
+def _blocks(w, s, first, last, head):
+    """Blocks ``first`` .. ``last - 1`` on the stream x, in place; with ``head`` the last map of the network is left to it."""
+    for l in range(first, last):
+        _attention(w, l, s)
+        _feed_forward(w, l, s, head and l == len(w.up) - 1)
+
+
+@njit()
+def _state_of_patch(sigma, token, patch):
+    code = 0
+    for c in range(patch):
+        code = 2 * code + (1 if sigma[token * patch + c] > 0 else 0)
+    return code
+
+
+@njit()
+def _codes(sigma, patch, codes):
+    for t in range(codes.size):
+        codes[t] = _state_of_patch(sigma, t, patch)
+
+
+@njit()
+def _attended(table, codes, x):
+    """x (token, d): the stream after the first attention, as a sum of table rows."""
+    tokens, d = x.shape
+    for i in range(tokens):
+        row = x[i]
+        for c in range(d):
+            row[c] = _f4(0)
+        for j in range(tokens):
+            term = table.term[table.place[i, j], codes[j]]
+            for c in range(d):
+                row[c] += term[c]
+
+
+@njit()
+def _change_attended(table, token, before, after, x):
+    """Replace the contribution of one token to x (token, d)."""
+    for i in range(len(x)):
+        row, place = x[i], table.place[i, token]
+        old, new = table.term[place, before], table.term[place, after]
+        for c in range(row.size):
+            row[c] += new[c] - old[c]
+
+
+@njit()
+def _embed(w, sigma, x):
+    """x (token, d): the embedding of one configuration."""
+    patch = len(w.patch)
+    for t in range(len(x)):
+        row = x[t]
+        for c in range(row.size):
+            row[c] = w.position[t, c]
+        for p in range(patch):
+            spin = _f4(sigma[t * patch + p])
+            for c in range(row.size):
+                row[c] += spin * w.patch[p, c]
+
+
+@njit()
+def _configuration(s, b, tokens):
+    """Rows (token, d) of configuration ``b`` of a block."""
+    return s.x.reshape(tokens, len(s.summed), s.x.shape[1])[:, b]
+
+
+@njit()
+def _log_psi_of_block(w, s, attended, count, real, imaginary, phase):
+    """log psi of configurations whose stream starts at the embedding, or after the first attention if ``attended``."""
+    depth = len(w.up)
+    if attended:
+        _feed_forward(w, 0, s, depth == 1)
+    _blocks(w, s, 1 if attended else 0, depth, True)
+    _head(w, s, False, count, real, imaginary, phase)
 
 
 @njit(parallel=True)
-def forward(
-    sigma, stream, real, imaginary, embed, first, last, head, block, pieces, heads,
-    patch_w, patch_b, proj_w, proj_b, pair, out_w, out_b, up_w, up_b, down_w, down_b, head_w, head_b, head_gain, head_bias,
-):  # fmt: skip
-    """Blocks ``first`` .. ``last - 1`` of the transformer on every configuration, in place on its residual stream.
+def forward(w, table, sigma, stream, real, imaginary, embed, first, last, head, block, pieces):
+    """Blocks ``first`` .. ``last - 1`` of the transformer on every configuration.
 
     sigma (n, n_sites) int8 is read when ``embed``; otherwise stream (n, token, width) float32 is, and it is written unless
-    ``head``, which turns it into log psi: real, imaginary (n,) float64. LayerNorm gains and biases are folded into the
-    weights that follow: proj_w (L, width, width or 3 width), up_w (L, width, hidden), head_w (1 or 2, width, width).
-    pair: (L, token, token, width) positional weights spread over channels, or (L, heads, token, token) score biases.
+    ``head``, which makes log psi of it: real, imaginary (n,) float64.
 
-    FLOPs per configuration: tokens (2 patch width + L (4 width^2 + 4 width hidden + 2 tokens width)), with 8 width^2 and twice
-    the attention term for full attention. Memory traffic: the int8 configuration in, log psi out.
+    FLOPs per configuration: tokens (2 patch d + L (4 d^2 + 4 d h + 2 tokens d)), with 8 d^2 and twice the attention term for
+    full attention; less 4 tokens d^2 in the first block where its attention is tabulated, and 2 (tokens - 1) d h in the last
+    when log psi is wanted. Memory traffic: the int8 configuration in, log psi out.
     """
-    n = stream.shape[0] if not embed else sigma.shape[0]
-    tokens, d = patch_b.shape
-    patch = patch_w.shape[0]
-    channels = proj_w.shape[2]
-    hidden = up_w.shape[2]
-    rows = block * tokens
-    positional = channels == d
+    n = len(sigma) if embed else len(stream)
+    tokens = len(w.position)
     blocks = (n + block - 1) // block
     for piece in prange(pieces):
-        x = np.zeros((rows, d), np.float32)
-        h = np.zeros((rows, d), np.float32)
-        a = np.zeros((rows, d), np.float32)
-        v = np.zeros((rows, channels), np.float32)
-        u = np.zeros((rows, hidden), np.float32)
-        spins = np.zeros((rows, patch), np.float32)
-        summed = np.zeros((block, d), np.float32)
-        unit = np.zeros((block, d), np.float32)
-        part = np.zeros((2, block, d), np.float32)
-        key_t = np.zeros((d // heads, tokens), np.float32)
-        wide = max(hidden, tokens, d)
-        row = np.zeros(wide, np.float32)
-        bits = np.zeros(wide, np.int32)
+        s = _scratch(w, block)
+        codes = np.zeros(tokens, np.int64)
         for ib in range(piece * blocks // pieces, (piece + 1) * blocks // pieces):
             start = ib * block
             count = min(block, n - start)
-            if embed:
-                for b in range(count):
-                    for t in range(tokens):
-                        for c in range(patch):
-                            spins[b * tokens + t, c] = _f4(sigma[start + b, t * patch + c])
-                np.dot(spins, patch_w, x)
-                for b in range(block):
-                    for t in range(tokens):
-                        for c in range(d):
-                            x[b * tokens + t, c] += patch_b[t, c]
-            else:
-                for b in range(count):
-                    for t in range(tokens):
-                        for c in range(d):
-                            x[b * tokens + t, c] = stream[start + b, t, c]
-            for l in range(first, last):
-                _normalise(x, h)
-                np.dot(h, proj_w[l], v)
-                _add_bias(v, proj_b[l])
-                if positional:
-                    _mix(v, pair[l], h, block, tokens)
-                else:
-                    _attend(v, pair[l], h, block, tokens, heads, key_t, row, bits)
-                np.dot(h, out_w[l], a)
-                _add_to(x, a, out_b[l])
-                _normalise(x, h)
-                np.dot(h, up_w[l], u)
-                _bias_gelu(u, up_b[l], row[:hidden], bits[:hidden])
-                np.dot(u, down_w[l], a)
-                _add_to(x, a, down_b[l])
-            if not head:
-                for b in range(count):
-                    for t in range(tokens):
-                        for c in range(d):
-                            stream[start + b, t, c] = x[b * tokens + t, c]
-                continue
-            for b in range(block):
-                for c in range(d):
-                    summed[b, c] = _f4(0)
-                for t in range(tokens):
-                    for c in range(d):
-                        summed[b, c] += x[b * tokens + t, c]
-            _normalise(summed, unit)
-            for p in range(head_w.shape[0]):
-                np.dot(unit, head_w[p], summed)
-                _add_bias(summed, head_b[p])
-                _normalise(summed, part[p])
-                for b in range(block):
-                    for c in range(d):
-                        part[p, b, c] = part[p, b, c] * head_gain[p, c] + head_bias[p, c]
+            attended = embed and head and table.term.size > 0
             for b in range(count):
-                re, im = _log_cosh_sum(part[0, b], part[1, b], head_w.shape[0] == 2, row[:d], bits[:d])
-                real[start + b] = re
-                imaginary[start + b] = im
+                x = _configuration(s, b, tokens)
+                if attended:
+                    _codes(sigma[start + b], len(w.patch), codes)
+                    _attended(table, codes, x)
+                elif embed:
+                    _embed(w, sigma[start + b], x)
+                else:
+                    _copy(stream[start + b], x)
+            if embed and head:
+                _log_psi_of_block(w, s, attended, count, real[start:], imaginary[start:], True)
+                continue
+            _blocks(w, s, first, last, head)
+            if head:
+                _head(w, s, first == last, count, real[start:], imaginary[start:], True)
+                continue
+            for b in range(count):
+                _copy(_configuration(s, b, tokens), stream[start + b])
+
+
+@njit()
+def _start_from_base(w, table, sigma, x, base_codes, base, codes):
+    """Stream x (token, d) of a configuration; if tabulated, from the attended ``base`` of one in states ``base_codes``."""
+    if table.term.size == 0:
+        _embed(w, sigma, x)
+        return
+    _copy(base, x)
+    _codes(sigma, len(w.patch), codes)
+    for t in range(len(x)):
+        if codes[t] != base_codes[t]:
+            _change_attended(table, t, base_codes[t], codes[t], x)
+
+
+@njit()
+def _flip_stretch(sigma, first, length):
+    for k in range(length):
+        i = (first + k) % sigma.size
+        sigma[i] = -sigma[i]
+
+
+@njit()
+def _walk_block(w, table, s, sigma, real, first, length, threshold):
+    """All proposals of the chains of one block, in order; number accepted."""
+    count, n_sites, accepted = len(sigma), sigma.shape[1], 0
+    tokens, d = w.position.shape
+    tabulated = table.term.size > 0
+    fresh, nothing = np.zeros(count), np.zeros(0)
+    proposed = np.empty((count, n_sites), np.int8)
+    codes, base_codes = np.zeros(tokens, np.int64), np.zeros((count, tokens), np.int64)
+    base = np.zeros((count, tokens, d), np.float32)
+    for b in range(count):
+        if tabulated:
+            _codes(sigma[b], len(w.patch), base_codes[b])
+            _attended(table, base_codes[b], base[b])
+    for r in range(len(first)):
+        for b in range(count):
+            proposed[b] = sigma[b]
+            _flip_stretch(proposed[b], first[r, b], length[r, b])
+            _start_from_base(
+                w, table, proposed[b], _configuration(s, b, tokens), base_codes[b], base[b], codes
+            )
+        _log_psi_of_block(w, s, tabulated, count, fresh, nothing, False)
+        for b in range(count):
+            ratio = 2 * (fresh[b] - real[b])
+            if threshold[r, b] < ratio:
+                accepted += 1
+                real[b], sigma[b] = fresh[b], proposed[b]
+                if tabulated:
+                    _codes(sigma[b], len(w.patch), codes)
+                    for t in range(tokens):
+                        if codes[t] != base_codes[b, t]:
+                            _change_attended(table, t, base_codes[b, t], codes[t], base[b])
+                            base_codes[b, t] = codes[t]
+            elif math.isnan(ratio):
+                real[b] = ratio
+    return accepted
+
+
+@njit(parallel=True)
+def walk(w, table, sigma, real, first, length, threshold, block):
+    """Metropolis proposals of ``states.fused.Walks.walk`` on log|psi| alone, ``real`` (chains,) float64; accepted per block.
+
+    A block of chains stays in the cache for all proposals. Each costs one forward pass less the first attention.
+    """
+    chains = len(sigma)
+    blocks = (chains + block - 1) // block
+    accepted = np.zeros(blocks, np.int64)
+    for ib in prange(blocks):
+        own = slice(ib * block, min(chains, (ib + 1) * block))
+        accepted[ib] = _walk_block(
+            w,
+            table,
+            _scratch(w, block),
+            sigma[own],
+            real[own],
+            first[:, own],
+            length[:, own],
+            threshold[:, own],
+        )
+    return accepted
+
+
+@njit(parallel=True)
+def flipped(w, table, sigma, signs, pairs, real, imaginary, block, pieces):
+    """log psi of sigma[pairs[p, 0]] * signs[pairs[p, 1]]: real, imaginary (pairs,) float64.
+
+    sigma (n, n_sites), signs (flips, n_sites) int8, pairs (pairs, 2) int64, those of a sample next to each other: they start
+    from its first attention, each for 2 tokens d additions for every token that changes.
+    """
+    tokens, d = w.position.shape
+    blocks = (len(pairs) + block - 1) // block
+    for piece in prange(pieces):
+        s = _scratch(w, block)
+        codes, base_codes = np.zeros(tokens, np.int64), np.zeros(tokens, np.int64)
+        base, connected = np.zeros((tokens, d), np.float32), np.zeros(sigma.shape[1], np.int8)
+        for ib in range(piece * blocks // pieces, (piece + 1) * blocks // pieces):
+            start = ib * block
+            count, present = min(block, len(pairs) - start), -1
+            for b in range(count):
+                sample, flip = pairs[start + b]
+                if sample != present and table.term.size > 0:
+                    present = sample
+                    _codes(sigma[sample], len(w.patch), base_codes)
+                    _attended(table, base_codes, base)
+                for i in range(connected.size):
+                    connected[i] = sigma[sample, i] * signs[flip, i]
+                _start_from_base(w, table, connected, _configuration(s, b, tokens), base_codes, base, codes)
+            _log_psi_of_block(w, s, table.term.size > 0, count, real[start:], imaginary[start:], True)
 
 
 def _folded(gain, bias, weight, weight_bias) -> tuple[np.ndarray, np.ndarray]:
@@ -290,83 +562,134 @@ def _folded(gain, bias, weight, weight_bias) -> tuple[np.ndarray, np.ndarray]:
     return gain[:, None] * weight, bias @ weight + weight_bias
 
 
-class FusedTransformer:
-    """Parameters of a transformer packed for ``forward``: the fast twin of the bricks for one set of float32 parameters."""
+class _Packing:
+    """From the named parameters of a transformer, in float64, to ``Weights`` and ``Table``."""
 
     def __init__(self, state: State, parameters: np.ndarray):
-        w = {name: array.astype(np.float64) for name, array in state.unpack(parameters).items()}
-        self.state = state
-        self.complex = state.complex_amplitude
-        self.depth = sum(name.startswith("residual_") for name in state.layers)
-        bricks = {brick.name: brick for brick in state.bricks}
-        self.heads = next(brick.heads for brick in state.bricks if isinstance(brick, (Attention, Mix)))
-        packed = [self._patches(w), self._stack(w, bricks), self._head(w)]
-        self.arrays = tuple(np.ascontiguousarray(a, dtype=np.float32) for group in packed for a in group)
-        self.block = self._block_size()
-
-    def _patches(self, w):
-        code = w.get("position.code", np.zeros((self.state.n_tokens, self.state.width)))
-        return w["embedding.weight"], code + w["embedding.bias"]
-
-    def _stack(self, w, bricks):
-        layers = [self._layer(w, bricks, i) for i in range(1, self.depth + 1)]
-        return tuple(np.stack(group) for group in zip(*layers, strict=True))
-
-    def _layer(self, w, bricks, i):
-        a, m = f"attention_{i}", f"mlp_{i}"
-        mix = bricks[f"{a}.mix"]
-        full = f"{a}.query.weight" in w
-        names = ("query", "key", "value") if full else ("value",)
-        folded = [
-            _folded(w[f"{a}.norm.gain"], w[f"{a}.norm.bias"], w[f"{a}.{n}.weight"], w[f"{a}.{n}.bias"])
-            for n in names
-        ]
-        up, up_bias = _folded(
-            w[f"{m}.norm.gain"], w[f"{m}.norm.bias"], w[f"{m}.up.weight"], w[f"{m}.up.bias"]
+        self.w = {name: array.astype(np.float64) for name, array in state.unpack(parameters).items()}
+        self.tokens, self.width, self.depth = (
+            state.n_tokens,
+            state.width,
+            sum(name.startswith("residual_") for name in state.layers),
         )
-        stored = w.get(f"{a}.mix.bias" if full else f"{a}.mix.weight")
-        tokens = self.state.n_tokens
+        mix = next(brick for brick in state.bricks if isinstance(brick, (Attention, Mix)))
+        self.heads, self.invariant = mix.heads, mix.translation_invariant
+        self.full = "attention_1.query.weight" in self.w
+        self.parts = ("real", "imaginary") if state.complex_amplitude else ("real",)
+
+    def weights(self) -> Weights:
+        """All weights, folded and rounded to float32."""
+        w, layers = self.w, [self._layer(i) for i in range(1, self.depth + 1)]
+        stacked = [np.stack(group) for group in zip(*layers, strict=True)]
+        dense = [
+            _folded(w["head.norm.gain"], w["head.norm.bias"], w[f"head.{p}.weight"], w[f"head.{p}.bias"])
+            for p in self.parts
+        ]
+        norms = [(w[f"head.{p}_norm.gain"], w[f"head.{p}_norm.bias"]) for p in self.parts]
+        head = [np.stack(group) for group in (*zip(*dense, strict=True), *zip(*norms, strict=True))]
+        arrays = (w["embedding.weight"], self._position(), *stacked, *head)
+        return Weights(*(np.ascontiguousarray(a, dtype=np.float32) for a in arrays), self.heads)  # type: ignore[call-arg, arg-type]
+
+    def _position(self) -> np.ndarray:
+        return self.w.get("position.code", np.zeros((self.tokens, self.width))) + self.w["embedding.bias"]
+
+    def _projection(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Weights and biases of queries, keys and values side by side, or of values alone."""
+        w, a = self.w, f"attention_{i}"
+        names = ("query", "key", "value") if self.full else ("value",)
+        gain, bias = w[f"{a}.norm.gain"], w[f"{a}.norm.bias"]
+        folded = [_folded(gain, bias, w[f"{a}.{n}.weight"], w[f"{a}.{n}.bias"]) for n in names]
+        return np.concatenate([f[0] for f in folded], axis=1), np.concatenate([f[1] for f in folded])
+
+    def _pairs(self, i: int) -> np.ndarray:
+        """Positional weights or biases of the scores, (heads, token, token)."""
+        stored = self.w.get(f"attention_{i}.mix.bias" if self.full else f"attention_{i}.mix.weight")
         if stored is None:
-            stored = np.zeros((mix.heads, tokens, tokens))
-        elif mix.translation_invariant:
-            stored = stored[:, circulant(np, tokens)]
-        if not full:
-            stored = np.repeat(stored, self.state.width // mix.heads, axis=0).transpose(1, 2, 0)
+            return np.zeros((self.heads, self.tokens, self.tokens))
+        return stored[:, circulant(np, self.tokens)] if self.invariant else stored
+
+    def _layer(self, i: int):
+        """One entry of every per-block field of ``Weights``, in their order.
+
+        A bias of the keys shifts all scores of a query alike and drops out. Full attention weights sum to one, positional ones
+        to a number per token and head: the bias of the values becomes a bias of the output, per token.
+        """
+        w, a, m, d = self.w, f"attention_{i}", f"mlp_{i}", self.width
+        projection, bias = self._projection(i)
+        pairs, of_values = self._pairs(i), bias[-d:].reshape(self.heads, -1)
+        share = np.ones((self.heads, self.tokens)) if self.full else pairs.sum(axis=2)
+        mixed = (share.T[:, :, None] * of_values).reshape(self.tokens, d)
+        spread = pairs if self.full else np.repeat(pairs, d // self.heads, axis=0).transpose(1, 2, 0)
+        up = _folded(w[f"{m}.norm.gain"], w[f"{m}.norm.bias"], w[f"{m}.up.weight"], w[f"{m}.up.bias"])
+        out, out_bias = w[f"{a}.out.weight"], mixed @ w[f"{a}.out.weight"] + w[f"{a}.out.bias"]
+        query_bias = bias[:d] if self.full else np.zeros(d)
         return (
-            np.concatenate([f[0] for f in folded], axis=1),
-            np.concatenate([f[1] for f in folded]),
-            stored,
-            w[f"{a}.out.weight"],
-            w[f"{a}.out.bias"],
-            up,
-            up_bias,
+            projection,
+            query_bias,
+            spread,
+            out,
+            out_bias,
+            *up,
             w[f"{m}.down.weight"],
             w[f"{m}.down.bias"],
         )
 
-    def _head(self, w):
-        parts = ("real", "imaginary") if self.complex else ("real",)
-        dense = [
-            _folded(w["head.norm.gain"], w["head.norm.bias"], w[f"head.{p}.weight"], w[f"head.{p}.bias"])
-            for p in parts
-        ]
-        norms = [(w[f"head.{p}_norm.gain"], w[f"head.{p}_norm.bias"]) for p in parts]
-        return tuple(np.stack(group) for group in (*zip(*dense, strict=True), *zip(*norms, strict=True)))
+    def table(self) -> Table:
+        """The first attention as a table, where it is positional, a patch has few states and the table fits into the cache."""
+        patch, d = self.w["embedding.weight"].shape
+        places = self.tokens if self.invariant else self.tokens**2
+        if self.full or patch > _LARGEST_PATCH or 4 * places * d * 2**patch > _TABLE_BYTES:
+            return Table(np.empty((0, 0, 0), np.float32), np.empty((0, 0), np.int64))
+        bits = np.arange(2**patch)[:, None] >> np.arange(patch)[::-1] & 1
+        stream = (2.0 * bits - 1) @ self.w["embedding.weight"] + self._position()[:, None]
+        centred = stream - stream.mean(axis=2, keepdims=True)
+        unit = centred / np.sqrt((centred**2).mean(axis=2, keepdims=True) + LAYER_NORM_EPSILON)
+        values = (unit @ self._projection(1)[0]).reshape(self.tokens, len(bits), self.heads, -1)
+        written = self.w["attention_1.out.weight"].reshape(self.heads, -1, d)
+        term = np.einsum("hij,jshd->ijsd", self._pairs(1), np.einsum("jshc,hcd->jshd", values, written))
+        own = np.arange(self.tokens)
+        term[own, own] += stream + self._layer(1)[4][:, None]  # a token brings its own stream and bias along
+        if self.invariant:
+            return Table(np.ascontiguousarray(term[:, 0], np.float32), circulant(np, self.tokens))
+        term, place = term.reshape(-1, len(bits), d), np.arange(self.tokens**2).reshape(self.tokens, -1)
+        return Table(np.ascontiguousarray(term, np.float32), place)
+
+
+class FusedTransformer:
+    """Parameters of a transformer packed for the kernels: the fast twin of the bricks for one set of float32 parameters.
+
+    It has the abilities ``Streams``, ``Walks`` and ``FlipRatios`` of ``states.fused``.
+    """
+
+    def __init__(self, state: State, parameters: np.ndarray):
+        packing = _Packing(state, parameters)
+        self.state, self.complex, self.depth = state, state.complex_amplitude, packing.depth
+        self.weights, self.table = packing.weights(), packing.table()
+        self.block = self._block_size()
 
     def _block_size(self) -> int:
-        proj, up = self.arrays[2], self.arrays[7]
-        bytes_per_row = 4 * (3 * self.state.width + proj.shape[2] + up.shape[2])
+        channels = self.weights.projection.shape[2]
+        bytes_per_row = 4 * (3 * self.state.width + channels)
         fitting = max(1, min(LARGEST_BLOCK, _CACHE_BYTES // (bytes_per_row * self.state.n_tokens)))
         return 1 << (fitting.bit_length() - 1)
 
+    def _at_once(self, calls: int = 1) -> int:
+        """Configurations in one call of a kernel: a multiple of the largest block."""
+        flops = 2.0 * self.state.n_parameters * self.state.n_tokens * calls
+        return max(1, int(_CALL_FLOPS / flops) // LARGEST_BLOCK) * LARGEST_BLOCK
+
+    def _pieces(self, n: int) -> int:
+        return max(1, min(-(-n // self.block), _PIECES_PER_THREAD * numba.get_num_threads()))
+
     def _run(self, sigma, stream, embed: bool, first: int, last: int, head: bool):
-        n = len(sigma) if embed else len(stream)
+        n, size = len(sigma) if embed else len(stream), self._at_once()
         real, imaginary = np.empty(n if head else 0), np.empty(n if head else 0)
-        blocks = -(-n // self.block)
-        pieces = max(1, min(blocks, _PIECES_PER_THREAD * numba.get_num_threads()))
-        forward(
-            sigma, stream, real, imaginary, embed, first, last, head, self.block, pieces, self.heads, *self.arrays
-        )  # fmt: skip
+        for start in range(0, n, size):
+            rows = slice(start, start + size)
+            forward(
+                self.weights, self.table, sigma[rows], stream[rows], real[rows], imaginary[rows],
+                embed, first, last, head, self.block, self._pieces(min(size, n - start)),
+            )  # fmt: skip
         return real + 1j * imaginary if self.complex else real
 
     def _depth_of(self, layer: str) -> int:
@@ -388,3 +711,39 @@ class FusedTransformer:
         no_sigma = np.empty((0, self.state.n_sites), np.int8)
         stream = np.ascontiguousarray(stream, dtype=np.float32)
         return self._run(no_sigma, stream, False, self._depth_of(layer), self.depth, True)
+
+    def walk(self, sigma, log_psi, first, length, threshold) -> int:
+        """Many Metropolis proposals in one go: see ``states.fused.Walks``."""
+        real, accepted = np.ascontiguousarray(log_psi.real), 0
+        rows = max(1, self._at_once() // max(1, len(sigma)))
+        for start in range(0, len(first), rows):
+            now = slice(start, start + rows)
+            accepted += int(
+                walk(
+                    self.weights,
+                    self.table,
+                    sigma,
+                    real,
+                    first[now],
+                    length[now],
+                    threshold[now],
+                    self.block,
+                ).sum()
+            )
+        log_psi[...] = np.where(np.isnan(real), np.nan, self.log_psi(sigma))
+        return accepted
+
+    def log_ratios(self, sigma, log_psi, signs) -> np.ndarray:
+        """log psi(sigma signs) - log psi(sigma), (n, flips): see ``states.fused.FlipRatios``."""
+        pairs = np.stack(
+            np.unravel_index(np.arange(len(sigma) * len(signs)), (len(sigma), len(signs))), axis=1
+        )
+        real, imaginary, size = np.empty(len(pairs)), np.empty(len(pairs)), self._at_once()
+        for start in range(0, len(pairs), size):
+            now = slice(start, start + size)
+            flipped(
+                self.weights, self.table, np.ascontiguousarray(sigma), signs, pairs[now], real[now], imaginary[now],
+                self.block, self._pieces(len(pairs[now])),
+            )  # fmt: skip
+        fresh = real + 1j * imaginary if self.complex else real
+        return fresh.reshape(len(sigma), len(signs)) - log_psi[:, None]
