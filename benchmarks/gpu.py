@@ -34,7 +34,7 @@ from nqs_sae_service.physics.lattices import Chain
 from nqs_sae_service.sae import TopK
 from nqs_sae_service.sae.dictionary import kernels_for
 from nqs_sae_service.sae.reference import topk_gradients
-from nqs_sae_service.sae.topk import sparse_gradients
+from nqs_sae_service.sae.topk_gpu import sparse_gradients
 from nqs_sae_service.sae.training import Adam, Parameters
 from nqs_sae_service.sampling import Metropolis, Moves
 from nqs_sae_service.spec.sections import GroundState, Sampling

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from ..engine.arrays import namespace
 from ..spec.section import Finding, Section
-from .dictionary import Dictionary, kernels_for
+from .dictionary import Dictionary
 from .record import SaeSection
 from .training import Parameters, unit_rows
 
@@ -74,7 +74,10 @@ class TopKLearner:
         self, x: np.ndarray, progress: float, dead: np.ndarray
     ) -> tuple[float, Parameters, np.ndarray]:
         """See ``training.Learner``."""
-        return sparse_gradients(self.parameters, x, self.k, dead, self.k_aux, self.aux_coefficient)
+        gradients = sparse_gradients
+        if namespace(x) is not np:
+            from .topk_gpu import sparse_gradients as gradients
+        return gradients(self.parameters, x, self.k, dead, self.k_aux, self.aux_coefficient)
 
     def finished(self) -> Parameters:
         """See ``training.Learner``."""
@@ -84,8 +87,10 @@ class TopKLearner:
 def best_length(decoder: np.ndarray, k: int, x: np.ndarray) -> np.float32:
     """The factor a that minimises |x - a x_hat|^2 when the encoder is the ``decoder`` (F, d): <x, x_hat> / <x_hat, x_hat>."""
     n_features, width = decoder.shape
-    no_bias = namespace(x).zeros(max(n_features, width), np.float32)
-    tied = Dictionary("topk", k, decoder, decoder, no_bias[:n_features], no_bias[:width])
+    xp = namespace(x)
+    tied = Dictionary(
+        "topk", k, decoder, decoder, xp.zeros(n_features, np.float32), xp.zeros(width, np.float32)
+    )
     x_hat = tied.reconstruct(x).astype(np.float64)
     square = float((x_hat**2).sum())
     return np.float32(float((x * x_hat).sum()) / square if square > 0 else 1.0)
@@ -99,18 +104,19 @@ def sparse_gradients(
     The auxiliary loss is the same three kernels on the dictionary of the dead features alone, with the error as target and
     no bias; it costs nothing while no feature is dead.
     """
-    kernels, xp, p = kernels_for(x), namespace(x), parameters
-    backward, decode_error, encode_topk = kernels.backward, kernels.decode_error, kernels.encode_topk
+    from .kernels import backward, decode_error, encode_topk
+
+    p = parameters
     values, indices = encode_topk(x, p.encoder, p.encoder_bias, p.decoder_bias, k)
     error, squared = decode_error(x, p.decoder, p.decoder_bias, values, indices)
     loss = float(squared.sum()) / error.size
     d_encoder, d_decoder, d_encoder_bias, counts = backward(
         x, error, -2 / error.size, p.decoder, p.decoder_bias, values, indices
     )
-    variance = float(error.var(axis=0, dtype=np.float64).mean()) if dead.any() else 0.0
+    variance = float(np.mean(error.var(axis=0, dtype=np.float64))) if dead.any() else 0.0
     if variance > 0 and aux_coefficient > 0:
-        j = xp.flatnonzero(dead)
-        encoder, decoder, no_bias = p.encoder[j], p.decoder[j], xp.zeros_like(p.decoder_bias)
+        j = np.flatnonzero(dead)
+        encoder, decoder, no_bias = p.encoder[j], p.decoder[j], np.zeros_like(p.decoder_bias)
         values, indices = encode_topk(
             x, encoder, p.encoder_bias[j], p.decoder_bias, min(k_aux, len(j)), positive=False
         )
@@ -121,6 +127,7 @@ def sparse_gradients(
         d_encoder[j] += of_dead[0]
         d_decoder[j] += of_dead[1]
         d_encoder_bias[j] += of_dead[2]
-    d_decoder_bias = -2 / error.size * error.sum(axis=0, dtype=np.float64)
-    d_decoder_bias -= xp.einsum("f,fd->d", d_encoder_bias, p.encoder)
+    d_decoder_bias = -2 / error.size * error.sum(axis=0, dtype=np.float64) - np.einsum(
+        "f,fd->d", d_encoder_bias, p.encoder
+    )
     return loss, Parameters(d_encoder, d_decoder, d_encoder_bias, d_decoder_bias.astype(np.float32)), counts

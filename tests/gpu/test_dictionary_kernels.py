@@ -6,7 +6,7 @@ import pytest
 from nqs_sae_service.sae import kernels, kernels_gpu
 from nqs_sae_service.sae.dictionary import Dictionary, select_topk
 from nqs_sae_service.sae.reference import topk_gradients
-from nqs_sae_service.sae.topk import sparse_gradients
+from nqs_sae_service.sae.topk_gpu import sparse_gradients
 from nqs_sae_service.sae.training import Parameters, unit_rows
 
 N, WIDTH, FEATURES = 11, 5, 37
