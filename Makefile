@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint bench-peers clean
 
 quickstart: .venv/installed
 	$(BIN)/nqs-sae run specs/quickstart.toml
@@ -16,8 +16,22 @@ lint: .venv/installed-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# NetKet and PyTorch for benchmarks/cpu.py and tests/peers: some GB, in environments of their own.
+bench-peers: .venv-peers/netket/installed .venv-peers/torch/installed
+
+.venv-peers/netket/installed: benchmarks/requirements-netket.txt
+	$(PYTHON) -m venv .venv-peers/netket
+	.venv-peers/netket/bin/python -m pip install --quiet --requirement $<
+	@touch $@
+
+.venv-peers/torch/installed: benchmarks/requirements-torch.txt benchmarks/requirements-torch-libraries.txt
+	$(PYTHON) -m venv .venv-peers/torch
+	.venv-peers/torch/bin/python -m pip install --quiet --requirement $<
+	.venv-peers/torch/bin/python -m pip install --quiet --no-deps --requirement benchmarks/requirements-torch-libraries.txt
+	@touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/python:

@@ -34,7 +34,7 @@ from nqs_sae_service.physics.lattices import Chain
 from nqs_sae_service.sae import TopK
 from nqs_sae_service.sae.dictionary import kernels_for
 from nqs_sae_service.sae.reference import topk_gradients
-from nqs_sae_service.sae.topk_gpu import sparse_gradients
+from nqs_sae_service.sae.topk_gpu import DeviceStep, sparse_gradients
 from nqs_sae_service.sae.training import Adam, Parameters
 from nqs_sae_service.sampling import Metropolis, Moves
 from nqs_sae_service.spec.sections import GroundState, Sampling
@@ -311,14 +311,13 @@ def sae_times(
     width, features, k = shape
     parameters, x = _dictionary(width, features, batch)
     p, x = Parameters(*(device.put(array) for array in vars(parameters).values())), device.put(x)
-    optimiser, alive = Adam(p, unit_decoder=True), device.xp.zeros(features, bool)
+    learn, adam, alive = DeviceStep(p, k, width // 2, 1 / 32), Adam(p), device.xp.zeros(features, bool)
     kernels = kernels_for(x)
     values, indices = kernels.encode_topk(x, p.encoder, p.encoder_bias, p.decoder_bias, k)
     error, _ = kernels.decode_error(x, p.decoder, p.decoder_bias, values, indices)
 
     def step() -> None:
-        _, gradients, _ = sparse_gradients(p, x, k, alive, width // 2, 1 / 32)
-        optimiser.update(p, gradients, 1e-4)
+        learn(x, 1.0, alive, adam, 1e-4)
 
     encode, decode, back = 2.0 * batch * features * width, 2.0 * batch * k * width, 6.0 * batch * k * width
     weights, rows = 4.0 * features * width, 4.0 * batch * width

@@ -137,6 +137,41 @@ def figures(run: Run) -> None:
 
 
 @app.command()
+def warmup(
+    specs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[SPEC...]", help="what to compile for; without specs: all architectures"),
+    ] = None,
+) -> None:
+    """Compile the kernels ahead, so that runs start at once; print where they are kept."""
+    points = [point for _, found in _load(specs or [], []) for point in found]
+    from .service.log import log_to_stderr
+    from .service.warmup import default_points, warm_up
+
+    log_to_stderr()
+    code, cache = warm_up(points or default_points())
+    if code:
+        raise typer.Exit(code)
+    print(cache)
+
+
+@app.command()
+def doctor(
+    results: Annotated[Path, typer.Option(metavar="DIR", help="where run directories would go")] = Path(
+        "results"
+    ),
+) -> None:
+    """Examine this machine: what is there, what is missing, what to do about it."""
+    from .service.doctor import examine
+
+    errors = False
+    for finding in examine(results):
+        print(finding, flush=True)
+        errors |= finding.level == "error"
+    raise typer.Exit(FAILED if errors else 0)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of a spec, for editors."""
     import json

@@ -11,3 +11,7 @@ class NumericalError(UserError):
 
 class Stopped(Exception):
     """A stop was asked for (SIGTERM, SIGINT, SIGUSR1) and the checkpoint is on disk: exit code 75, run again to continue."""
+
+
+class CompilationStopped(BaseException):
+    """A stop was asked for in the middle of a compilation. No ``Exception``: the compiler would take it for one of its own."""

@@ -96,6 +96,7 @@ def test_dry_run_says_what_was_changed(nqs_sae):
         (("run", "toy.toml", "--frce", "samples"), "--frce"),
         (("rnu", "toy.toml"), "rnu"),
         (("run",), "SPEC"),
+        (("warmup", "missing.toml"), "missing.toml"),
         (("show", "missing"), "missing"),
         (("show", "folder"), "folder"),
         (("report", "binary.toml"), "binary.toml"),

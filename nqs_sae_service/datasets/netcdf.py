@@ -1,13 +1,14 @@
 """Writing and reading one stage file: NetCDF-4, everything in the root group, readable with ``xarray.open_dataset``.
 
-``write_stage`` adds to the dataset where it comes from (root attributes) and writes it in one atomic step. ``read_stage``
+``write_stage`` adds to the dataset where it comes from (root attributes) and writes it in one atomic step; variables too large
+for the memory come in pieces. ``read_stage``
 differs from plain xarray in one thing only: pairs ``x_re``, ``x_im`` come back as one complex variable ``x``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,23 +54,59 @@ class Origin:
     gpu: str = ""
 
 
-def write_stage(dataset: xr.Dataset, path: Path, origin: Origin) -> None:
+# Name of a variable, the part of it, the values.
+Piece = tuple[str, tuple[slice, ...], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A dataset with variables that are never held whole.
+
+    ``dataset`` has all coordinates and the small variables; ``large`` maps names declared in the schema to (shape, type).
+    Writing takes the ``pieces``, of large and small variables, one after the other: what they compute happens then.
+    """
+
+    dataset: xr.Dataset
+    large: Mapping[str, tuple[tuple[int, ...], type]]
+    pieces: Iterable[Piece]
+
+
+def write_stage(dataset: xr.Dataset | Streamed, path: Path, origin: Origin) -> None:
     """Write a stage's dataset to ``path``, read-only, in one atomic step. Raises UserError where the disk refuses."""
+    streamed = dataset if isinstance(dataset, Streamed) else Streamed(dataset, {}, ())
+    dataset = streamed.dataset
     complete = dataset.copy(deep=False)
     complete.attrs = _root_attributes(dataset, origin)
     encodings = {
         name: schema.encoding(origin.stage, str(name), complete[name]) for name in complete.variables
     }
-    try:
-        replace_atomically(
-            path,
-            lambda temporary: complete.to_netcdf(
-                temporary, format="NETCDF4", engine="netcdf4", encoding=encodings, unlimited_dims=()
-            ),
-            mode=0o444,
+
+    def write(temporary: Path) -> None:
+        complete.to_netcdf(
+            temporary, format="NETCDF4", engine="netcdf4", encoding=encodings, unlimited_dims=()
         )
+        if streamed.large:
+            _write_pieces(temporary, origin.stage, streamed)
+
+    try:
+        replace_atomically(path, write, mode=0o444)
     except (OSError, RuntimeError) as problem:  # netCDF reports a full disk as RuntimeError
         raise UserError(f"{path}: cannot be written ({problem}); is the disk full?") from problem
+
+
+def _write_pieces(path: Path, stage: str, streamed: Streamed) -> None:
+    import netCDF4
+
+    with netCDF4.Dataset(path, "a") as file:
+        for name, (shape, kind) in streamed.large.items():
+            declared = schema.declaration(stage, name)
+            for dimension, size in zip(declared.dims, shape, strict=True):
+                if dimension not in file.dimensions:
+                    file.createDimension(dimension, size)
+            variable: Any = file.createVariable(name, kind, declared.dims, fill_value=False, contiguous=True)
+            variable.setncatts({"long_name": declared.long_name, "units": declared.units})
+        for name, part, values in streamed.pieces:
+            file.variables[name][part] = values
 
 
 def read_stage(path: str | Path) -> xr.Dataset:

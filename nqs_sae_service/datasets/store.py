@@ -15,7 +15,7 @@ from pathlib import Path
 import xarray as xr
 
 from .files import link_or_copy, locked, sha256_of, sweep_temporaries, write_text
-from .netcdf import Origin, write_stage
+from .netcdf import Origin, Streamed, write_stage
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Store:
         self.directory.mkdir(parents=True, exist_ok=True)
         return locked(self.directory / f"{stage}-{key}.lock", wait)
 
-    def put(self, dataset: xr.Dataset, origin: Origin) -> None:
+    def put(self, dataset: xr.Dataset | Streamed, origin: Origin) -> None:
         """Add a finished stage; the caller holds its key. The sum is written last: a file without its sum does not count."""
         path, checksum = self.path(origin.stage, origin.key), self._sum(origin.stage, origin.key)
         sweep_temporaries(self.directory, f"{origin.stage}-{origin.key}*")

@@ -1,4 +1,4 @@
-"""Matrix products and Cholesky for kernels: the BLAS called in place, on views, from inside parallel loops.
+"""Matrix products for kernels: the BLAS called in place, on views, from inside parallel loops.
 
 ``numpy.dot`` inside a kernel cannot add to its result and wants contiguous arrays. ``gemm`` here is the full BLAS routine on
 row-major arrays whose rows may lie apart: a residual is added, a bias kept or a tile of a larger matrix filled without a copy.
@@ -12,9 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from .jit import njit, numba, prange
-
-CHOLESKY_TILE = 128
+from .jit import njit, numba
 
 _KINDS = {
     numba.types.float32: "s",
@@ -100,70 +98,6 @@ def gemm(trans_a, trans_b, alpha, a, b, beta, c):
         t if trans_b else f, t if trans_a else f, n, m, k,
         alpha, b, _rows_apart(b), a, _rows_apart(a), beta, c, _rows_apart(c),
     )  # fmt: skip
-
-
-@njit()
-def _factorise_tile(a, inverse):
-    """a (m, m) <- its lower Cholesky factor L, inverse <- L^-1; False when a is not positive definite. m^3 FLOPs."""
-    m = len(a)
-    for i in range(m):
-        for j in range(i + 1):
-            total = a[i, j]
-            for k in range(j):
-                total -= a[i, k] * a[j, k]
-            if j < i:
-                a[i, j] = total / a[j, j]
-            elif total > 0:
-                a[i, i] = np.sqrt(total)
-            else:
-                return False
-    for i in range(m):
-        for j in range(m):
-            inverse[i, j] = 0.0
-        for k in range(i):
-            for j in range(k + 1):
-                inverse[i, j] -= a[i, k] * inverse[k, j]
-        inverse[i, i] = 1.0
-        for j in range(i + 1):
-            inverse[i, j] /= a[i, i]
-    return True
-
-
-@njit(parallel=True)
-def _cholesky(a, tile):
-    n = len(a)
-    inverse = np.empty((tile, tile))
-    for j0 in range(0, n, tile):
-        j1 = min(n, j0 + tile)
-        done = a[j0:j1, :j0]
-        tiles = (n - j0 + tile - 1) // tile
-        for i in prange(tiles):
-            rows = slice(j0 + i * tile, min(n, j0 + (i + 1) * tile))
-            if j0 > 0 and i > 0:
-                gemm(False, True, -1.0, a[rows, :j0], done, 1.0, a[rows, j0:j1])
-            if j0 > 0 and i == 0:  # of the tile on the diagonal the lower half only
-                product = np.empty((j1 - j0, j1 - j0))
-                gemm(False, True, 1.0, done, done, 0.0, product)
-                for r in range(j1 - j0):
-                    for c in range(r + 1):
-                        a[j0 + r, j0 + c] -= product[r, c]
-        own_inverse = inverse[: j1 - j0, : j1 - j0]
-        if not _factorise_tile(a[j0:j1, j0:j1], own_inverse):
-            return False
-        for i in prange(1, tiles):
-            rows = slice(j0 + i * tile, min(n, j0 + (i + 1) * tile))
-            before = a[rows, j0:j1].copy()
-            gemm(False, True, 1.0, before, own_inverse, 0.0, a[rows, j0:j1])
-    return True
-
-
-def cholesky_in_place(a: np.ndarray) -> bool:
-    """Replace the lower triangle of ``a`` (n, n) float64 by its Cholesky factor L; False if it is not positive definite.
-
-    Only the lower triangle is read; the upper one is left as it is. Tiles of fixed size, column by column, each updated by
-    one long product on one thread: the bits do not depend on the number of threads. n^3 / 3 FLOPs.
-    """
-    return bool(_cholesky(a, CHOLESKY_TILE))
 
 
 @cache

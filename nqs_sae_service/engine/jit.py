@@ -46,12 +46,13 @@ def _cache_directory() -> Path:
     return base / f"kernels-{_sources_digest()}"
 
 
-os.environ.setdefault("NUMBA_CACHE_DIR", str(_cache_directory()))
+CACHE_DIRECTORY = Path(os.environ.setdefault("NUMBA_CACHE_DIR", str(_cache_directory())))
 # Threads that wait must not spin: kernels are short, machines are shared, and a spinning thread takes a core from the other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numba  # noqa: E402
 from numba import prange  # noqa: E402
+from numba.core.compiler_lock import global_compiler_lock  # noqa: E402
 
 # Contractions and reassociation let sums vectorise. NaN and infinity keep their meaning: a diverged network must be seen.
 FAST = {"contract", "nsz", "arcp", "reassoc"}
@@ -66,4 +67,9 @@ def njit(parallel: bool = False, fastmath: set[str] = FAST, **options):
     )
 
 
-__all__ = ["EXACT", "FAST", "njit", "prange"]
+def compiling() -> bool:
+    """Whether this thread is compiling a kernel at this moment."""
+    return bool(global_compiler_lock.is_locked())
+
+
+__all__ = ["CACHE_DIRECTORY", "EXACT", "FAST", "compiling", "njit", "prange"]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,11 +106,10 @@ class Dictionary:
         rows = x.reshape(-1, self.width)
         if self._sparse(x):
             values, indices = self.encode_sparse(rows)
-            zero = namespace(x).zeros(rows.shape, np.float32)
-            minus_x_hat, _ = kernels_for(x).decode_error(
-                zero, self.decoder, self.decoder_bias, values, indices
-            )
-            return -minus_x_hat.reshape(x.shape)
+            zero, decoder = namespace(x).zeros(rows.shape, np.float32), (self.decoder, self.decoder_bias)
+            minus_x_hat, _ = kernels_for(x).decode_error(zero, *decoder, values, indices)
+            minus_x_hat *= -1
+            return minus_x_hat.reshape(x.shape)
         return self._blocked(rows, lambda block: self.decode(self.encode(block))).reshape(x.shape)
 
     def feature(self, x: np.ndarray, i: int) -> np.ndarray:
@@ -120,22 +118,12 @@ class Dictionary:
         if self.kind != "topk":
             z = (rows - self.decoder_bias) @ self.encoder[i] + self.encoder_bias[i]
             f = namespace(x).maximum(z, 0)
-        elif not isinstance(x, np.ndarray):
-            bias = self.encoder_bias, self.decoder_bias
-            f = kernels_for(x).feature_topk(rows, self.encoder, *bias, i, self.k)
         elif self._sparse(x):
-            from .kernels import feature_topk
-
-            rows = np.ascontiguousarray(rows)
-            f = feature_topk(rows, self._columns, self.encoder_bias, self.decoder_bias, i, self.k)
+            k, biases = min(self.k, self.n_features), (self.encoder_bias, self.decoder_bias)
+            f = kernels_for(x).feature_topk(_plain(rows), self.encoder, *biases, i, k)
         else:
             f = self._blocked(rows, lambda block: self.encode(block)[:, i])
         return f.reshape(x.shape[:-1])
-
-    @cached_property
-    def _columns(self) -> np.ndarray:
-        """The transposed encoder (d, F): features side by side, as a loop over them wants them."""
-        return np.ascontiguousarray(self.encoder.T)
 
     def token_mean(self, x: np.ndarray) -> np.ndarray:
         """Features averaged over tokens, (n, F), of ``x`` (n, token, d): a sample's activations when tokens are rows."""

@@ -68,7 +68,7 @@ def decode_error(
 def backward(
     x: Array, error: Array, scale: float, decoder: Array, decoder_bias: Array, values: Array, indices: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """dW_e (F, d), dW_d (F, d), db_e (F,), and how often each feature is active (F,) int64; see ``kernels.backward``.
+    """dW_e (F, d), dW_d (F, d), db_e (F,) of a loss with dL/dx_hat = ``scale`` e, and how often each feature is active (F,).
 
     The active entries are brought together by feature with a stable radix sort of their indices (n k keys), each feature's
     stretch is summed by one block: no atomics, the order of the inputs. 6 n k d operations, three rows of length d per entry.
@@ -92,20 +92,23 @@ def backward(
     return d_encoder, d_decoder, d_encoder_bias, start[1:] - start[:-1]
 
 
-def adam(
-    parameter: Array, gradient: Array, mean: Array, square: Array, rate: float, epsilon: float, beta1: float, beta2: float,
-    unit: bool,
-) -> None:  # fmt: skip
-    """One Adam step in place on rows (n, d), on the unit sphere if ``unit``; see ``kernels.adam``. One pass, 28 n d bytes."""
-    constants = (float(value) for value in (rate, epsilon, beta1, beta2))
-    arrays = (parameter, gradient, mean, square)
+def adam_rows(
+    parameter: Array, mean: Array, square: Array, gradient: Array, constants: np.ndarray, unit: bool = False
+) -> None:
+    """One Adam step in place; ``constants`` as in ``rows.adam``. One pass, 28 n d bytes.
+
+    With ``unit`` the rows (n, d) stay on the unit sphere: their gradient g loses its part along the row p, g - (g.p) p,
+    before the step, and they are renormalised after it.
+    """
+    rate, epsilon, beta1, _, beta2, _ = (float(value) for value in constants)
+    arrays = (parameter, gradient, mean, square, rate, epsilon, beta1, beta2)
     if unit:
-        _rowwise("adam", len(parameter), *arrays, *constants, *parameter.shape, True)
+        _rowwise("adam", len(parameter), *arrays, *parameter.shape, True)
         return
     size = parameter.size  # rows do not matter: one number per thread
     _KERNELS.launch(
-        "adam", -(-size // _THREADS), (1, _THREADS), *arrays, *constants, size, 1, False, shared_bytes=4 * _THREADS
-    )  # fmt: skip
+        "adam", -(-size // _THREADS), (1, _THREADS), *arrays, size, 1, False, shared_bytes=4 * _THREADS
+    )
 
 
 def feature_topk(x: Array, encoder: Array, encoder_bias: Array, decoder_bias: Array, i: int, k: int) -> Array:

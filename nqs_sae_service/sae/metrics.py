@@ -10,48 +10,80 @@ similarity is largest; a feature that no other seed finds is a choice of the opt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from .dictionary import BLOCK_ELEMENTS, Dictionary
+from .inputs import Inputs, blocks
+
+MATCHED_FEATURES = (
+    8192  # the largest dictionaries that are matched one to one: a matter of minutes and of 2 GiB
+)
 
 
-def explained_variance(x: np.ndarray, x_hat: np.ndarray) -> float:
-    """Share of the variance of ``x`` (n, d) that ``x_hat`` (n, d) explains; NaN when x does not vary."""
-    mean = x.mean(axis=0, dtype=np.float64)
-    error = variance = 0.0
-    for rows in _blocks(x, x.shape[1]):
-        error += float(np.sum((x[rows].astype(np.float64) - x_hat[rows]) ** 2))
-        variance += float(np.sum((x[rows] - mean) ** 2))
-    return 1 - error / variance if variance > 0 else float("nan")
+class Moments:
+    """Mean and covariance of rows that arrive in blocks, float64, accumulated about the mean of the first block."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, rows: np.ndarray) -> None:
+        """Take a block of rows (n, d) into account, n >= 1."""
+        if self.count == 0:
+            self._origin = rows.mean(axis=0, dtype=np.float64)
+            self._total, self._square = np.zeros(rows.shape[1]), np.zeros((rows.shape[1],) * 2)
+        shifted = rows - self._origin
+        self._total += shifted.sum(axis=0)
+        self._square += shifted.T @ shifted
+        self.count += len(rows)
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """(d, d)."""
+        mean = self._total / self.count
+        return self._square / self.count - np.outer(mean, mean)
+
+    @property
+    def participation_ratio(self) -> float:
+        """(tr C)^2 / tr C^2 of the covariance C; NaN when the rows do not vary."""
+        return participation_ratio_of(self.covariance)
 
 
-def density(dictionary: Dictionary, x: np.ndarray) -> np.ndarray:
-    """Share (F,) of the inputs ``x`` (n, d) on which each feature is active; its sum is the mean L0."""
+def mean_and_variance(inputs: Inputs) -> tuple[np.ndarray, float]:
+    """Mean (d,) of the rows of ``inputs`` and E|x - mean|^2, float64, from one pass (about the mean of the first block)."""
+    origin, total, square = np.zeros(inputs.width), np.zeros(inputs.width), 0.0
+    for block, rows in enumerate(blocks(inputs)):
+        origin = origin if block else rows.mean(axis=0, dtype=np.float64)
+        shifted = rows - origin
+        total, square = total + shifted.sum(axis=0), square + float(np.sum(shifted**2))
+    mean = total / inputs.n_rows
+    return origin + mean, square / inputs.n_rows - float(mean @ mean)
+
+
+def explained_variance(inputs: Inputs, reconstruct: Callable[[np.ndarray], np.ndarray]) -> float:
+    """Share of the variance of the rows of ``inputs`` that ``reconstruct`` (n, d) explains; NaN when they do not vary."""
+    _, variance = mean_and_variance(inputs)
+    error = sum(float(np.sum((rows - reconstruct(rows).astype(np.float64)) ** 2)) for rows in blocks(inputs))
+    return 1 - error / (inputs.n_rows * variance) if variance > 0 else float("nan")
+
+
+def density(dictionary: Dictionary, inputs: Inputs) -> np.ndarray:
+    """Share (F,) of the rows of ``inputs`` on which each feature is active; its sum is the mean L0."""
     counts = np.zeros(dictionary.n_features, np.int64)
-    for rows in _blocks(x, dictionary.n_features):
+    for rows in blocks(inputs):
         if dictionary.kind == "topk":
-            values, indices = dictionary.encode_sparse(x[rows])
-            counts += np.bincount(indices[values > 0], minlength=dictionary.n_features)
-        else:
-            counts += (dictionary.encode(x[rows]) > 0).sum(axis=0)
-    return counts / max(len(x), 1)
+            _, indices = dictionary.encode_sparse(rows)
+            counts += np.bincount(indices[indices >= 0], minlength=dictionary.n_features)
+            continue
+        for part in _blocks(rows, dictionary.n_features):
+            counts += (dictionary.encode(rows[part]) > 0).sum(axis=0)
+    return counts / max(inputs.n_rows, 1)
 
 
-def l0(dictionary: Dictionary, x: np.ndarray) -> float:
-    """Mean number of active features on the inputs ``x`` (n, d)."""
-    return float(density(dictionary, x).sum())
-
-
-def participation_ratio(x: np.ndarray) -> float:
-    """(tr C)^2 / tr C^2 of the covariance C of the rows of ``x`` (n, d), float64; NaN when x does not vary."""
-    mean = x.mean(axis=0, dtype=np.float64)
-    covariance = np.zeros((x.shape[1], x.shape[1]))
-    for rows in _blocks(x, x.shape[1]):
-        centred = x[rows] - mean
-        covariance += centred.T @ centred
-    return participation_ratio_of(covariance)
+def l0(dictionary: Dictionary, inputs: Inputs) -> float:
+    """Mean number of active features on the rows of ``inputs``."""
+    return float(density(dictionary, inputs).sum())
 
 
 def participation_ratio_of(covariance: np.ndarray) -> float:
@@ -65,10 +97,11 @@ def stability(dictionaries: Sequence[Dictionary], x: np.ndarray) -> tuple[np.nda
 
     The first: cosine of the decoder row with the matched one, mean over the other dictionaries. The second: Pearson correlation
     of the activations on ``x`` (n, d), matched on it; 0 for a feature that never fires. Both are signed, since activations are
-    not negative: a feature and its opposite are two features. NaN when there is no other dictionary. Cost of a match: O(F^3).
+    not negative: a feature and its opposite are two features. Cost of a match: O(F^3) operations, 8 F^2 bytes a matrix.
+    NaN (not computed) when there is no other dictionary, and for more than ``MATCHED_FEATURES`` features.
     """
     first, others = dictionaries[0], dictionaries[1:]
-    if not others:
+    if not others or first.n_features > MATCHED_FEATURES:
         return np.full(first.n_features, np.nan), np.full(first.n_features, np.nan)
     cosine = [_matched(_unit(first.decoder) @ _unit(other.decoder).T) for other in others]
     activation = [_matched(activation_correlation(first, other, x)) for other in others]

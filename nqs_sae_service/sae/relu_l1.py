@@ -18,7 +18,7 @@ from pydantic import Field
 
 from ..engine.arrays import namespace
 from .record import SaeSection
-from .training import Parameters, unit_rows
+from .training import Adam, Parameters, unit_rows
 
 WARM_UP = 0.05  # share of the steps over which the penalty grows to its value
 DECODER_LENGTH = 0.1  # of the rows at the start
@@ -46,23 +46,23 @@ class ReluL1Learner:
     """A ReLU dictionary in training."""
 
     k = 0
-    unit_decoder = False
 
     def __init__(self, record: ReluL1, generator: np.random.Generator, sample: np.ndarray) -> None:
-        self.l1, xp = record.l1, namespace(sample)
-        width = sample.shape[1]
+        self.l1, xp, width = record.l1, namespace(sample), sample.shape[1]
         decoder = xp.asarray(np.float32(DECODER_LENGTH) * unit_rows(generator, record.features, width))
         no_bias = xp.zeros(record.features, np.float32)
         self.parameters = Parameters(decoder.copy(), decoder, no_bias, xp.zeros(width, np.float32))
 
-    def gradients(
-        self, x: np.ndarray, progress: float, dead: np.ndarray
-    ) -> tuple[float, Parameters, np.ndarray]:
+    def step(
+        self, x: np.ndarray, progress: float, dead: np.ndarray, adam: Adam, learning_rate: float
+    ) -> tuple[float, np.ndarray]:
         """See ``training.Learner``; this kind does nothing about dead features."""
         loss, gradients, counts = relu_l1_gradients(
             self.parameters, x, self.l1 * min(1.0, progress / WARM_UP)
         )
-        return loss / x.shape[1], gradients, counts
+        if np.isfinite(loss):
+            adam.update(self.parameters, gradients, learning_rate)
+        return loss / x.shape[1], counts
 
     def finished(self) -> Parameters:
         """See ``training.Learner``: W_e x + b_e = W_e (x - b_d) + (b_e + W_e b_d)."""

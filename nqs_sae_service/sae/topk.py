@@ -12,7 +12,7 @@ factor, the least-squares best on the first batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -21,7 +21,10 @@ from ..engine.arrays import namespace
 from ..spec.section import Finding, Section
 from .dictionary import Dictionary
 from .record import SaeSection
-from .training import Parameters, unit_rows
+from .training import Adam, Parameters, unit_rows
+
+if TYPE_CHECKING:
+    from .kernels import Sorted, Term
 
 
 class TopK(SaeSection):
@@ -69,19 +72,19 @@ class TopKLearner:
             xp.zeros(record.features, np.float32),
             xp.zeros(width, np.float32),
         )
-
-    def gradients(
-        self, x: np.ndarray, progress: float, dead: np.ndarray
-    ) -> tuple[float, Parameters, np.ndarray]:
-        """See ``training.Learner``."""
-        gradients = sparse_gradients
-        if namespace(x) is not np:
-            from .topk_gpu import sparse_gradients as gradients
-        return gradients(self.parameters, x, self.k, dead, self.k_aux, self.aux_coefficient)
+        self.step = _step_for(sample)(self.parameters, self.k, self.k_aux, self.aux_coefficient)
 
     def finished(self) -> Parameters:
         """See ``training.Learner``."""
         return self.parameters
+
+
+def _step_for(x: np.ndarray) -> Any:
+    if isinstance(x, np.ndarray):
+        return SparseStep
+    from .topk_gpu import DeviceStep
+
+    return DeviceStep
 
 
 def best_length(decoder: np.ndarray, k: int, x: np.ndarray) -> np.float32:
@@ -96,38 +99,72 @@ def best_length(decoder: np.ndarray, k: int, x: np.ndarray) -> np.float32:
     return np.float32(float((x * x_hat).sum()) / square if square > 0 else 1.0)
 
 
-def sparse_gradients(
-    parameters: Parameters, x: np.ndarray, k: int, dead: np.ndarray, k_aux: int, aux_coefficient: float
-) -> tuple[float, Parameters, np.ndarray]:
-    """Loss, its gradients and the firing counts (F,), as ``reference.topk_gradients``, by the sparse float32 kernels.
+class SparseStep:
+    """One optimisation step by the sparse float32 kernels: the gradients of ``reference.topk_gradients``, then Adam.
 
-    The auxiliary loss is the same three kernels on the dictionary of the dead features alone, with the error as target and
-    no bias; it costs nothing while no feature is dead.
+    The auxiliary loss is the same kernels on the dead features alone, with the error as target and no bias; it costs nothing
+    while no feature is dead. It needs no memory that grows with the number of dead features.
     """
-    from .kernels import backward, decode_error, encode_topk
 
-    p = parameters
-    values, indices = encode_topk(x, p.encoder, p.encoder_bias, p.decoder_bias, k)
-    error, squared = decode_error(x, p.decoder, p.decoder_bias, values, indices)
-    loss = float(squared.sum()) / error.size
-    d_encoder, d_decoder, d_encoder_bias, counts = backward(
-        x, error, -2 / error.size, p.decoder, p.decoder_bias, values, indices
-    )
-    variance = float(np.mean(error.var(axis=0, dtype=np.float64))) if dead.any() else 0.0
-    if variance > 0 and aux_coefficient > 0:
-        j = np.flatnonzero(dead)
-        encoder, decoder, no_bias = p.encoder[j], p.decoder[j], np.zeros_like(p.decoder_bias)
+    def __init__(self, parameters: Parameters, k: int, k_aux: int, aux_coefficient: float) -> None:
+        from .encode import Scratch
+
+        self.parameters, self.k, self.k_aux = parameters, k, k_aux
+        self.aux_coefficient, self.scratch = aux_coefficient, Scratch()
+
+    def __call__(
+        self, x: np.ndarray, progress: float, dead: np.ndarray, adam: Adam, learning_rate: float
+    ) -> tuple[float, np.ndarray]:
+        """See ``training.Learner``."""
+        from .kernels import Term, learn
+
+        p = self.parameters
+        active, error, squared, total = self._reconstruct(x, self.k)
+        loss = float(squared.sum()) / max(error.size, 1)
+        terms = [Term(error, -2 / max(error.size, 1), active), Term(error, 0.0, self._nothing())]
+        variance = loss - float(np.mean((total / max(len(x), 1)) ** 2))
+        if dead.any() and variance > 0 and self.aux_coefficient > 0:
+            auxiliary, terms[1] = self._auxiliary(x, error, dead, self.aux_coefficient / variance)
+            loss += auxiliary
+        counts = np.diff(active.start)
+        if np.isfinite(loss):
+            arrays, moments = list(vars(p).values()), list(adam.moments.values())
+            learn(x, terms, terms[0].weight * total, arrays, moments, adam.next(learning_rate), unit=True)
+        return loss, counts
+
+    def _reconstruct(self, x: np.ndarray, k: int) -> tuple[Sorted, np.ndarray, np.ndarray, np.ndarray]:
+        """Active entries by feature, the error, its squares and the sum of its rows."""
+        from .kernels import decode_error_and_sum, encode_topk, sort_by_feature
+
+        p, scratch = self.parameters, self.scratch
+        values, indices = encode_topk(x, p.encoder, p.encoder_bias, p.decoder_bias, k, scratch=scratch)
+        error = decode_error_and_sum(x, p.decoder, p.decoder_bias, values, indices, scratch, "error")
+        return sort_by_feature(values, indices, len(p.encoder), scratch), *error
+
+    def _auxiliary(
+        self, x: np.ndarray, error: np.ndarray, dead: np.ndarray, weight: float
+    ) -> tuple[float, Term]:
+        """The second term of the loss, its best dead features for every input being positive or not."""
+        from .kernels import Term, decode_error_and_sum, encode_topk, sort_by_feature
+
+        p, scratch, chosen = self.parameters, self.scratch, np.flatnonzero(dead)
+        k = min(self.k_aux, len(chosen))
         values, indices = encode_topk(
-            x, encoder, p.encoder_bias[j], p.decoder_bias, min(k_aux, len(j)), positive=False
+            *(x, p.encoder, p.encoder_bias, p.decoder_bias, k),
+            positive=False,
+            chosen=chosen,
+            scratch=scratch,
         )
-        residual, squared = decode_error(error, decoder, no_bias, values, indices)
-        weight = aux_coefficient / variance
-        loss += weight * float(squared.sum()) / error.size
-        of_dead = backward(x, residual, -2 * weight / error.size, decoder, p.decoder_bias, values, indices)
-        d_encoder[j] += of_dead[0]
-        d_decoder[j] += of_dead[1]
-        d_encoder_bias[j] += of_dead[2]
-    d_decoder_bias = -2 / error.size * error.sum(axis=0, dtype=np.float64) - np.einsum(
-        "f,fd->d", d_encoder_bias, p.encoder
-    )
-    return loss, Parameters(d_encoder, d_decoder, d_encoder_bias, d_decoder_bias.astype(np.float32)), counts
+        no_bias = np.zeros_like(p.decoder_bias)
+        residual, squared, _ = decode_error_and_sum(
+            error, p.decoder, no_bias, values, indices, scratch, "residual"
+        )
+        active = sort_by_feature(values, indices, len(p.encoder), scratch, "auxiliary")
+        loss = weight * float(squared.sum()) / error.size
+        return loss, Term(residual, -2 * weight / error.size, active)
+
+    def _nothing(self) -> Sorted:
+        from .kernels import Sorted
+
+        start = np.zeros(len(self.parameters.encoder) + 1, np.int32)
+        return Sorted(start, np.empty(0, np.int32), np.empty(0, np.float32))

@@ -11,17 +11,36 @@ from typing import Any
 import numpy as np
 
 from ..engine.arrays import namespace
-from .kernels_gpu import backward, decode_error, encode_topk
-from .training import Parameters
+from .kernels_gpu import adam_rows, backward, decode_error, encode_topk
+from .training import Adam, Parameters
 
 Array = Any
+
+
+class DeviceStep:
+    """One optimisation step on a device: the counterpart of ``topk.SparseStep``."""
+
+    def __init__(self, parameters: Parameters, k: int, k_aux: int, aux_coefficient: float) -> None:
+        self.parameters, self.constants = parameters, (k, k_aux, aux_coefficient)
+
+    def __call__(
+        self, x: Array, progress: float, dead: Array, adam: Adam, learning_rate: float
+    ) -> tuple[float, Array]:
+        """See ``training.Learner``."""
+        k, k_aux, aux_coefficient = self.constants
+        loss, gradients, counts = sparse_gradients(self.parameters, x, k, dead, k_aux, aux_coefficient)
+        if np.isfinite(loss):
+            constants = adam.next(learning_rate)
+            for name, parameter in vars(self.parameters).items():
+                gradient, unit = getattr(gradients, name), name == "decoder"
+                adam_rows(parameter, *adam.moments[name], gradient, constants, unit)
+        return loss, counts
 
 
 def sparse_gradients(
     parameters: Parameters, x: Array, k: int, dead: Array, k_aux: int, aux_coefficient: float
 ) -> tuple[float, Parameters, Array]:
-    """Loss, its gradients and the firing counts (F,), as ``reference.topk_gradients``, for x (n, d) and the mask ``dead``
-    (F,)."""
+    """Loss, its gradients and the firing counts (F,), as ``reference.topk_gradients``; x (n, d), mask ``dead`` (F,)."""
     xp, p = namespace(x), parameters
     values, indices = encode_topk(x, p.encoder, p.encoder_bias, p.decoder_bias, k)
     error, squared = decode_error(x, p.decoder, p.decoder_bias, values, indices)

@@ -1,4 +1,4 @@
-"""Training of one dictionary, whatever its kind: centring, scaling, shuffled epochs, Adam, history.
+"""Training of dictionaries, whatever their kind: centring, scaling, shared batches, Adam, history.
 
 The inputs are centred (the ratio |mean| / std predicts dead features) and scaled by one scalar so that E|x|^2 = d
 (Templeton et al. 2024); the kind's learner then sees x' = s (x - mean). On return both are folded back:
@@ -12,15 +12,18 @@ factor. Adam: Kingma & Ba 2015, arXiv:1412.6980.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from ..engine.arrays import namespace, to_host
+from ..engine.devices import HOST, Device
 from ..errors import NumericalError
 from .dictionary import Dictionary, kernels_for
+from .inputs import Batches, Held, Inputs
+from .metrics import mean_and_variance
 from .record import SaeSection, Tick
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 6.25e-10
@@ -50,16 +53,14 @@ class Learner(Protocol):
     """A dictionary in training, on centred and scaled inputs."""
 
     k: int  # active features per input, 0 if that is not fixed
-    unit_decoder: bool
     parameters: Parameters
 
-    def gradients(
-        self, x: np.ndarray, progress: float, dead: np.ndarray
-    ) -> tuple[float, Parameters, np.ndarray]:
-        """Loss per component, its gradients, how often each feature fires (F,) on ``x`` (n, d); ``dead`` (F,) mask.
+    def step(
+        self, x: np.ndarray, progress: float, dead: np.ndarray, adam: Adam, learning_rate: float
+    ) -> tuple[float, np.ndarray]:
+        """One step on ``x`` (n, d), ``dead`` (F,) mask: loss per component before it, and how often each feature fires (F,).
 
-        ``progress`` is the share of the steps done, for schedules. Only the direction and relative size of the gradients
-        matter to Adam.
+        ``progress`` is the share of the steps done, for schedules. Nothing changes when the loss is not finite.
         """
 
     def finished(self) -> Parameters:
@@ -67,115 +68,170 @@ class Learner(Protocol):
 
 
 class Adam:
-    """Adam over the four arrays of a dictionary, in place; decoder rows stay on the unit sphere if asked for."""
+    """Adam over the four arrays of a dictionary: first and second moments, and the number of steps taken."""
 
-    def __init__(self, parameters: Parameters, unit_decoder: bool) -> None:
-        self.unit_decoder = unit_decoder
+    def __init__(self, parameters: Parameters) -> None:
         zeros = namespace(parameters.encoder).zeros_like
         self.moments = {name: (zeros(p), zeros(p)) for name, p in vars(parameters).items()}
         self.steps = 0
 
-    def update(self, parameters: Parameters, gradients: Parameters, learning_rate: float) -> None:
-        """One step against ``gradients``."""
-        adam = kernels_for(parameters.encoder).adam
+    def next(self, learning_rate: float) -> np.ndarray:
+        """Begin a step: what ``rows.adam`` wants to know, (6,) float32, with the corrections of both biases."""
         self.steps += 1
         correction = np.sqrt(1 - BETA2**self.steps)
         rate, epsilon = learning_rate * correction / (1 - BETA1**self.steps), EPSILON * correction
+        return np.array([rate, epsilon, BETA1, 1 - BETA1, BETA2, 1 - BETA2], np.float32)
+
+    def update(self, parameters: Parameters, gradients: Parameters, learning_rate: float) -> None:
+        """One step against ``gradients``."""
+        adam_rows, constants = kernels_for(parameters.encoder).adam_rows, self.next(learning_rate)
         for name, parameter in vars(parameters).items():
-            arrays = (parameter, getattr(gradients, name), *self.moments[name])
-            p, g, m, v = (array.reshape(-1, array.shape[-1]) for array in arrays)
-            adam(p, g, m, v, rate, epsilon, BETA1, BETA2, unit=self.unit_decoder and name == "decoder")
+            adam_rows(parameter, *self.moments[name], getattr(gradients, name), constants)
+
+
+class _Trainee:
+    """One dictionary in training, with everything that its next step depends on."""
+
+    def __init__(self, record: SaeSection, seed: int, sample: np.ndarray) -> None:
+        self.record, self.learner = record, record.learner(np.random.default_rng([seed, 0]), sample)
+        self.adam = Adam(self.learner.parameters)
+        self.idle = namespace(sample).zeros(record.features, np.int64)
+        self.history = np.zeros((3, record.steps))
+
+    def step(self, step: int, batch: np.ndarray) -> None:
+        """Learn from a batch. Raises NumericalError when the loss is no longer finite."""
+        record = self.record
+        rate = record.learning_rate * min(1.0, (record.steps - step) / (DECAY * record.steps))
+        with np.errstate(over="ignore", invalid="ignore"):  # shows in the loss
+            loss, counts = self.learner.step(
+                batch, step / record.steps, self.idle >= record.dead_after, self.adam, rate
+            )
+        if not np.isfinite(loss):
+            raise _diverged(record, step)
+        self.idle += len(batch)
+        self.idle[counts > 0] = 0
+        dead = int((self.idle >= record.dead_after).sum()) / record.features
+        self.history[:, step] = loss, int(counts.sum()) / len(batch), dead
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """By name, all arrays that a step changes."""
+        parameters = vars(self.learner.parameters)
+        first = {f"first_moment_{name}": pair[0] for name, pair in self.adam.moments.items()}
+        second = {f"second_moment_{name}": pair[1] for name, pair in self.adam.moments.items()}
+        return {**parameters, **first, **second, "idle": self.idle, "history": self.history}
+
+
+class Training:
+    """Dictionaries of one record, one per seed, in training on ``device`` on one pass over the same inputs.
+
+    Batches are put together on the host and moved: 4 n d bytes a step for all dictionaries.
+    None of them depends on the others. Raises NumericalError when the inputs are empty, constant or not finite, and from
+    ``advance`` when one of them diverges.
+    """
+
+    def __init__(
+        self, record: SaeSection, inputs: Inputs, seeds: Sequence[int], device: Device = HOST
+    ) -> None:
+        self.record, self.step, self.device = record, 0, device
+        self.mean, self.scale = normalisation(inputs)
+        self._batches = Batches(inputs, self.mean, self.scale, min(record.batch, inputs.n_rows))
+        sample = device.put(self._batches.batch(0))
+        self._trainees = [_Trainee(record, seed, sample) for seed in seeds]
+
+    def advance(self) -> None:
+        """One step of every dictionary, on the same batch."""
+        batch = self.device.put(self._batches.batch(self.step))
+        for trainee in self._trainees:
+            trainee.step(self.step, batch)
+        self.step += 1
+
+    @property
+    def message(self) -> str:
+        """Where they stand, in a few words: means over the dictionaries."""
+        histories = [trainee.history[:, self.step - 1] for trainee in self._trainees]
+        loss, active, dead = np.mean(histories, axis=0)
+        return f"loss {loss:.4g}, {active:.1f} active, {dead:.0%} dead"
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything needed to continue with the same bits (references, not copies, where it is on the host)."""
+        each = {
+            f"{place}.{name}": to_host(array)
+            for place, trainee in enumerate(self._trainees)
+            for name, array in trainee.arrays().items()
+        }
+        return {"step": np.asarray(self.step), **each}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continue from a ``state`` of the same record, inputs and seeds."""
+        self.step = int(state["step"])
+        for place, trainee in enumerate(self._trainees):
+            trainee.adam.steps = self.step
+            for name, array in trainee.arrays().items():
+                array[...] = namespace(array).asarray(state[f"{place}.{name}"])
+
+    def finished(self) -> list[tuple[Dictionary, History]]:
+        """The dictionaries, in the order of the seeds, and how they got there."""
+        result = []
+        for trainee in self._trainees:
+            learner = trainee.learner
+            if not all(np.isfinite(to_host(array)).all() for array in vars(learner.parameters).values()):
+                raise _diverged(self.record, self.record.steps)
+            dictionary = fold(learner.finished(), self.record.kind, learner.k, self.mean, self.scale)
+            result.append((dictionary, History(*trainee.history)))
+        return result
 
 
 def train(record: SaeSection, x: np.ndarray, seed: int, tick: Tick) -> tuple[Dictionary, History]:
-    """Train one dictionary of the kind of ``record`` on the rows of ``x`` (n, d) float32, where they are; ``tick`` is called
-    every step.
+    """Train one dictionary of the kind of ``record`` on the rows of ``x`` (n, d) float32; ``tick`` is called every step.
 
-    The same record, inputs, seed and number of threads give the same bits. Raises NumericalError when the inputs are
-    empty, constant or not finite, or when training diverges.
+    The same record, inputs and seed give the same bits. Raises NumericalError like ``Training``.
     """
-    mean, scale = normalisation(x)
-    generator = np.random.default_rng([seed, 0])
-    batches = _batches(x, mean, scale, min(record.batch, len(x)), seed)
-    learner = record.learner(generator, next(batches))
-    optimiser = Adam(learner.parameters, learner.unit_decoder)
-    xp = namespace(x)
-    idle = xp.zeros(record.features, np.int64)
-    history = np.empty((3, record.steps))
-    for step, batch in zip(range(record.steps), batches, strict=False):
-        dead = idle >= record.dead_after
-        with np.errstate(over="ignore", invalid="ignore"):  # shows in the loss
-            loss, gradients, counts = learner.gradients(batch, step / record.steps, dead)
-        if not np.isfinite(loss):
-            raise _diverged(record, step)
-        rate = record.learning_rate * min(1.0, (record.steps - step) / (DECAY * record.steps))
-        optimiser.update(learner.parameters, gradients, rate)
-        idle = xp.where(counts > 0, 0, idle + len(batch))
-        history[:, step] = loss, int(counts.sum()) / len(batch), float((idle >= record.dead_after).mean())
-        tick(
-            step + 1,
-            record.steps,
-            f"loss {loss:.4g}, {history[1, step]:.1f} active, {history[2, step]:.0%} dead",
-        )
-    if not all(xp.isfinite(array).all() for array in vars(learner.parameters).values()):
-        raise _diverged(record, record.steps)
-    return fold(learner.finished(), record.kind, learner.k, mean, scale), History(*history)
+    training = Training(record, Held(x), [seed])
+    while training.step < record.steps:
+        training.advance()
+        tick(training.step, record.steps, training.message)
+    return training.finished()[0]
 
 
 def unit_rows(generator: np.random.Generator, n_rows: int, width: int) -> np.ndarray:
     """Independent directions, uniform on the sphere: (n_rows, width) float32."""
-    rows = generator.standard_normal((n_rows, width))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    result, block = np.empty((n_rows, width), np.float32), 2**14
+    for first in range(0, n_rows, block):
+        rows = generator.standard_normal((min(block, n_rows - first), width))
+        result[first : first + block] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return result
 
 
-def normalisation(x: np.ndarray) -> tuple[np.ndarray, float]:
-    """Mean (d,) float64 of the rows of ``x`` (n, d) and the factor s that makes E|s (x - mean)|^2 = d."""
-    if x.size == 0:
+def normalisation(inputs: Inputs) -> tuple[np.ndarray, float]:
+    """Mean (d,) float64 of the rows and the factor s that makes E|s (x - mean)|^2 = d, from one pass over them."""
+    if inputs.n_rows == 0 or inputs.width == 0:
         raise NumericalError(
             "no activations to train a dictionary on: raise samples.count or its training share"
         )
-    mean = x.mean(axis=0, dtype=np.float64)
-    block = max(1, 2**20 // x.shape[1])
-    variance = sum(float(((x[a : a + block] - mean) ** 2).sum()) for a in range(0, len(x), block)) / len(x)
+    mean, variance = mean_and_variance(inputs)
     if not np.isfinite(variance):
         raise NumericalError(
             "the activations are not finite: the network has diverged; look at the ground state first"
         )
-    mean = to_host(mean)
     rounding = np.finfo(np.float32).eps ** 2 * float(mean @ mean)
     if variance <= rounding:
         raise NumericalError(
             "the activations are the same for every input: there is nothing for a dictionary to learn; "
             "leave this layer out of activations.layers, or train the network further"
         )
-    return mean, float(np.sqrt(x.shape[1] / variance))
+    return mean, float(np.sqrt(inputs.width / variance))
 
 
 def fold(parameters: Parameters, kind: str, k: int, mean: np.ndarray, scale: float) -> Dictionary:
-    """The dictionary on raw inputs that does what ``parameters`` do on ``scale`` (x - ``mean``), in units of raw inputs.
-
-    Its arrays are on the host.
-    """
+    """The dictionary on raw inputs that does what ``parameters`` do on ``scale`` (x - ``mean``), in units of raw inputs."""
     return Dictionary(
         kind,
         k,
-        to_host(parameters.encoder).astype(np.float32),
-        to_host(parameters.decoder).astype(np.float32),
+        np.asarray(to_host(parameters.encoder), np.float32),
+        np.asarray(to_host(parameters.decoder), np.float32),
         (to_host(parameters.encoder_bias) / scale).astype(np.float32),
         (mean + to_host(parameters.decoder_bias) / scale).astype(np.float32),
     )
-
-
-def _batches(x: np.ndarray, mean: np.ndarray, scale: float, size: int, seed: int) -> Iterator[np.ndarray]:
-    """Centred, scaled batches (size, d) float32, without end: epoch after epoch, each in its own seeded order."""
-    xp = namespace(x)
-    shift, factor = xp.asarray(mean.astype(np.float32)), np.float32(scale)
-    epoch = 0
-    while True:
-        epoch += 1
-        order = xp.asarray(np.random.default_rng([seed, epoch]).permutation(len(x)))
-        for first in range(0, len(x) - size + 1, size):
-            yield (x[order[first : first + size]] - shift) * factor
 
 
 def _diverged(record: SaeSection, step: int) -> NumericalError:

@@ -21,7 +21,7 @@ from ..datasets import Origin, read_attributes, read_stage
 from ..datasets.files import locked, sweep_temporaries, write_text
 from ..engine.devices import Device, choose_device
 from ..engine.threads import configure_threads
-from ..errors import NumericalError, Stopped, UserError
+from ..errors import CompilationStopped, NumericalError, Stopped, UserError
 from .checkpoint import load_checkpoint, save_checkpoint
 from .log import run_log
 from .plan import PointPlan, Step
@@ -262,6 +262,9 @@ class _Run:
             except NumericalError:
                 context.keep()
                 raise
+            except CompilationStopped:
+                context.keep()
+                raise Stopped from None
             seed = getattr(getattr(spec, name, None), "seed", spec.seed)
             store.put(
                 dataset,

@@ -1,6 +1,7 @@
 """Stopping on request: SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 ask for a checkpoint and an orderly end.
 
 The first signal sets a flag that stages meet at their next tick; a second one leaves at once, and the last checkpoint stands.
+The first run compiles kernels for many seconds without a tick: there the signal interrupts the compiler (CompilationStopped).
 """
 
 from __future__ import annotations
@@ -8,6 +9,9 @@ from __future__ import annotations
 import os
 import signal
 from types import FrameType, TracebackType
+
+from ..engine.jit import compiling
+from ..errors import CompilationStopped
 
 EXIT_AGAIN = 75  # EX_TEMPFAIL: run the same command again to continue
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -39,6 +43,8 @@ class StopRequest:
         self.asked = True
         text = f"{signal.Signals(number).name} received: writing a checkpoint, then stopping (once more: leave at once)\n"
         os.write(2, text.encode())
+        if compiling():
+            raise CompilationStopped
 
 
 def _leave_at_once() -> None:

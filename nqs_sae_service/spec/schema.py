@@ -43,7 +43,9 @@ def _for_editors(schema: Any) -> Any:
             plain[key] = {name: _for_editors(field) for name, field in value.items()}
         elif key == "oneOf":
             plain["anyOf"] = _for_editors(value)
-        elif key not in ("title", "required", "discriminator") and not (key == "default" and value is None):
+        elif key not in ("title", "required", "discriminator", "neutral") and not (
+            key == "default" and value is None
+        ):
             plain[key] = _for_editors(value)
     choices = [choice for choice in plain.get("anyOf", ()) if choice != {"type": "null"}]
     if len(choices) == 1:

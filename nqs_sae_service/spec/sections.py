@@ -78,6 +78,11 @@ class GroundState(Section):
     )
     shift_steps: int = Field(50, ge=0, le=1_000_000, description="steps over which the shift decays")
     max_step: float = Field(0.3, gt=0, le=1e3, description="largest update, as a length in the metric S")
+    solver: Literal["auto", "cholesky", "cg"] = Field(
+        "auto",
+        description="how the minSR system is solved; auto: conjugate gradients while they promise to be cheaper",
+        json_schema_extra={"neutral": True},
+    )
     final_samples: int = Field(
         16384, ge=2, le=10**8, description="fresh samples for the final energy; a multiple of sampling.chains"
     )
@@ -168,15 +173,16 @@ class Activations(Section):
     """Which layers of the network are recorded and taken apart."""
 
     layers: tuple[str, ...] = Field(
-        (), max_length=1000, description="layers to record; empty: the residual stream after every block"
+        (),
+        max_length=1000,
+        description="layers to record; empty: the residual stream after every block, or the hidden units",
     )
 
     def resolved(self, sections: Mapping[str, Section]) -> Section:
         state: Any = sections.get("state")
         if self.layers or state is None:
             return self
-        residual = tuple(name for name in state.layer_names() if name.startswith("residual_"))
-        return self.model_copy(update={"layers": residual})
+        return self.model_copy(update={"layers": state.default_layers()})
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
         yield from _repeated("layers", self.layers)

@@ -1,50 +1,70 @@
-"""Stage ``activations``: the residual stream (and other layers) on every sample."""
+"""Stage ``activations``: the residual stream (and other layers) on every sample, written piece by piece."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 
-from ..datasets.schema import labelled
+from ..datasets.netcdf import Piece, Streamed
+from ..datasets.schema import declaration, labelled
 from ..engine.arrays import to_host
-from ..sae.metrics import participation_ratio
+from ..sae.metrics import Moments
 from .cost import Cost, network_flops, seconds_for
-from .inputs import trained
+from .inputs import aligned_samples, hyperslabs, trained
 from .stage import Context, Stage
 
 if TYPE_CHECKING:
     from ..spec import Spec
 
-_SAMPLES_AT_ONCE = 4096
+_PIECE_ELEMENTS = 2**22  # of all layers together, computed at a time
 
 
-def run(context: Context) -> xr.Dataset:
+def run(context: Context) -> Streamed:
     """One variable per layer (chain, draw, token, width), float32, and the participation ratio of each."""
-    spec = context.spec
-    psi = trained(context)
+    psi, layers = trained(context), context.spec.activations.layers
     samples = context.upstream["samples"]
-    shape = samples["configuration"].shape
-    sigma = samples["configuration"].values.reshape(-1, psi.state.n_sites)
-    layers = spec.activations.layers
-    arrays: dict[str, np.ndarray] = {}
-    for start in range(0, len(sigma), _SAMPLES_AT_ONCE):
-        context.tick(start, len(sigma), "activations")
-        rows = slice(start, start + _SAMPLES_AT_ONCE)
-        for layer, x in psi.activations(context.device.put(sigma[rows]), layers).items():
-            array = arrays.setdefault(layer, np.empty((len(sigma), *x.shape[1:]), np.float32))
-            array[rows] = to_host(x)
-    ratios = [participation_ratio(arrays[layer].reshape(-1, arrays[layer].shape[-1])) for layer in layers]
-    variables = {layer: array.reshape(*shape[:2], *array.shape[1:]) for layer, array in arrays.items()}
-    return labelled(
+    n_chains, n_draws, n_sites = samples["configuration"].shape
+    probe = psi.activations(context.device.put(np.ones((1, n_sites), np.int8)), layers)
+    shapes = {layer: (n_chains, n_draws, *x.shape[1:]) for layer, x in probe.items()}
+    labels = {
+        declaration("activations", layer).dims[2]: np.arange(shape[2]) for layer, shape in shapes.items()
+    }
+    dataset = labelled(
         "activations",
-        {**variables, "participation_ratio": np.asarray(ratios)},
+        {"participation_ratio": np.full(len(layers), np.nan)},
         {
             "chain": samples["chain"].values,
             "draw": samples["draw"].values,
             "layer": np.asarray(layers, dtype=object),
+            **labels,
         },
+    )
+    return Streamed(dataset, {layer: (shapes[layer], np.float32) for layer in layers}, _pieces(context))
+
+
+def _pieces(context: Context) -> Iterator[Piece]:
+    psi, layers = trained(context), context.spec.activations.layers
+    configurations = context.upstream["samples"]["configuration"]
+    n_draws, n_sites = configurations.shape[1:]
+    sigma = configurations.values.reshape(-1, n_sites)
+    moments = {layer: Moments() for layer in layers}
+    each = len(layers) * psi.state.n_tokens * psi.state.width
+    size = aligned_samples(_PIECE_ELEMENTS, each)
+    for first in range(0, len(sigma), size):
+        context.tick(first, len(sigma), "activations")
+        last = min(len(sigma), first + size)
+        for layer, values in psi.activations(context.device.put(sigma[first:last]), layers).items():
+            x = np.asarray(to_host(values), np.float32)
+            moments[layer].add(x.reshape(-1, x.shape[-1]))
+            for chains, draws, place in hyperslabs(first, last, n_draws):
+                shape = (chains.stop - chains.start, draws.stop - draws.start, *x.shape[1:])
+                yield layer, (chains, draws), x[place].reshape(shape)
+    yield (
+        "participation_ratio",
+        (slice(None),),
+        np.array([moments[layer].participation_ratio for layer in layers]),
     )
 
 
@@ -53,14 +73,15 @@ def estimate(spec: Spec) -> Cost:
     state = spec.state.build(spec.lattice.build())
     layers = len(spec.activations.layers)
     size = 4.0 * spec.samples.count * state.n_tokens * state.width * layers
-    return Cost(seconds_for(network_flops(spec) * spec.samples.count * layers) + size / 2e8, size, 3 * size)
+    held = min(size, 4.0 * _PIECE_ELEMENTS) + spec.samples.count * state.n_sites
+    return Cost(seconds_for(network_flops(spec) * spec.samples.count * layers) + size / 2e8, size, 4 * held)
 
 
 STAGE = Stage(
     name="activations",
     reads=("state", "lattice", "activations"),
     upstream=("ground_state", "samples"),
-    version=1,
+    version=2,
     run=run,
     estimate=estimate,
 )

@@ -23,6 +23,7 @@ from ..interpret.gain import Gain, gain_over_controls
 from ..interpret.series import Average, Load, RowMoments, Rows, per_sample, row_moments
 from ..interpret.verdict import Evidence, verdict
 from ..sae.dictionary import Dictionary
+from ..sae.inputs import Held
 from ..sae.metrics import density, participation_ratio_of, stability
 from .cost import Cost, network_flops, seconds_for
 from .stage import Context, Stage
@@ -349,9 +350,9 @@ def _verdict(layer: _Layer, tables: Tables, i: int) -> str:
 def _density(dictionary: Dictionary, rows: Rows) -> NDArray:
     """Share of the rows on which each feature is active, (feature,)."""
     active, n_rows = np.zeros(dictionary.n_features), 0
-    for _, _, x in rows.blocks(dictionary.n_features):
+    for _, _, x in rows.blocks(dictionary.width):
         flat = x.reshape(-1, dictionary.width)
-        active += len(flat) * density(dictionary, flat)
+        active += len(flat) * density(dictionary, Held(flat))
         n_rows += len(flat)
     return active / n_rows
 

@@ -112,9 +112,8 @@ def estimate(spec: Spec) -> Cost:
     )
     rows = options.samples * (2 if state.complex_amplitude else 1)
     gram = options.steps * (rows * rows * state.n_parameters + rows**3 / 3 + draws * 3e7)
-    memory = (
-        3 * 8 * rows * rows + 40 * 4 * options.samples * state.n_tokens * state.width * spec.state.layers * 4
-    )
+    edges = 56 * options.samples * state.n_tokens * state.width * len(state.bricks)
+    memory = 3 * 8 * rows * rows + edges
     return Cost(
         seconds_for(network_flops(spec) * calls + 2 * gram),
         8.0 * (2 * state.n_parameters + 9 * options.steps),

@@ -1,12 +1,19 @@
-"""What several stages read from upstream: the trained wave function and its Born samples."""
+"""What several stages read from upstream: the trained wave function, its Born samples, and activations block by block."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import xarray as xr
 
+from ..engine.arrays import to_host
 from ..states import Wavefunction
 from .stage import Context
+
+ALIGNED = 64  # samples: network calls cut at multiples of this give a sample the same bits, whatever is computed with it
+_BLOCK_ELEMENTS = 2**18  # of activations that are read together
 
 
 def trained(context: Context) -> Wavefunction:
@@ -21,3 +28,83 @@ def born_samples(samples: xr.Dataset, complex_amplitude: bool) -> tuple[np.ndarr
     return samples["configuration"].values, log_psi if complex_amplitude else np.ascontiguousarray(
         log_psi.real
     )
+
+
+def aligned_samples(elements: int, elements_each: int) -> int:
+    """How many samples of ``elements_each`` numbers make about ``elements``: a multiple of ``ALIGNED``."""
+    return ALIGNED * max(1, elements // (ALIGNED * elements_each))
+
+
+def hyperslabs(first: int, last: int, n_draws: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Cut the samples first:last, counted along chains of ``n_draws``, into rectangles: (chains, draws, place in them)."""
+    at = first
+    while at < last:
+        chain, draw = divmod(at, n_draws)
+        whole = (last - at) // n_draws if draw == 0 else 0
+        end = at + whole * n_draws if whole else min(last, (chain + 1) * n_draws)
+        draws = slice(0, n_draws) if whole else slice(draw, draw + end - at)
+        yield slice(chain, chain + max(1, whole)), draws, slice(at - first, end - first)
+        at = end
+
+
+class Source(Protocol):
+    """Activations of samples first:last of some chains, counted along the chains: (sample, token, width)."""
+
+    def __call__(self, first: int, last: int) -> np.ndarray: ...
+
+
+def recorded(activations: xr.DataArray, chains: np.ndarray) -> Source:
+    """Activations (chain, draw, token, width) of a stage file, read when asked for."""
+    n_draws = activations.shape[1]
+
+    def read(first: int, last: int) -> np.ndarray:
+        x = np.empty((last - first, *activations.shape[2:]), np.float32)
+        for positions, draws, place in hyperslabs(first, last, n_draws):
+            part = activations.isel(chain=_as_slice(chains[positions]), draw=draws).values
+            x[place] = part.reshape(-1, *x.shape[1:])
+        return x
+
+    return read
+
+
+def computed(psi: Wavefunction, layer: str, sigma: np.ndarray) -> Source:
+    """Activations of a network on configurations ``sigma`` (sample, spin), computed when asked for."""
+
+    def compute(first: int, last: int) -> np.ndarray:
+        return to_host(psi.activations(psi.put(sigma[first:last]), [layer])[layer])
+
+    return compute
+
+
+def _as_slice(chains: np.ndarray) -> slice | np.ndarray:
+    """Neighbouring chains as a slice: they are read in one go."""
+    consecutive = np.array_equal(chains, np.arange(chains[0], chains[0] + len(chains)))
+    return slice(int(chains[0]), int(chains[-1]) + 1) if consecutive else chains
+
+
+class Rows:
+    """What a dictionary sees (``sae.inputs.Inputs``): every token of a source is a row or, when ``pooled``, every token mean.
+
+    ``shape`` is (samples, tokens, width). The size of a block depends on it alone. ``tick`` is called before a block is read.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        shape: tuple[int, int, int],
+        pooled: bool,
+        tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        n_samples, n_tokens, self.width = shape
+        self._source, self._n_samples, self._pooled, self._tick = source, n_samples, pooled, tick
+        self._samples = aligned_samples(_BLOCK_ELEMENTS, n_tokens * self.width)
+        each = 1 if pooled else n_tokens
+        self.n_rows, self.block_rows = n_samples * each, self._samples * each
+
+    def read(self, block: int) -> np.ndarray:
+        """The rows of one block, (at most block_rows, width) float32."""
+        self._tick()
+        first = block * self._samples
+        x = self._source(first, min(self._n_samples, first + self._samples))
+        rows = x.mean(axis=1) if self._pooled else x.reshape(-1, self.width)
+        return np.ascontiguousarray(rows, dtype=np.float32)

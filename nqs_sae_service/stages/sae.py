@@ -6,23 +6,26 @@ pipeline, random parameters. Their dictionaries are trained here, once, so that 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
 from ..datasets.schema import SCHEMA, labelled
-from ..engine.arrays import to_host
+from ..engine.memory import available_memory
 from ..engine.random import Stream
 from ..interpret.expectation import Exact, FreshSampling
 from ..interpret.reconstruction import Yardstick, ablated, reconstructed
 from ..physics.hamiltonians import MAX_SITES_DIAGONALISED
 from ..physics.observables import make_observable
 from ..sae.dictionary import Dictionary
-from ..sae.metrics import density, explained_variance
+from ..sae.inputs import Held, Inputs
+from ..sae.metrics import density, explained_variance, mean_and_variance
+from ..sae.training import History, Training
 from ..sampling import Metropolis
 from .cost import Cost, seconds_for
-from .inputs import born_samples, trained
+from .inputs import Rows, born_samples, computed, recorded, trained
 from .stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -30,15 +33,22 @@ if TYPE_CHECKING:
 
 UNTRAINED_SEED = 1_000_000  # seeds of the untrained networks follow on from here
 _BURN_IN, _DRAWS = 15, 2  # sweeps before, and samples per chain of, the energy of a replaced state
+_IN_TRAINING = "training."  # before the names of what a checkpoint holds of dictionaries in training
+_ARRAYS = 6  # of F x d numbers for every dictionary in training: encoder and decoder with two moments each
+_SHARE_OF_MEMORY = (
+    0.25  # of what is available: the most that inputs are held in, or dictionaries trained together
+)
 _SAMPLES = 8192  # Born samples that overlaps are measured on
 
 
 def run(context: Context) -> xr.Dataset:
-    """Train the dictionaries one after the other; a checkpoint keeps those that are done."""
+    """Train the dictionaries that share inputs together, one such group after the other.
+
+    A checkpoint keeps those that are done, and those in training with everything their next step needs.
+    """
     workshop = _Workshop(context)
     for layer in range(len(workshop.layers)):
-        for seed in range(len(workshop.record.seeds)):
-            workshop.train(layer, seed)
+        workshop.train(layer)
         for initialisation in range(workshop.record.untrained):
             workshop.train_untrained(layer, initialisation)
     return workshop.dataset()
@@ -56,7 +66,14 @@ class _Workshop:
         split = self.samples["split"].values
         self.chains = {part: np.flatnonzero(split == part) for part in ("train", "select")}
         self.yardstick = self._make_yardstick()
-        self.results = context.restore() or self._empty()
+        saved = context.restore() or self._empty()
+        self.in_training = {
+            name.removeprefix(_IN_TRAINING): array
+            for name, array in saved.items()
+            if name.startswith(_IN_TRAINING)
+        }
+        self.results = {name: array for name, array in saved.items() if not name.startswith(_IN_TRAINING)}
+        self.training: Training | None = None
 
     def _make_yardstick(self) -> Yardstick:
         spec, n = self.context.spec, self.psi.state.n_sites
@@ -97,51 +114,96 @@ class _Workshop:
         done = np.zeros((len(self.layers), len(self.record.seeds) + self.record.untrained), bool)
         return {**arrays, "done": done, "ablated": np.full(len(self.layers), np.nan)}
 
-    def inputs(self, parameters: np.ndarray | None, layer: str, part: str) -> np.ndarray:
-        """Rows (n, width) float32 that a dictionary sees: tokens, or token means, of the chains of a split."""
+    def inputs(self, parameters: np.ndarray | None, layer: str, part: str) -> Inputs:
+        """What a dictionary sees of the chains of a split: in memory where that is small, else read again in every epoch."""
+        chains, n_draws = self.chains[part], self.samples.sizes["draw"]
         if parameters is None:
-            x = self.context.upstream["activations"][layer].values[self.chains[part]]
+            stored = self.context.upstream["activations"][layer]
+            source, shape = recorded(stored, chains), stored.shape[2:]
         else:
-            sigma = self.samples["configuration"].values[self.chains[part]]
-            flat = sigma.reshape(-1, sigma.shape[-1])
-            put = self.context.device.put
-            x = to_host(self.psi.state.activations(put(parameters), put(flat), [layer])[layer])
-        x = x.reshape(-1, *x.shape[-2:])
-        rows = x.mean(axis=1) if self.pooled else x.reshape(-1, x.shape[-1])
-        return np.ascontiguousarray(rows, dtype=np.float32)
+            sigma = self.samples["configuration"].values[chains]
+            psi = self.psi.state.bind(self.context.device.put(parameters))
+            source = computed(psi, layer, sigma.reshape(-1, sigma.shape[-1]))
+            shape = source(0, 1).shape[1:]
+        n_samples = len(chains) * n_draws
+        n_tokens, width = shape
+        rows = Rows(source, (n_samples, n_tokens, width), self.pooled, lambda: self.tick(f"{layer}: reading"))
+        small = 4 * rows.n_rows * rows.width <= available_memory() * _SHARE_OF_MEMORY
+        return Held.of(rows) if small else rows
 
-    def tick(self, done: int, total: int, message: str) -> None:
-        """Progress inside the dictionary being trained."""
-        flags = self.results["done"]
-        self.context.tick(int(flags.sum()) * total + done, flags.size * total, message, lambda: self.results)
-
-    def train(self, layer: int, seed: int) -> None:
-        """One dictionary of the trained network, with everything that is measured on it."""
-        if self.results["done"][layer, seed]:
-            return
-        name, r = self.layers[layer], self.results
-        x = self.inputs(None, name, "train")
-        label = f"{name}, seed {self.record.seeds[seed]}"
-        dictionary, history = self.record.train(
-            self.context.device.put(x), self.record.seeds[seed], lambda i, n, _: self.tick(i, n, label)
+    def tick(self, message: str) -> None:
+        """Progress; a checkpoint, when one is due, holds the results and the dictionaries in training."""
+        flags, steps = self.results["done"], self.record.steps
+        members = self.in_training.get("members", np.empty(0, int))
+        at = 0 if self.training is None else self.training.step
+        self.context.tick(
+            int(flags.sum()) * steps + len(members) * at, flags.size * steps, message, self.state
         )
-        self._keep(dictionary, "", (layer, seed))
-        for quantity in ("loss", "l0", "dead_fraction"):
-            r[quantity][layer, seed] = getattr(history, quantity)
-        held_out = self.inputs(None, name, "select")
-        r["feature_density"][layer, seed] = density(dictionary, held_out)
-        r["explained_variance"][layer, seed] = explained_variance(held_out, dictionary.reconstruct(held_out))
-        self._measure(layer, seed, dictionary, x.mean(axis=0, dtype=np.float64))
-        r["done"][layer, seed] = True
 
-    def _measure(self, layer: int, seed: int, dictionary: Dictionary, mean: np.ndarray) -> None:
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything needed to continue with the same bits."""
+        now = self.in_training | (self.training.state() if self.training else {})
+        return self.results | {_IN_TRAINING + name: array for name, array in now.items()}
+
+    def _trained(
+        self, inputs: Inputs, layer: int, members: Sequence[int], seeds: Sequence[int], label: str
+    ) -> list[tuple[Dictionary, History]]:
+        """Dictionaries of a layer trained together, continued where a checkpoint left them; ``members`` are their places."""
+        training = Training(self.record, inputs, seeds, self.context.device)
+        if self.in_training:
+            training.restore(self.in_training)
+        self.in_training = {"layer": np.asarray(layer), "members": np.asarray(members)}
+        self.training = training
+        while training.step < self.record.steps:
+            training.advance()
+            self.tick(f"{label}: {training.message}")
+        return training.finished()
+
+    def _finish(self, layer: int, members: Sequence[int]) -> None:
+        """Mark a group as done."""
+        self.results["done"][layer, members] = True
+        self.training, self.in_training = None, {}
+
+    def _groups(self, layer: int) -> Iterator[list[int]]:
+        """Places of the seeds to be trained together: those of a checkpoint, then as many as the memory holds."""
+        if self.in_training and int(self.in_training["layer"]) == layer:
+            members = [int(place) for place in self.in_training["members"]]
+            if members[0] < len(self.record.seeds):
+                yield members
+        each = 4.0 * _ARRAYS * self.record.features * self.psi.state.width
+        together = max(1, int(available_memory() * _SHARE_OF_MEMORY / each))
+        left = [place for place in range(len(self.record.seeds)) if not self.results["done"][layer, place]]
+        yield from (left[first : first + together] for first in range(0, len(left), together))
+
+    def train(self, layer: int) -> None:
+        """The dictionaries of the trained network, with everything that is measured on them."""
+        name, r = self.layers[layer], self.results
+        if r["done"][layer, : len(self.record.seeds)].all():
+            return
+        x, held_out = self.inputs(None, name, "train"), self.inputs(None, name, "select")
+        for members in self._groups(layer):
+            seeds = [self.record.seeds[place] for place in members]
+            label = f"{name}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+            for place, (dictionary, history) in zip(
+                members, self._trained(x, layer, members, seeds, label), strict=True
+            ):
+                self._keep(dictionary, "", (layer, place))
+                for quantity in ("loss", "l0", "dead_fraction"):
+                    r[quantity][layer, place] = getattr(history, quantity)
+                r["feature_density"][layer, place] = density(dictionary, held_out)
+                r["explained_variance"][layer, place] = explained_variance(held_out, dictionary.reconstruct)
+                self._measure(layer, place, dictionary, x)
+            self._finish(layer, members)
+
+    def _measure(self, layer: int, seed: int, dictionary: Dictionary, inputs: Inputs) -> None:
         name, r = self.layers[layer], self.results
         number = layer * (len(self.record.seeds) + 1)
 
         def tick(message: str) -> None:
-            self.tick(self.record.steps, self.record.steps, f"{name}: energy recovered")
+            self.tick(f"{name}: energy recovered")
 
         if np.isnan(r["ablated"][layer]):
+            mean, _ = mean_and_variance(inputs)
             psi_ablated = ablated(self.psi, name, mean, self.pooled)
             r["ablated"][layer] = self.yardstick.energy_of(psi_ablated, number, tick)
         psi_sae = reconstructed(self.psi, name, dictionary.on(self.context.device), self.pooled)
@@ -158,18 +220,15 @@ class _Workshop:
         name = self.layers[layer]
         parameters = self.psi.state.initial_parameters(UNTRAINED_SEED + initialisation)
         self.results["untrained_parameters"][initialisation] = parameters
+        x = self.inputs(parameters, name, "train")
         label = f"{name}, untrained network {initialisation + 1}"
-        dictionary, _ = self.record.train(
-            self.context.device.put(self.inputs(parameters, name, "train")),
-            self.record.seeds[0],
-            lambda i, n, _: self.tick(i, n, label),
-        )
+        [(dictionary, _)] = self._trained(x, layer, [place], self.record.seeds[:1], label)
         self._keep(dictionary, "untrained_", (layer, initialisation))
         held_out = self.inputs(parameters, name, "select")
         self.results["untrained_explained_variance"][layer, initialisation] = explained_variance(
-            held_out, dictionary.reconstruct(held_out)
+            held_out, dictionary.reconstruct
         )
-        self.results["done"][layer, place] = True
+        self._finish(layer, [place])
 
     def _keep(self, dictionary: Dictionary, prefix: str, place: tuple[int, int]) -> None:
         for name in ("encoder", "decoder", "encoder_bias", "decoder_bias"):
@@ -199,21 +258,23 @@ class _Workshop:
 
 
 def estimate(spec: Spec) -> Cost:
-    """Encoding dominates a step: 2 batch F d operations, three times that with the selection and the sparse backward pass."""
+    """Encoding dominates a step: 2 batch F d operations, and about as much again for narrow layers."""
     state, record = spec.state.build(spec.lattice.build()), spec.sae
     dictionaries = len(spec.activations.layers) * (len(record.seeds) + record.untrained)
-    step = 6.0 * record.batch * record.features * state.width
+    step = 2.0 * record.batch * record.features * (state.width + 32)
+    passed = 48.0 * record.features * state.width / 2e10
     arrays = 2 * 4.0 * record.features * state.width
     rows = spec.samples.count * (1 if record.input == "pooled" else state.n_tokens)
-    seconds = dictionaries * (record.steps * (seconds_for(step) + 5e-4) + 1)
-    return Cost(seconds, dictionaries * arrays, 6 * arrays + 12.0 * rows * state.width)
+    seconds = dictionaries * (record.steps * (seconds_for(step) + passed + 3e-4) + 1)
+    together = 3 * arrays * len(record.seeds)
+    return Cost(seconds, dictionaries * arrays, dictionaries * arrays + together + 4.0 * rows * state.width)
 
 
 STAGE = Stage(
     name="sae",
     reads=("lattice", "hamiltonian", "state", "sampling", "activations", "sae"),
     upstream=("ground_state", "samples", "activations"),
-    version=1,
+    version=2,
     run=run,
     estimate=estimate,
 )

@@ -1,4 +1,4 @@
-"""What a stage is: a function of spec sections and upstream datasets that returns one labelled dataset.
+"""What a stage is: a function of spec sections and upstream datasets that returns one labelled dataset, or its pieces.
 
 One name, three places: the TOML section ``[sae]``, the module ``stages/sae.py``, the file ``sae.nc``. A stage module defines
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     import xarray as xr
 
+    from ..datasets.netcdf import Streamed
     from ..engine.devices import Device
     from ..spec import Spec
 
@@ -54,7 +55,7 @@ class Stage:
     reads: tuple[str, ...]
     upstream: tuple[str, ...]
     version: int
-    run: Callable[[Context], xr.Dataset]
+    run: Callable[[Context], xr.Dataset | Streamed]
     estimate: Callable[[Spec], Cost]
 
 

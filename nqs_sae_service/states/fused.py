@@ -46,8 +46,8 @@ class Walks(Fused, Protocol):
 class FlipRatios(Fused, Protocol):
     """A twin that knows how psi changes when some spins flip."""
 
-    def log_ratios(self, sigma: Array, log_psi: Array, signs: Array) -> Array:
-        """log psi(sigma signs_f) - log psi(sigma), (n, flips), for sign patterns (flips, n_sites) int8 in {-1, +1}."""
+    def ratios(self, sigma: Array, log_psi: Array, signs: Array) -> Array:
+        """psi(sigma signs_f) / psi(sigma), (n, flips), for sign patterns (flips, n_sites) int8 in {-1, +1}."""
 
 
 class Jacobian(Protocol):
@@ -61,13 +61,29 @@ class Jacobian(Protocol):
         """One number per sample (n,), laid out as the rows are."""
 
     def gram_and_product(self, vector: Array) -> tuple[Array, Array]:
-        """T = O-bar O-bar^T (rows, rows), float64 or Hermitian complex128, and O-bar vector (rows,)."""
+        """T = O-bar O-bar^T (rows, rows), float64 or Hermitian complex128, and O-bar vector (rows,).
+
+        Only the lower triangle of T is read, and T may be overwritten.
+        """
 
     def product(self, vector: Array) -> Array:
         """O-bar vector (rows,), vector (n_parameters,) float64."""
 
     def transposed_product(self, y: Array) -> Array:
         """O-bar^T y (n_parameters,) float64, y (rows,)."""
+
+
+@runtime_checkable
+class Factorised(Jacobian, Protocol):
+    """O-bar in a form whose products cost far less than passing over its elements."""
+
+    @property
+    def direct_operations(self) -> float:
+        """FLOPs of T and its Cholesky factor."""
+
+    @property
+    def product_operations(self) -> float:
+        """FLOPs of one product and one transposed product together."""
 
 
 @runtime_checkable

@@ -104,6 +104,47 @@ class Dense(Brick):
 
 
 @dataclass(frozen=True)
+class ComplexLinear(Brick):
+    """y = sum over tokens and channels of x (u + i v), with u, v (width,): a term of log psi, (n, token, width) -> (n,)."""
+
+    width: int
+
+    def shapes(self):
+        return {f"{self.name}.real": (self.width,), f"{self.name}.imaginary": (self.width,)}
+
+    def _weight(self, w):
+        return w[f"{self.name}.real"] + 1j * w[f"{self.name}.imaginary"]
+
+    def forward(self, w, x):
+        return x.sum(axis=1) @ self._weight(w)
+
+    def backward(self, w, x, y, delta):
+        along = delta.reshape(-1, 1, 1) * self._weight(w)
+        return (namespace(along).broadcast_to(along, x[0].shape),)
+
+    def gradient(self, w, x, delta, total):
+        g = x[0].sum(axis=1) * delta[:, None]
+        g = _over_samples(g, total)
+        return {f"{self.name}.real": g, f"{self.name}.imaginary": 1j * g}
+
+
+@dataclass(frozen=True)
+class Channels(Brick):
+    """y = x[..., first:last]: some of the channels."""
+
+    first: int
+    last: int
+
+    def forward(self, w, x):
+        return x[..., self.first : self.last]
+
+    def backward(self, w, x, y, delta):
+        whole = namespace(delta).zeros(x[0].shape, delta.dtype)
+        whole[..., self.first : self.last] = delta
+        return (whole,)
+
+
+@dataclass(frozen=True)
 class PositionCode(Brick):
     """y = x + p, one learned vector p (token, width) for each token: breaks translation symmetry on purpose."""
 

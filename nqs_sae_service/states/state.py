@@ -40,9 +40,10 @@ class LogPsi(Protocol):
 class State:
     """Shape of a network.
 
-    ``tokens`` cuts configurations (n, n_sites) int8 into the first edge ``tokens`` (n, token, spins per token); ``bricks`` lead
-    from there to the edge ``log_psi``. ``initial`` draws one parameter array from a NumPy generator. ``fuse`` makes the fast
-    twin for float32 parameters where there is one, ``fused_layers`` are the layers it can stop at.
+    ``tokens`` cuts configurations (n, n_sites) int8 into the first edge ``tokens`` (n, token, spins per token); ``bricks``
+    lead from there to the edge ``log_psi``. ``initial`` draws one parameter array from a NumPy generator. ``fuse`` makes
+    the fast twin, if there is one, for parameters of the ``fused_dtypes`` where they are; ``fused_layers`` are the layers
+    it can stop at.
     """
 
     n_sites: int
@@ -55,6 +56,7 @@ class State:
     tokens: Callable[[Array], Array]
     initial: Callable[[str, tuple[int, ...], np.random.Generator], np.ndarray]
     fuse: Callable[[State, Array], Fused | None] | None = None
+    fused_dtypes: tuple[str, ...] = ("float32",)
     fused_layers: tuple[str, ...] = ()
 
     @cached_property
@@ -95,7 +97,7 @@ class State:
         return {name: parameters[place].reshape(shape) for name, (place, shape) in self.layout.items()}
 
     def bind(self, parameters: Array) -> Wavefunction:
-        """The wave function with these parameters. float64 parameters are evaluated by the bricks, the reference."""
+        """The wave function with these parameters, evaluated by the fast twin where they have one."""
         if parameters.shape != (self.n_parameters,):
             raise ValueError(f"this network has {self.n_parameters} parameters, not {parameters.shape}")
         return Wavefunction(self, parameters)
@@ -171,10 +173,11 @@ class Tape:
 
 @dataclass(frozen=True)
 class Wavefunction:
-    """A state with parameters. float32 parameters are evaluated by the fused twin where the state has one."""
+    """A state with parameters, evaluated by the fast twin where there is one, or always by the ``plain`` bricks."""
 
     state: State
     parameters: Array
+    plain: bool = False
 
     @cached_property
     def weights(self) -> dict[str, Array]:
@@ -184,8 +187,10 @@ class Wavefunction:
     @cached_property
     def fused(self) -> Fused | None:
         """The fast twin, if these parameters have one."""
-        fast = self.parameters.dtype == np.float32
-        return self.state.fuse(self.state, self.parameters) if fast and self.state.fuse else None
+        if self.plain or self.state.fuse is None:
+            return None
+        known = self.parameters.dtype.name in self.state.fused_dtypes
+        return self.state.fuse(self.state, self.parameters) if known else None
 
     def put(self, array: np.ndarray) -> Array:
         """The array where the parameters are."""
@@ -198,7 +203,7 @@ class Wavefunction:
     @property
     def reference(self) -> Wavefunction:
         """The same wave function evaluated by the bricks in double precision: what fast paths are checked against."""
-        return Wavefunction(self.state, self.parameters.astype(np.float64))
+        return Wavefunction(self.state, self.parameters.astype(np.float64), plain=True)
 
     def tape(self, sigma: Array, edits: dict[str, Edit] | None = None) -> Tape:
         """Record one pass over configurations (n, n_sites)."""

@@ -82,6 +82,10 @@ class Transformer(Section):
         """The residual stream after each block."""
         return tuple(f"residual_{i}" for i in range(1, self.layers + 1))
 
+    def default_layers(self) -> tuple[str, ...]:
+        """What is recorded unless a spec says otherwise: the residual stream."""
+        return self.residual_names()
+
     def build(self, lattice: Lattice) -> State:
         """The network on a lattice."""
         invariant = lattice.periodic if self.translation_invariant is None else self.translation_invariant

@@ -733,8 +733,8 @@ class FusedTransformer:
         log_psi[...] = np.where(np.isnan(real), np.nan, self.log_psi(sigma))
         return accepted
 
-    def log_ratios(self, sigma, log_psi, signs) -> np.ndarray:
-        """log psi(sigma signs) - log psi(sigma), (n, flips): see ``states.fused.FlipRatios``."""
+    def ratios(self, sigma, log_psi, signs) -> np.ndarray:
+        """psi(sigma signs) / psi(sigma), (n, flips): see ``states.fused.FlipRatios``."""
         pairs = np.stack(
             np.unravel_index(np.arange(len(sigma) * len(signs)), (len(sigma), len(signs))), axis=1
         )
@@ -746,4 +746,4 @@ class FusedTransformer:
                 self.block, self._pieces(len(pairs[now])),
             )  # fmt: skip
         fresh = real + 1j * imaginary if self.complex else real
-        return fresh.reshape(len(sigma), len(signs)) - log_psi[:, None]
+        return np.exp(fresh.reshape(len(sigma), len(signs)) - log_psi[:, None])

@@ -84,7 +84,7 @@ def _ratios(psi: LogPsi, signs: np.ndarray, sigma: np.ndarray, log_psi: np.ndarr
     """psi(sigma') / psi(sigma) for sigma' = sigma with each row of ``signs`` applied: (n, flips, ...)."""
     flips = psi.twin(FlipRatios) if isinstance(psi, Wavefunction) else None  # type: ignore[type-abstract]
     if flips is not None:
-        return namespace(sigma).exp(flips.log_ratios(sigma, log_psi, signs))
+        return flips.ratios(sigma, log_psi, signs)
     connected = (sigma[:, None, :] * signs).reshape(-1, sigma.shape[1])
     log_connected = psi.log_psi(connected).reshape(len(sigma), len(signs), *log_psi.shape[1:])
     return namespace(sigma).exp(log_connected - log_psi[:, None])

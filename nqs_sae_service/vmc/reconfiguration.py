@@ -7,6 +7,9 @@ eps = (E_loc - E) / sqrt(n_s), real and imaginary parts stacked as rows, and T =
 
 mu = 0 is minSR. T is accumulated array by array; O is never held whole. The update is bounded in the metric S = O-bar^T O-bar:
 its length |O-bar d theta| is how far the normalised state moves, and a step that is too long is shortened and reported.
+
+The linear system is solved by Cholesky, or by conjugate gradients from products with O-bar where these are cheap and the
+samples many.
 """
 
 from __future__ import annotations
@@ -16,14 +19,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
+from loguru import logger
 
 from ..engine.arrays import namespace
-from ..engine.blas import cholesky_in_place
 from ..errors import NumericalError
 from ..states import Wavefunction
-from ..states.fused import Differentiates, Jacobian
+from ..states.fused import Differentiates, Factorised, Jacobian
+from . import cholesky
+from .conjugate_gradients import conjugate_gradients
 from .jacobian import TapeJacobian
 from .jacobian_gpu import DeviceJacobian, solve_on_device
+
+# Relative residual of conjugate gradients, hence relative error of d theta: far below the noise of the samples, also after the
+# momentum has summed up the errors of many steps.
+TOLERANCE = 1e-8
+_FEWEST_ITERATIONS, _MOST_ITERATIONS = 80, 2000  # fewer hardly ever suffice
 
 
 @dataclass(frozen=True)
@@ -41,26 +51,47 @@ class Update:
 
 
 def solve_shifted(gram: np.ndarray, shift: float, rhs: np.ndarray) -> np.ndarray:
-    """(T + shift I)^-1 rhs by Cholesky, by the eigenvalues if that fails. ``gram`` T (m, m) is overwritten.
+    """(T + shift I)^-1 rhs by Cholesky, by the eigenvalues if that fails. Raises NumericalError instead of returning NaN.
 
-    Raises NumericalError instead of returning NaN.
+    T real symmetric or Hermitian; its lower triangle is read.
     """
     if namespace(gram) is not np:
         return solve_on_device(gram, shift, rhs)
-    diagonal = np.einsum("ii->i", gram)
-    before = diagonal.copy()
-    diagonal += shift
-    if cholesky_in_place(gram):
-        return scipy.linalg.cho_solve((gram.T, False), rhs, check_finite=False)
-    lower = np.tril_indices(len(gram), -1)
-    gram[lower] = gram.T[lower]  # the factorisation left the upper triangle alone
-    diagonal[...] = before
-    if not (np.isfinite(gram).all() and np.isfinite(rhs).all()):
+    if not (np.isfinite(gram.sum()) and np.isfinite(rhs).all()):
         raise NumericalError(
             "the minSR matrix is not finite; lower ground_state.learning_rate or raise ground_state.shift"
         )
-    values, vectors = scipy.linalg.eigh(gram)
-    return vectors @ ((vectors.T @ rhs) / (np.maximum(values, 0) + shift))
+    factor = gram.copy()
+    factor.flat[:: len(gram) + 1] += shift
+    try:
+        cholesky.factorise(factor)
+        return cholesky.solve(factor, rhs)
+    except scipy.linalg.LinAlgError:
+        values, vectors = scipy.linalg.eigh(gram)
+        return vectors @ ((vectors.conj().T @ rhs) / (np.maximum(values, 0) + shift))
+
+
+def affordable_iterations(jacobian: Jacobian, solver: str) -> int:
+    """How many iterations of conjugate gradients ``solver`` allows.
+
+    "auto": as many as cost the operations of T and its Cholesky factor, counted, where products with O-bar are cheap.
+    """
+    if solver == "cg":
+        return _MOST_ITERATIONS
+    if solver == "cholesky" or not isinstance(jacobian, Factorised):
+        return 0
+    return min(_MOST_ITERATIONS, int(jacobian.direct_operations / jacobian.product_operations))
+
+
+def _iterated(
+    jacobian: Jacobian, shift: float, rhs: np.ndarray, iterations: int, foresee: bool
+) -> np.ndarray | None:
+    """(T + shift I)^-1 rhs by conjugate gradients; None, and a line in the log, where they do not converge."""
+    solution = conjugate_gradients(jacobian, shift, rhs, TOLERANCE, iterations, foresee)
+    if solution is None:
+        logger.debug(f"conjugate gradients do not converge in {iterations} iterations: solving by Cholesky")
+        return None
+    return solution[0]
 
 
 def _jacobian(psi: Wavefunction, sigma: np.ndarray) -> Jacobian:
@@ -78,19 +109,25 @@ def natural_step(
     shift: float,
     momentum: float,
     longest: float,
+    solver: str = "auto",
 ) -> Update:
     """One minSR / SPRING update.
 
     sigma (n, n_sites), local_energy (n,), previous d theta (n_parameters,) float64; ``shift`` > 0, ``momentum`` mu,
-    ``longest``: bound of |O-bar d theta|. Returns the unscaled direction with the factor that respects the bound.
+    ``longest``: bound of |O-bar d theta|; ``solver``: "cholesky", "cg", or "auto" for conjugate gradients as long as they
+    promise to be cheaper. Returns the unscaled direction with the factor that respects the bound.
     """
     xp, jacobian = namespace(sigma), _jacobian(psi, sigma)
     eps = jacobian.rows(local_energy - local_energy.mean()) / math.sqrt(len(sigma))
-    gram, moved = jacobian.gram_and_product(previous)
-    rhs = eps - momentum * moved
-    y = solve_shifted(gram, shift, rhs)
+    y, iterations = None, affordable_iterations(jacobian, solver)
+    if iterations >= _FEWEST_ITERATIONS:
+        rhs = eps - momentum * jacobian.product(previous)
+        y = _iterated(jacobian, shift, rhs, iterations, foresee=solver == "auto")
+    if y is None:
+        gram, moved = jacobian.gram_and_product(previous)
+        y = solve_shifted(gram, shift, eps - momentum * moved)
     direction = jacobian.transposed_product(y) + momentum * previous
-    norm = float(xp.linalg.norm(rhs - shift * y + momentum * moved))  # T y = rhs - shift y
+    norm = float(xp.linalg.norm(eps - shift * y))  # = T y + momentum O-bar previous
     if not (math.isfinite(norm) and xp.isfinite(direction).all()):
         raise NumericalError(
             "the update is not finite; lower ground_state.learning_rate or raise ground_state.shift"

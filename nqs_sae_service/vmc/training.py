@@ -147,6 +147,7 @@ class Trainer:
             shift,
             self.options.momentum,
             self.options.max_step / rate,
+            self.options.solver,
         )
         parameters = training.parameters - rate * update.factor * update.direction
         parameters = parameters.astype(self.state.dtype)

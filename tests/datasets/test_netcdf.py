@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 
 from nqs_sae_service.datasets import Origin, differences, labelled, read_stage, same_data, write_stage
+from nqs_sae_service.datasets.netcdf import Streamed
 from nqs_sae_service.datasets.schema import COORDINATES, SCHEMA, UNLABELLED
 from nqs_sae_service.errors import UserError
 
@@ -145,3 +146,38 @@ def test_unreadable_files_are_said_plainly(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(UserError, match=r"samples\.nc"):
         read_stage(path)
+
+
+def test_a_file_written_in_pieces_is_the_file_written_whole(tmp_path):
+    x = np.random.default_rng(0).standard_normal((4, 3, 2, 5)).astype(np.float32)
+    labels = {"layer": ["residual_1"], "chain": np.arange(4), "draw": np.arange(3), "token": np.arange(2)}
+    origin = ORIGIN.__class__(**{**ORIGIN.__dict__, "stage": "activations"})
+    ratio = {"participation_ratio": [2.5]}
+    write_stage(labelled("activations", {"residual_1": x, **ratio}, labels), tmp_path / "whole.nc", origin)
+
+    def pieces():
+        for chain in range(4):
+            yield "residual_1", (slice(chain, chain + 1), slice(None)), x[chain : chain + 1]
+        yield "participation_ratio", (slice(None),), np.array([2.5])
+
+    small = labelled("activations", {"participation_ratio": [np.nan]}, labels)
+    large = {"residual_1": (x.shape, np.float32)}
+    write_stage(Streamed(small, large, pieces()), tmp_path / "pieces.nc", origin)
+    assert not differences(tmp_path / "whole.nc", tmp_path / "pieces.nc")
+    with xr.open_dataset(tmp_path / "pieces.nc") as dataset:
+        assert dataset.residual_1.attrs["long_name"] == "activations of layer residual_1"
+        assert list(dataset.residual_1.coords) == ["chain", "draw", "token"]
+
+
+def test_pieces_that_stop_leave_no_file(tmp_path):
+    def pieces():
+        yield "residual_1", (slice(0, 1),), np.zeros((1, 3, 2, 5), np.float32)
+        raise KeyboardInterrupt
+
+    origin = ORIGIN.__class__(**{**ORIGIN.__dict__, "stage": "activations"})
+    small = labelled("activations", {"participation_ratio": [np.nan]}, {"layer": ["residual_1"]})
+    with pytest.raises(KeyboardInterrupt):
+        write_stage(
+            Streamed(small, {"residual_1": ((4, 3, 2, 5), np.float32)}, pieces()), tmp_path / "x.nc", origin
+        )
+    assert not list(tmp_path.iterdir())

@@ -1,10 +1,9 @@
-"""Products on views and the tiled Cholesky factorisation against NumPy."""
+"""Products on views against NumPy."""
 
-import numba
 import numpy as np
 import pytest
 
-from nqs_sae_service.engine.blas import CHOLESKY_TILE, add_syrk, cholesky_in_place, gemm
+from nqs_sae_service.engine.blas import add_syrk, gemm
 from nqs_sae_service.engine.jit import njit
 
 
@@ -36,32 +35,3 @@ def test_syrk_adds_to_the_lower_triangle(dtype):
     expected = np.tril(a @ a.T + 0.5 * c) + np.triu(c, 1)
     add_syrk(a, 0.5, c)
     np.testing.assert_allclose(c, expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize("n", [1, CHOLESKY_TILE - 1, CHOLESKY_TILE, 2 * CHOLESKY_TILE + 7])
-def test_cholesky(n):
-    b = np.random.default_rng(0).normal(size=(n, n + 3))
-    a = b @ b.T / n + 1e-3 * np.eye(n)
-    factor = a.copy()
-    assert cholesky_in_place(factor)
-    np.testing.assert_allclose(np.tril(factor), np.linalg.cholesky(a), atol=1e-9)
-    np.testing.assert_array_equal(np.triu(factor, 1), np.triu(a, 1))
-
-
-def test_cholesky_refuses_what_is_not_positive_definite():
-    a = np.eye(CHOLESKY_TILE + 5)
-    a[-1, -1] = -1e-9
-    assert not cholesky_in_place(a.copy())
-    a[-1, -1] = np.nan
-    assert not cholesky_in_place(a)
-
-
-def test_the_number_of_threads_does_not_change_the_bits():
-    b = np.random.default_rng(0).normal(size=(400, 500))
-    a, factors, threads = b @ b.T, [], numba.get_num_threads()
-    for count in (1, threads):
-        numba.set_num_threads(count)
-        factors.append(a.copy())
-        assert cholesky_in_place(factors[-1])
-    numba.set_num_threads(threads)
-    np.testing.assert_array_equal(*factors)

@@ -118,19 +118,19 @@ def test_a_feature_that_never_fires_has_no_gradient(device, rng):
 
 @pytest.mark.parametrize("unit", [True, False])
 def test_adam(device, rng, unit):
-    shape, constants = (FEATURES, WIDTH), (0.01, 1e-8, 0.9, 0.999)
+    shape, constants = (FEATURES, WIDTH), np.array([0.01, 1e-8, 0.9, 0.1, 0.999, 0.001], np.float32)
     p = unit_rows(rng, *shape)
     gradient, mean, square = rng.normal(size=(3, *shape)).astype(np.float32)
     square = np.abs(square)
-    moved = [device.put(a) for a in (p, gradient, mean, square)]
-    kernels_gpu.adam(*moved, *constants, unit=unit)
+    moved = [device.put(a) for a in (p, mean, square, gradient)]
+    kernels_gpu.adam_rows(*moved, constants, unit)
     wide = [a.astype(np.float64) for a in (p, gradient, mean, square)]
     g = wide[1] - (wide[1] * wide[0]).sum(axis=1, keepdims=True) * wide[0] if unit else wide[1]
     m, v = 0.9 * wide[2] + 0.1 * g, 0.999 * wide[3] + 0.001 * g**2
     after = wide[0] - 0.01 * m / (np.sqrt(v) + 1e-8)
     if unit:
         after /= np.linalg.norm(after, axis=1, keepdims=True)
-    for array, expected in zip((moved[0], moved[2], moved[3]), (after, m, v), strict=True):
+    for array, expected in zip(moved[:3], (after, m, v), strict=True):
         np.testing.assert_allclose(array.get(), expected, rtol=1e-5, atol=1e-6)
 
 

@@ -7,7 +7,7 @@ from nqs_sae_service.sae import kernels
 from nqs_sae_service.sae.dictionary import select_topk
 from nqs_sae_service.sae.reference import topk_gradients
 from nqs_sae_service.sae.relu_l1 import relu_l1_gradients
-from nqs_sae_service.sae.topk import sparse_gradients
+from nqs_sae_service.sae.topk import SparseStep
 from nqs_sae_service.sae.training import BETA1, BETA2, EPSILON, Adam, Parameters
 
 NAMES = ("encoder", "decoder", "encoder_bias", "decoder_bias")
@@ -142,25 +142,83 @@ def test_relu_l1_without_any_activation_or_decoder():
         assert not getattr(gradients, name).any()
 
 
+def stepped(parameters, x, k, dead, k_aux, alpha):
+    """Loss, gradients and counts of one sparse step: the first moments of Adam are (1 - beta1) times the gradients."""
+    adam = Adam(parameters)
+    loss, counts = SparseStep(parameters, k, k_aux, alpha)(x, 0.0, dead, adam, 1e-3)
+    return loss, Parameters(*(first / (1 - BETA1) for first, _ in adam.moments.values())), counts
+
+
+def on_the_sphere(gradient, rows):
+    """The gradient without its part along each row."""
+    return gradient - np.sum(gradient * rows, axis=1, keepdims=True) * rows
+
+
 @pytest.mark.parametrize(
     ("n", "width", "n_features", "k", "n_dead"),
-    [(200, 32, 256, 8, 0), (200, 32, 256, 8, 40), (130, 7, 50, 50, 3), (1, 3, 1, 1, 0), (65, 5, 300, 1, 299)],
+    [
+        (200, 32, 256, 8, 0),
+        (200, 32, 256, 8, 40),
+        (130, 7, 50, 50, 3),
+        (1, 3, 1, 1, 0),
+        (65, 5, 300, 1, 299),
+        (70, 72, 331, 32, 331),
+        (333, 9, 130, 3, 70),
+    ],
 )
-def test_sparse_kernels_equal_the_dense_twin(n, width, n_features, k, n_dead):
+def test_a_sparse_step_has_the_gradients_of_the_dense_twin(n, width, n_features, k, n_dead):
     rng = np.random.default_rng(n + k)
     single = random_parameters(rng, n_features, width, np.float32)
     double = Parameters(*(array.astype(np.float64) for array in vars(single).values()))
     x = rng.standard_normal((n, width)).astype(np.float32)
-    dead = np.arange(n_features) < n_dead
-    loss, gradients, counts = sparse_gradients(single, x, k, dead, 4, 1 / 32)
+    dead = rng.permutation(n_features) < n_dead
+    loss, gradients, counts = stepped(single, x, k, dead, 4, 1 / 32)
     expected_loss, expected, expected_counts = topk_gradients(
         double, x.astype(np.float64), k, dead, 4, 1 / 32
     )
+    expected.decoder = on_the_sphere(expected.decoder, double.decoder)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     assert (counts == expected_counts).all()
     for name in NAMES:
         reference = getattr(expected, name)
         assert np.abs(getattr(gradients, name) - reference).max() <= 2e-5 * np.abs(reference).max(), name
+
+
+def test_a_dictionary_without_any_activation_learns_its_bias_alone():
+    rng = np.random.default_rng(7)
+    parameters, x = random_parameters(rng, dtype=np.float32), rng.standard_normal((N, D)).astype(np.float32)
+    parameters.encoder_bias[:] = -100.0
+    loss, gradients, counts = stepped(parameters, x, K, np.zeros(F, bool), K_AUX, 0.5)
+    assert counts.sum() == 0
+    assert loss > 0
+    assert not gradients.encoder.any()
+    assert not gradients.decoder.any()
+    assert gradients.decoder_bias.all()
+
+
+def test_sparse_steps_are_adam_on_the_sphere():
+    """Three steps against the textbook in float64: gradients of the twin, projection, Adam, unit rows."""
+    rng = np.random.default_rng(8)
+    single = random_parameters(rng, 90, 20, np.float32)
+    single.decoder /= np.linalg.norm(single.decoder, axis=1, keepdims=True)
+    double = Parameters(*(array.astype(np.float64) for array in vars(single).values()))
+    dead = np.arange(90) < 30
+    step, adam = SparseStep(single, 4, 6, 0.5), Adam(single)
+    moments = {name: [np.zeros_like(array), np.zeros_like(array)] for name, array in vars(double).items()}
+    for t in range(1, 4):
+        x = rng.standard_normal((64, 20)).astype(np.float32)
+        loss, _ = step(x, 0.0, dead, adam, 0.01)
+        expected, gradients, _ = topk_gradients(double, x.astype(np.float64), 4, dead, 6, 0.5)
+        assert loss == pytest.approx(expected, rel=1e-4)
+        gradients.decoder = on_the_sphere(gradients.decoder, double.decoder)
+        for name, (m, v) in moments.items():
+            g, parameter = getattr(gradients, name), getattr(double, name)
+            m += (1 - BETA1) * (g - m)
+            v += (1 - BETA2) * (g**2 - v)
+            parameter -= 0.01 * (m / (1 - BETA1**t)) / (np.sqrt(v / (1 - BETA2**t)) + EPSILON)
+        double.decoder /= np.linalg.norm(double.decoder, axis=1, keepdims=True)
+    for name in NAMES:
+        np.testing.assert_allclose(getattr(single, name), getattr(double, name), atol=3e-4, err_msg=name)
 
 
 def test_kernels_accept_an_empty_batch():
@@ -169,9 +227,36 @@ def test_kernels_accept_an_empty_batch():
     assert values.shape == indices.shape == (0, K)
     error, squared = kernels.decode_error(x, p.decoder, p.decoder_bias, values, indices)
     assert (error.shape, squared.shape) == ((0, D), (0,))
-    assert not any(
-        array.any() for array in kernels.backward(x, error, 1.0, p.decoder, p.decoder_bias, values, indices)
-    )
+    loss, gradients, counts = stepped(p, x, K, np.ones(F, bool), K_AUX, 0.5)
+    assert loss == 0
+    assert not any(array.any() for array in (*vars(gradients).values(), counts))
+
+
+def test_chosen_features_compete_among_themselves():
+    """The best of some features, positive or not, and the lower index where they tie."""
+    rng = np.random.default_rng(9)
+    encoder = rng.integers(-1, 2, (300, 4)).astype(np.float32)
+    x = rng.integers(-2, 3, (100, 4)).astype(np.float32)
+    bias, no_bias = rng.integers(-3, 1, 300).astype(np.float32), np.zeros(4, np.float32)
+    for n_chosen in (1, 5, 64, 190):
+        chosen = np.sort(rng.permutation(300)[:n_chosen])
+        k = min(5, n_chosen)
+        values, indices = kernels.encode_topk(x, encoder, bias, no_bias, k, positive=False, chosen=chosen)
+        z = (x @ encoder.T + bias)[:, chosen]
+        best = np.sort(np.argsort(-z, axis=1, kind="stable")[:, :k], axis=1)
+        np.testing.assert_array_equal(indices, chosen[best])
+        np.testing.assert_array_equal(values, np.take_along_axis(z, best, axis=1))
+
+
+def test_counting_sort_keeps_the_order_of_the_inputs():
+    rng = np.random.default_rng(10)
+    indices = rng.integers(-1, 7, (50, 3)).astype(np.int32)
+    values = rng.standard_normal((50, 3)).astype(np.float32)
+    result = kernels.sort_by_feature(values, indices, 9)
+    for j in range(9):
+        own, (rows, places) = slice(result.start[j], result.start[j + 1]), np.nonzero(indices == j)
+        np.testing.assert_array_equal(result.rows[own], rows)
+        np.testing.assert_array_equal(result.values[own], values[rows, places])
 
 
 def test_relu_l1_of_an_empty_batch_is_zero():
@@ -182,24 +267,16 @@ def test_relu_l1_of_an_empty_batch_is_zero():
     assert not any(array.any() for array in (*vars(gradients).values(), counts))
 
 
-@pytest.mark.parametrize("unit", [False, True])
-@pytest.mark.parametrize("shape", [(13, 5), (3000, 32)])
-def test_adam_is_the_textbook_one(shape, unit):
+@pytest.mark.parametrize("shape", [(13, 5), (3000, 32), (7,)])
+def test_adam_is_the_textbook_one(shape):
     rng = np.random.default_rng(1)
-    rows = rng.standard_normal(shape)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    double, none = rows.copy(), [np.zeros(shape, np.float32) for shape in ((1, 1), (1,), (1,))]
-    single = Parameters(none[0], rows.astype(np.float32), none[1], none[2])
-    optimiser, m, v = Adam(single, unit), np.zeros(shape), np.zeros(shape)
+    double = rng.standard_normal(shape)
+    single = double.astype(np.float32)
+    first, second = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    adam, m, v = Adam(Parameters(*[np.zeros(1, np.float32)] * 4)), np.zeros(shape), np.zeros(shape)
     for step in range(1, 4):
         g = rng.standard_normal(shape)
-        zero = [np.zeros_like(array) for array in none]
-        optimiser.update(single, Parameters(zero[0], g.astype(np.float32), zero[1], zero[2]), 0.01)
-        if unit:
-            g = g - np.sum(g * double, axis=1, keepdims=True) * double
+        kernels.adam_rows(single, first, second, g.astype(np.float32), adam.next(0.01))
         m, v = BETA1 * m + (1 - BETA1) * g, BETA2 * v + (1 - BETA2) * g**2
         double -= 0.01 * (m / (1 - BETA1**step)) / (np.sqrt(v / (1 - BETA2**step)) + EPSILON)
-        if unit:
-            double /= np.linalg.norm(double, axis=1, keepdims=True)
-    np.testing.assert_allclose(single.decoder, double, atol=2e-6)
-    assert not single.encoder.any()
+    np.testing.assert_allclose(single, double, atol=2e-6)

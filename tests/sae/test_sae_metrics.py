@@ -5,6 +5,7 @@ import pytest
 
 from nqs_sae_service.sae import metrics
 from nqs_sae_service.sae.dictionary import Dictionary
+from nqs_sae_service.sae.inputs import Held
 
 
 def make(kind="topk", k=3, n_features=12, width=5, seed=0):
@@ -32,12 +33,13 @@ def blocks(request, monkeypatch):
 @pytest.mark.usefixtures("blocks")
 def test_explained_variance():
     x = np.random.default_rng(0).standard_normal((100, 5)) + 30
-    assert metrics.explained_variance(x, x) == 1
-    assert metrics.explained_variance(x, np.broadcast_to(x.mean(axis=0), x.shape)) == pytest.approx(
-        0, abs=1e-12
-    )
-    assert metrics.explained_variance(x, x.mean(axis=0) + 0.5 * (x - x.mean(axis=0))) == pytest.approx(0.75)
-    assert np.isnan(metrics.explained_variance(np.ones((4, 5)), np.ones((4, 5))))
+    inputs, mean = Held(x, 7), x.mean(axis=0)
+    assert metrics.explained_variance(inputs, lambda rows: rows) == 1
+    assert metrics.explained_variance(
+        inputs, lambda rows: np.broadcast_to(mean, rows.shape)
+    ) == pytest.approx(0, abs=1e-12)
+    assert metrics.explained_variance(inputs, lambda rows: (mean + rows) / 2) == pytest.approx(0.75)
+    assert np.isnan(metrics.explained_variance(Held(np.ones((4, 5))), lambda rows: rows))
 
 
 @pytest.mark.usefixtures("blocks")
@@ -45,18 +47,24 @@ def test_explained_variance():
 def test_density_and_l0(kind):
     dictionary, x = make(kind), np.random.default_rng(1).standard_normal((100, 5)).astype(np.float32)
     active = dictionary.encode(x) > 0
-    np.testing.assert_allclose(metrics.density(dictionary, x), active.mean(axis=0))
-    assert metrics.l0(dictionary, x) == pytest.approx(active.sum(axis=1).mean())
-    assert not metrics.density(dictionary, x[:0]).any()
+    np.testing.assert_allclose(metrics.density(dictionary, Held(x, 33)), active.mean(axis=0))
+    assert metrics.l0(dictionary, Held(x)) == pytest.approx(active.sum(axis=1).mean())
+    assert not metrics.density(dictionary, Held(x[:0])).any()
 
 
 @pytest.mark.usefixtures("blocks")
 def test_participation_ratio():
     rng = np.random.default_rng(2)
-    assert metrics.participation_ratio(rng.standard_normal((20000, 4)) + 9) == pytest.approx(4, rel=0.01)
     line = rng.standard_normal((50, 1)) * np.ones(4)
-    assert metrics.participation_ratio(line) == pytest.approx(1)
-    assert np.isnan(metrics.participation_ratio(np.ones((5, 4))))
+    for rows, ratio in ((rng.standard_normal((20000, 4)) + 9, 4), (line, 1)):
+        moments = metrics.Moments()
+        for part in np.array_split(rows, 7):
+            moments.add(part)
+        np.testing.assert_allclose(moments.covariance, np.cov(rows.T, bias=True), atol=1e-12)
+        assert moments.participation_ratio == pytest.approx(ratio, rel=0.01)
+    moments = metrics.Moments()
+    moments.add(np.ones((5, 4)))
+    assert np.isnan(moments.participation_ratio)
 
 
 @pytest.mark.usefixtures("blocks")
@@ -79,6 +87,12 @@ def test_a_permuted_dictionary_is_perfectly_stable():
     cosine, activation = metrics.stability([dictionary, *others], x)
     np.testing.assert_allclose(cosine, 1, atol=1e-6)
     np.testing.assert_allclose(activation, 1, atol=1e-6)
+
+
+def test_dictionaries_too_large_to_match_are_not_matched(monkeypatch):
+    monkeypatch.setattr(metrics, "MATCHED_FEATURES", 11)
+    dictionary, x = make("relu-l1"), np.ones((3, 5), np.float32)
+    assert all(np.isnan(score).all() for score in metrics.stability([dictionary, dictionary], x))
 
 
 def test_matching_is_one_to_one():

@@ -6,6 +6,7 @@ import pytest
 from nqs_sae_service.errors import NumericalError
 from nqs_sae_service.sae import KINDS, ReluL1, TopK
 from nqs_sae_service.sae.dictionary import select_topk
+from nqs_sae_service.sae.inputs import Held
 from nqs_sae_service.sae.metrics import explained_variance
 from nqs_sae_service.sae.topk import TopKLearner, best_length
 from nqs_sae_service.sae.training import Adam, Parameters, fold, normalisation, unit_rows
@@ -39,7 +40,7 @@ def test_planted_dictionary_is_recovered(record):
     dictionary, history = record.train(x, 1, silent)
     decoder = dictionary.decoder / np.linalg.norm(dictionary.decoder, axis=1, keepdims=True)
     assert (directions @ decoder.T).max(axis=1).mean() >= 0.95
-    assert explained_variance(x, dictionary.reconstruct(x)) > 0.85
+    assert explained_variance(Held(x), dictionary.reconstruct) > 0.85
     assert history.loss.shape == history.l0.shape == history.dead_fraction.shape == (record.steps,)
     assert history.loss[-1] < 0.5 * history.loss[0]
 
@@ -51,7 +52,7 @@ def test_folding_is_exact(kind):
     shapes = ((20, 6), (20, 6), (20,), (6,))
     trained = Parameters(*(rng.standard_normal(shape).astype(np.float32) for shape in shapes))
     raw = rng.standard_normal((50, 6)) * 0.1 + 0.7
-    mean, scale = normalisation(raw.astype(np.float32))
+    mean, scale = normalisation(Held(raw.astype(np.float32)))
     scaled = scale * (raw - mean)
     assert np.mean(np.sum(scaled**2, axis=1)) == pytest.approx(6, rel=1e-5)
     np.testing.assert_allclose(scaled.mean(axis=0), 0, atol=1e-4)
@@ -97,15 +98,14 @@ def test_first_lengths_are_the_best_common_factor():
 def test_auxiliary_loss_revives_dead_features(coefficient, revived):
     """Features pushed below zero everywhere fire again with AuxK, and never without."""
     x, _ = planted(n=2000)
-    mean, scale = normalisation(x)
+    mean, scale = normalisation(Held(x))
     x = ((x - mean) * scale).astype(np.float32)
     learner = TopKLearner(topk(aux_coefficient=coefficient), np.random.default_rng(0), x)
     pushed = np.arange(64) < 40
     learner.parameters.encoder_bias[pushed] = -8.0
-    optimiser, fired = Adam(learner.parameters, True), np.zeros(64, bool)
+    adam, fired = Adam(learner.parameters), np.zeros(64, bool)
     for _ in range(400):
-        _, gradients, counts = learner.gradients(x[:500], 0.0, pushed & ~fired)
-        optimiser.update(learner.parameters, gradients, 0.01)
+        _, counts = learner.step(x[:500], 0.0, pushed & ~fired, adam, 0.01)
         fired |= counts > 0
     assert fired[pushed].mean() > 0.5 if revived else not fired[pushed].any()
 

@@ -11,7 +11,7 @@ from nqs_sae_service.physics.lattices import Chain
 from nqs_sae_service.physics.operators import basis_index
 from nqs_sae_service.sampling import Metropolis, Moves, drift
 from nqs_sae_service.sampling.metropolis import stretch_proposals
-from nqs_sae_service.states import Transformer
+from nqs_sae_service.states import Rbm, Transformer
 
 SITES = 6
 
@@ -30,8 +30,16 @@ def network_state():
     return state.bind((state.initial_parameters(1) + noise).astype(np.float32))
 
 
+def rbm_state(sites=SITES, scale=0.25):
+    """A walker: proposals by look-up tables."""
+    state = Rbm(alpha=2).build(Chain(kind="chain", length=sites).build())
+    return state.bind(scale * np.random.default_rng(0).normal(size=state.n_parameters))
+
+
 @pytest.mark.parametrize("moves", [Moves(0.1), Moves(0.05, 0.3), Moves(0.2, 0.8)], ids=str)
-@pytest.mark.parametrize("psi", [network_state(), Ordered()], ids=["network", "two sectors"])
+@pytest.mark.parametrize(
+    "psi", [network_state(), Ordered(), rbm_state()], ids=["network", "two sectors", "rbm"]
+)
 def test_chi_square_against_the_born_distribution(psi, moves):
     metropolis = Metropolis(SITES, moves, seed=4, stream=Stream.SAMPLES)
     chains = metropolis.start(psi, metropolis.random_chains(3000))
@@ -49,6 +57,22 @@ def test_chi_square_against_the_born_distribution(psi, moves):
     up = (chains.sigma.sum(axis=1) > 0).mean()
     exact = expected[all_configurations(SITES).sum(axis=1) > 0].sum() / counts.sum()
     assert abs(up - exact) < 5 * np.sqrt(exact * (1 - exact) / 3000)
+
+
+def test_chi_square_of_the_walker_on_twelve_sites():
+    psi, chains = rbm_state(12, 0.12), 40_000
+    metropolis = Metropolis(12, Moves(0.05, 0.3), seed=4, stream=Stream.SAMPLES)
+    state = metropolis.start(psi, metropolis.random_chains(chains))
+    for _ in range(15):
+        metropolis.sweep(psi, state)
+    log_p = 2 * psi.log_psi(all_configurations(12)).real
+    expected = np.exp(log_p - log_p.max())
+    expected *= chains / expected.sum()
+    counts = np.bincount(basis_index(state.sigma), minlength=2**12)
+    rare = expected < 5
+    assert (~rare).sum() > 200
+    observed = np.append(counts[~rare], counts[rare].sum())
+    assert stats.chisquare(observed, np.append(expected[~rare], expected[rare].sum())).pvalue > 1e-3
 
 
 def test_proposals_have_the_wanted_shares_and_lengths():

@@ -178,6 +178,23 @@ def test_killed_in_every_stage_that_checkpoints_it_ends_with_the_same_bits(start
     assert_tidy(tmp_path)
 
 
+def test_sigterm_interrupts_the_compiler(start, tmp_path, monkeypatch):
+    """With an empty kernel cache the first step compiles for many seconds and meets no tick."""
+    monkeypatch.setenv("NQS_SAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    process = start(tmp_path)
+    wait_until(lambda: status(tmp_path).get("stage") == "ground_state", process)
+    time.sleep(1.0)
+    assert not list((tmp_path / "cache").rglob("forward*.nbc"))  # still at it
+    process.terminate()
+    began = time.monotonic()
+    out, errors = process.communicate()
+    assert time.monotonic() - began < 5
+    assert (process.returncode, out) == (75, "")
+    assert "Traceback" not in errors
+    assert status(tmp_path)["state"] == "stopped"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_killed_at_ten_random_moments_it_ends_with_the_same_bits(start, spec, tmp_path, seed):

@@ -1,0 +1,93 @@
+"""``nqs-sae warmup``: compile kernels ahead of a run, by running the same chain on next to nothing.
+
+What Numba compiles depends on types, not on sizes. So a run with the same lattice, network and dictionary, but with a handful
+of chains and two steps, leaves every kernel in the cache that the real run will ask for. The numbers it makes are thrown away.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from ..engine.jit import CACHE_DIRECTORY
+from ..sae import KINDS
+from ..spec import Point, Spec
+from ..spec.keys import canonical_json
+from ..stages import STAGES
+from ..states import STATES
+from .plan import make_plan
+from .runner import run_plans
+
+_CHAINS = 16
+_MOST_FEATURES = 2**16  # beyond these only the running time grows
+_VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "transformer": ({}, {"attention": "positional", "amplitude": "complex"})
+}
+_LENGTHS = (16, 20)  # with and without sums over all configurations
+
+
+def warm_up(points: Sequence[Point]) -> tuple[int, Path]:
+    """Compile what the points need. Returns the exit code, as of a run, and the folder of the compiled kernels."""
+    different: dict[str, Point] = {}
+    for point in points:
+        different.setdefault(_what_is_compiled(point.spec), point)
+    small = [reduced(point, number) for number, point in enumerate(different.values(), start=1)]
+    with tempfile.TemporaryDirectory(prefix="nqs-sae-warmup-") as folder:
+        outcome = run_plans(make_plan(small, STAGES, Path(folder)))
+    return outcome.code, CACHE_DIRECTORY
+
+
+def default_points() -> list[Point]:
+    """Points that between them need the kernels of every architecture and every kind of dictionary."""
+    networks = [{"kind": kind, **change} for kind in STATES for change in _VARIANTS.get(kind, ({},))]
+    points = []
+    for network, dictionary, length in zip(networks, cycle(KINDS), cycle(_LENGTHS), strict=False):
+        spec = Spec.model_validate(
+            {
+                "name": "warmup",
+                "lattice": {"kind": "chain", "length": length},
+                "hamiltonian": {"kind": "tfim", "h": 1.0},
+                "state": network,
+                "sae": {"kind": dictionary, "features": 64},
+            }
+        )
+        points.append(Point(spec.completed(), spec.name, {}))
+    return points
+
+
+def reduced(point: Point, number: int) -> Point:
+    """The point with the same types and next to no work. Only the first one draws its figures."""
+    spec, sae = point.spec, point.spec.sae
+    changes: dict[str, dict[str, Any]] = {
+        "sampling": {"chains": _CHAINS, "burn_in": 1, "sweeps": 1},
+        "ground_state": {"steps": 2, "samples": 2 * _CHAINS, "final_samples": 4 * _CHAINS},
+        "samples": {"count": 8 * _CHAINS, "sweeps": 1, "split": (0.5, 0.25, 0.25)},
+        "sae": {
+            "features": min(sae.features, _MOST_FEATURES),
+            "seeds": sae.seeds[:2],
+            "steps": 3,
+            "batch": 64,
+            "dead_after": 64,  # features die at once, so that their loss is compiled too
+            "untrained": min(sae.untrained, 1),
+        },
+        "features": {"bootstrap": 10, "permutations": 10},
+        "steering": {"samples": 2 * _CHAINS, "draws": 2, "burn_in": 1, "scales": (0.9, 1.0, 1.1)},
+        "output": {"report": number == 1, "figures": number == 1},
+    }
+    records = {name: getattr(spec, name).model_copy(update=change) for name, change in changes.items()}
+    return Point(spec.model_copy(update=records), f"warmup-{number}", {})
+
+
+def _what_is_compiled(spec: Spec) -> str:
+    """Points that agree in this text need the same kernels."""
+    return canonical_json(
+        {
+            "lattice": spec.lattice,
+            "state": spec.state,
+            "observables": spec.observables,
+            "activations": spec.activations,
+        }
+    ) + ":".join((spec.hamiltonian.kind, spec.sae.kind, spec.sae.input, str(spec.sae.features)))

@@ -1,0 +1,92 @@
+"""The benchmarks keep running: our own contender answers, turns are taken in order, tables follow from the numbers."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import contest
+import cpu
+import scaling
+from peers.protocol import Contender, ContenderFailed
+
+TINY = {"sites": 8, "chains": 16, "samples": 32}
+NETWORK = {**cpu.ROWS["vit32"].work["network"], "width": 8, "heads": 2}
+
+
+@pytest.fixture
+def ours(tmp_path, monkeypatch):
+    monkeypatch.setattr(contest, "RESULTS", tmp_path)  # where a contender's log goes
+    with contest.OURS.start() as contender:
+        yield contender
+
+
+def test_our_contender_steps_measures_and_trains(ours):
+    built = ours.ask("build", work={**cpu.ROWS["vit32"].work, **TINY, "network": NETWORK})
+    assert built["parameters"] > 0
+    for phase in ("step", "sampling", "local_energy"):
+        assert ours.seconds(phase, count=2) > 0
+    trained = ours.ask("train", steps=2)
+    assert -TINY["sites"] * 2 < trained["energy"] < TINY["sites"] * 2
+    assert ours.ask("measure", draws=4)["error"] > 0
+
+
+def test_our_contender_trains_a_dictionary(ours):
+    ours.ask("build", work={**cpu.ROWS["sae32"].work, "batch": 64, "features": 32})
+    assert ours.seconds("step", count=3) > 0
+
+
+def test_what_goes_wrong_is_said_in_the_contenders_words(ours):
+    with pytest.raises(ContenderFailed, match="KeyError"):
+        ours.ask("dance")
+
+
+def test_a_contender_that_ends_is_noticed(tmp_path):
+    script = tmp_path / "quitter.py"
+    script.write_text("")
+    quitter = Contender("quitter", Path(sys.executable), script, {}, tmp_path / "log")
+    with quitter, pytest.raises(ContenderFailed, match="quitter ended"):
+        quitter.ask("build")
+
+
+def test_contenders_take_turns():
+    order = []
+    calls = {name: lambda name=name: order.append(name) or len(order) for name in "ab"}
+    seconds = contest.take_turns(calls, 3, contest.Turnstile(None))
+    assert order == list("ababab")
+    assert seconds == {"a": [1, 3, 5], "b": [2, 4, 6]}
+
+
+def test_the_fastest_method_is_taken():
+    times = {"dense": iter([9.0, 3.0, 2.0]), "cg": iter([9.0, 2.5, 4.0])}
+    method, best = contest.fastest(list(times), lambda m: next(times[m]), contest.Turnstile(None))
+    assert (method, best) == ("dense", {"dense": 2.0, "cg": 2.5})
+
+
+def test_the_table_gives_both_times_and_their_ratio():
+    times = {"ours": contest.spread([0.5, 0.4, 9.0]), "peer": contest.spread([2.0, 1.0, 3.0])}
+    row = {
+        "title": "a step",
+        "target": 4,
+        "method": "dense",
+        "ratio": 4.0,
+        "repetitions": 3,
+        "date": "2026-01-01",
+        "times": times,
+        "phases": {phase: {"ours": 0.1, "peer": 0.5} for phase in ("sampling", "local_energy")},
+    }
+    text = cpu.markdown({"machine": contest.machine(), "versions": {}, "rows": {"vit32": row}})
+    assert "| a step | dense | 2.00 s | 500 ms | 4.0 | >= 4 | 3 | 2026-01-01 |" in text
+    assert "| a step | 100 ms / 500 ms | 100 ms / 500 ms | 300 ms / 1.00 s | 500 ms / 2.00 s |" in text
+
+
+def test_the_exponent_of_a_power_law():
+    assert scaling.exponent([1, 2, 4], [5.0, 8.0, 64.0]) == pytest.approx(3)
+
+
+def test_disturbed_repetitions_are_measured_again(monkeypatch):
+    company = iter([0.0, 0.9, 0.1, 0.0, 0.0])
+    monkeypatch.setattr(contest, "_with_company", lambda call: (next(company), call()))
+    seconds = iter([1.0, 5.0, 2.0, 3.0])
+    assert contest.take_turns({"a": lambda: next(seconds)}, 3, contest.Turnstile(None)) == {"a": [1, 2, 3]}
