@@ -44,5 +44,5 @@ clean:
 	@touch $@
 
 .venv/installed-for-tests: pyproject.toml | .venv/python
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,test-gpu]'
 	@touch $@ .venv/installed

@@ -38,7 +38,8 @@ VOLATILE = (
 class Origin:
     """What a stage's dataset was made from: the hashed part of the spec, and how and when it was computed.
 
-    ``sections`` is the JSON text of the hashed sections; ``start`` and ``end`` are ISO 8601 times in UTC.
+    ``sections`` is the JSON text of the hashed sections; ``start`` and ``end`` are ISO 8601 times in UTC;
+    ``gpu`` names the device if one computed.
     """
 
     stage: str
@@ -50,6 +51,7 @@ class Origin:
     start: str
     end: str
     ranks: int = 1
+    gpu: str = ""
 
 
 # Name of a variable, the part of it, the values.
@@ -162,7 +164,7 @@ def _root_attributes(dataset: xr.Dataset, origin: Origin) -> dict[str, Any]:
         "conventions": schema.CONVENTIONS,
         "volatile": " ".join(dict.fromkeys(volatile)),
     }
-    return own | dict(standard) | code_version() | machine()
+    return own | dict(standard) | code_version() | machine(origin.gpu)
 
 
 def _storable(value: Any) -> Any:

@@ -35,15 +35,16 @@ def code_version() -> dict[str, str | int]:
 
 
 @cache
-def machine() -> dict[str, str]:
-    """Host name, processor and the versions of Python and of the numerical libraries (JSON)."""
+def machine(gpu: str = "") -> dict[str, str]:
+    """Host name, processor (the GPU, where one computed) and the versions of Python and of the numerical libraries (JSON)."""
     versions = {"python": platform.python_version()}
     for library in _LIBRARIES:
         try:
             versions[library] = metadata.version(library)
         except metadata.PackageNotFoundError:
             versions[library] = "unknown"
-    return {"host": platform.node(), "device": f"cpu: {_processor()}", "versions": json.dumps(versions)}
+    device = f"gpu: {gpu}" if gpu else f"cpu: {_processor()}"
+    return {"host": platform.node(), "device": device, "versions": json.dumps(versions)}
 
 
 def _git(*arguments: str) -> str:

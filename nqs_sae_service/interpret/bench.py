@@ -11,6 +11,8 @@ from functools import cached_property
 
 import numpy as np
 
+from ..engine.arrays import to_host
+from ..engine.devices import HOST, Device
 from ..errors import NumericalError
 from ..physics.exact import ground_state, susceptibility
 from ..physics.hamiltonians import MAX_SITES_DIAGONALISED
@@ -36,13 +38,17 @@ class Slopes:
 
 @dataclass
 class Bench:
-    """``observables`` end with the local energy; sigma (chain, draw, n_sites), log_psi (chain, draw) are Born samples."""
+    """``observables`` end with the local energy; sigma (chain, draw, n_sites), log_psi (chain, draw) are Born samples.
+
+    psi and the samples are on ``device``; numbers that come out of them are on the host.
+    """
 
     psi: Wavefunction
     observables: tuple[Observable, ...]
     sigma: np.ndarray
     log_psi: np.ndarray
     sampling: FreshSampling
+    device: Device = HOST
 
     @cached_property
     def names(self) -> list[str]:
@@ -58,14 +64,14 @@ class Bench:
     def values(self) -> np.ndarray:
         """Every observable's value or local estimator on the samples: (chain, draw, observable), complex if psi is."""
         sigma, log_psi = self.born
-        values = measure(self.psi, self.observables, sigma, log_psi, self.sampling.chunk)
+        values = to_host(measure(self.psi, self.observables, sigma, log_psi, self.sampling.chunk))
         return values.reshape(*self.log_psi.shape, -1)
 
     @cached_property
     def exact(self) -> Exact | None:
         """The sum over all configurations, on small systems."""
         n = self.psi.state.n_sites
-        return Exact(self.psi, self.observables, n) if n <= MAX_SITES_DIAGONALISED else None
+        return Exact(self.psi, self.observables, n, self.device) if n <= MAX_SITES_DIAGONALISED else None
 
     @cached_property
     def _susceptibilities(self) -> dict[int, float]:
@@ -104,13 +110,14 @@ class Bench:
                 sigma = self.born[0]
             else:
                 assert self.exact is not None
-                sigma = self.exact.configurations
+                sigma = self.exact.on_device
             self._gradients[layer, which] = self.psi.layer_gradient(sigma, layer)
         return self._gradients[layer, which]
 
     def slopes(self, direction: Direction, layer: str) -> Slopes | None:
         """Predicted slopes from the Born samples; None when the direction does nothing."""
-        tangent = direction.tangent(self.born[0], self.gradient(layer, "born")).reshape(self.log_psi.shape)
+        tangent = to_host(direction.tangent(self.born[0], self.gradient(layer, "born")))
+        tangent = tangent.reshape(self.log_psi.shape)
         if not np.var(tangent) > 0:
             return None
         value, error = covariance(tangent[..., None], self.values)
@@ -119,13 +126,14 @@ class Bench:
     def exact_slopes(self, direction: Direction, layer: str) -> Slopes:
         """The same by full summation."""
         assert self.exact is not None
-        value = self.exact.slopes(direction.tangent(self.exact.configurations, self.gradient(layer, "all")))
+        tangent = direction.tangent(self.exact.on_device, self.gradient(layer, "all"))
+        value = self.exact.slopes(to_host(tangent))
         return Slopes(value, np.zeros_like(value))
 
     def matched_strengths(self, direction: Direction, wanted: np.ndarray, signs: np.ndarray) -> np.ndarray:
         """Strengths (point,) with the wanted infidelities; 0 where the sign is 0, NaN where there is none."""
         sigma, log_psi = self.born
-        some = np.linspace(0, len(sigma) - 1, min(_MATCHING_SAMPLES, len(sigma))).astype(int)
+        some = self.device.put(np.linspace(0, len(sigma) - 1, min(_MATCHING_SAMPLES, len(sigma))).astype(int))
         return steering.matched_strengths(direction, sigma[some], log_psi[some], wanted, signs)
 
     def curve(

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..engine.arrays import namespace
 from ..physics.observables import Observable
 from ..sae.dictionary import Dictionary
 from ..states import Wavefunction
@@ -75,8 +76,8 @@ class Turned:
 class FeatureDirection(Direction):
     """Adds strength f_i(x) ``vector`` to the activations x of ``layer``.
 
-    ``vector`` is the decoder row of feature ``i``, or another vector of its length for a control. With a ``pooled`` dictionary
-    f_i is read from the mean over tokens and the same vector is added to every token.
+    ``vector`` is the decoder row of feature ``i``, or another vector of its length for a control; both are where psi is.
+    With a ``pooled`` dictionary f_i is read from the mean over tokens and the same vector is added to every token.
     """
 
     psi: Wavefunction
@@ -89,7 +90,7 @@ class FeatureDirection(Direction):
     def activation(self, x: np.ndarray) -> np.ndarray:
         """f_i (n, token) of activations x (n, token, width); (n, 1) when pooled."""
         rows = x.mean(axis=1, keepdims=True) if self.pooled else x
-        return self.dictionary.feature(np.ascontiguousarray(rows), self.i)
+        return self.dictionary.feature(namespace(x).ascontiguousarray(rows), self.i)
 
     def _push(self, x: np.ndarray) -> np.ndarray:
         return (self.activation(x)[..., None] * self.vector).astype(x.dtype)
@@ -100,10 +101,10 @@ class FeatureDirection(Direction):
     def log_psi(self, sigma, strengths):
         if not self.psi.starts_at(self.layer):
             edits = [self.psi.edited(self.layer, self._edit(s)) for s in strengths]
-            return np.stack([edited.log_psi(sigma) for edited in edits], axis=-1)
+            return namespace(sigma).stack([edited.log_psi(sigma) for edited in edits], axis=-1)
         x = self.psi.stream_at(sigma, self.layer)
         push = self._push(x)
-        return np.stack(
+        return namespace(sigma).stack(
             [self.psi.log_psi_from(self.layer, x + x.dtype.type(s) * push) for s in strengths], axis=-1
         )
 
@@ -122,7 +123,8 @@ class JastrowDial(Direction):
     observable: Observable
 
     def log_psi(self, sigma, strengths):
-        return self.psi.log_psi(sigma)[:, None] + 0.5 * self.observable.values(sigma)[:, None] * strengths
+        values, strengths = self.observable.values(sigma), namespace(sigma).asarray(strengths)
+        return self.psi.log_psi(sigma)[:, None] + 0.5 * values[:, None] * strengths
 
     def tangent(self, sigma, gradient=None):
         return 0.5 * self.observable.values(sigma)

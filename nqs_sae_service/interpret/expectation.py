@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..engine.arrays import namespace, to_host
+from ..engine.devices import HOST, Device
 from ..physics.exact import FullSummation, all_configurations
 from ..physics.observables import Observable
 from ..sampling import Metropolis
@@ -101,7 +103,7 @@ def reweighted(
     chunk: int,
     tick: Tick,
 ) -> Curve:
-    """Curve from samples of psi: sigma (chain, draw, n_sites), log_psi (chain, draw).
+    """Curve from samples of psi: sigma (chain, draw, n_sites), log_psi (chain, draw), on the device of the family.
 
     log psi of ``family`` has a trailing axis (point).
     """
@@ -111,11 +113,12 @@ def reweighted(
     for start in range(0, len(flat), REWEIGHTING_CALL):
         tick("reweighting")
         rows = flat[start : start + REWEIGHTING_CALL]
-        logs.append(family.log_psi(rows))
-        values.append(measure(family, observables, rows, logs[-1], chunk).real)
+        log_rows = family.log_psi(rows)
+        logs.append(to_host(log_rows))
+        values.append(to_host(measure(family, observables, rows, log_rows, chunk)).real)
     log_family = np.concatenate(logs).reshape(chains, draws, -1)
     value = np.concatenate(values).reshape(chains, draws, log_family.shape[-1], -1)
-    return _from_ratios(log_family - log_psi[:, :, None], value)
+    return _from_ratios(log_family - to_host(log_psi)[:, :, None], value)
 
 
 def _from_ratios(log_ratio: np.ndarray, value: np.ndarray) -> Curve:
@@ -182,9 +185,10 @@ def resampled(
     1 / tau of the energy: an upper bound when the draws per chain are few.
     """
     sigma, log_psi = born
-    log_ratio = (psi_s.log_psi(sigma) - log_psi).real
+    log_ratio = to_host(psi_s.log_psi(sigma) - log_psi).real
     weight = np.exp(2 * (log_ratio - log_ratio.max()))
     start = weighted_start(weight, sampling.chains, (sampling.metropolis.seed, number))
+    start = namespace(sigma).asarray(start)
     chains = sampling.metropolis.start(psi_s, sigma[start], number * _SWEEPS_OF_A_STATE)
     for _ in range(sampling.burn_in):
         tick("resampling")
@@ -194,8 +198,9 @@ def resampled(
         for _ in range(sampling.sweeps):
             tick("resampling")
             sampling.metropolis.sweep(psi_s, chains)
-        values.append(measure(psi_s, observables, chains.sigma, chains.log_psi, sampling.chunk).real)
-        log_ratios.append(psi.log_psi(chains.sigma) - chains.log_psi)
+        measured = measure(psi_s, observables, chains.sigma, chains.log_psi, sampling.chunk)
+        values.append(to_host(measured).real)
+        log_ratios.append(to_host(psi.log_psi(chains.sigma) - chains.log_psi))
     value = np.stack(values, axis=1)
     mean = value.mean(axis=(0, 1))
     tau = float(autocorrelation_time(value[..., -1])) if sampling.draws > 1 else 1.0
@@ -206,22 +211,26 @@ def resampled(
 
 
 class Exact:
-    """Full summation: operators as sparse matrices, psi on all configurations, kept for all families that follow."""
+    """Full summation: operators as sparse matrices, psi on all configurations, kept for all families that follow.
 
-    def __init__(self, psi: LogPsi, observables: Sequence[Observable], n_sites: int):
+    psi is evaluated on ``device``, everything else happens on the host.
+    """
+
+    def __init__(self, psi: LogPsi, observables: Sequence[Observable], n_sites: int, device: Device = HOST):
         self.observables, self.configurations = observables, all_configurations(n_sites)
+        self.on_device = device.put(self.configurations)
         self.operators = [
             o.operator.to_sparse() if o.operator is not None else o.values(self.configurations)
             for o in observables
         ]
-        self.state = self._normalised(psi.log_psi(self.configurations))
+        self.state = self._normalised(to_host(psi.log_psi(self.on_device)))
 
     def _normalised(self, log_psi: np.ndarray) -> FullSummation:
         return FullSummation.from_log_psi(self.configurations.shape[1], log_psi)
 
     def curve(self, family: LogPsi) -> Curve:
         """Exact curve of a family (trailing axis of log psi)."""
-        states = [self._normalised(column) for column in family.log_psi(self.configurations).T]
+        states = [self._normalised(column) for column in to_host(family.log_psi(self.on_device)).T]
         overlap = np.asarray([self.state.infidelity(s) for s in states])
         return Curve(
             np.stack([self.expectations(s) for s in states]), None, True, overlap, np.ones(len(states))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..engine.arrays import beside, namespace, to_host
 from ..physics.observables import Observable
 from ..sae.dictionary import Dictionary
 from ..states import LogPsi, Wavefunction
@@ -24,7 +25,7 @@ def reconstructed(psi: Wavefunction, layer: str, dictionary: Dictionary, pooled:
     def replace(x: np.ndarray) -> np.ndarray:
         if not pooled:
             return dictionary.reconstruct(x)
-        mean = np.ascontiguousarray(x.mean(axis=1))
+        mean = x.mean(axis=1)
         return x + (dictionary.reconstruct(mean) - mean)[:, None]
 
     return psi.edited(layer, replace)
@@ -35,8 +36,8 @@ def ablated(psi: Wavefunction, layer: str, mean: np.ndarray, pooled: bool) -> Lo
 
     def replace(x: np.ndarray) -> np.ndarray:
         if not pooled:
-            return np.broadcast_to(mean.astype(x.dtype), x.shape)
-        return x + (mean - x.mean(axis=1)).astype(x.dtype)[:, None]
+            return namespace(x).broadcast_to(beside(mean, x).astype(x.dtype), x.shape)
+        return x + (beside(mean, x) - x.mean(axis=1)).astype(x.dtype)[:, None]
 
     return psi.edited(layer, replace)
 
@@ -45,7 +46,8 @@ def ablated(psi: Wavefunction, layer: str, mean: np.ndarray, pooled: bool) -> Lo
 class Yardstick:
     """Energies and overlaps of replaced states: ``exact`` on small systems, else from Born samples of psi.
 
-    born: configurations (n, n_sites) and log psi (n,); ``energy``: the local energy; ``reference``: <H> of psi (total).
+    born: configurations (n, n_sites) and log psi (n,), where psi is; ``energy``: the local energy; ``reference``: <H> of
+    psi (total).
     """
 
     psi: Wavefunction
@@ -67,7 +69,7 @@ class Yardstick:
         if self.exact is not None:
             return float(self.exact.curve(_Single(psi_s)).infidelity[0])
         sigma, log_psi = self.born
-        return infidelity(psi_s.log_psi(sigma) - log_psi)
+        return infidelity(to_host(psi_s.log_psi(sigma) - log_psi))
 
     def energy_recovered(self, psi_sae: LogPsi, energy_ablated: float, number: int, tick: Tick) -> float:
         """1 when the reconstruction costs no energy, 0 when it is as bad as the mean; NaN if the mean costs none either."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..engine.arrays import to_host
 from .directions import Direction
 from .expectation import Curve, infidelity
 
@@ -36,13 +37,13 @@ def matched_strengths(
     """
     asked = (signs != 0) & (wanted > 0)
     strengths = np.where(signs == 0, 0.0, np.nan)
-    metric = np.var(direction.tangent(sigma))
+    metric = np.var(to_host(direction.tangent(sigma)))
     if not metric > 0 or not asked.any():
         return strengths
     aim, sign = wanted[asked], signs[asked]
     size = np.sqrt(aim / metric)
     for _ in range(_MATCHING_ROUNDS):
-        log_ratio = direction.log_psi(sigma, sign * size) - log_psi[:, None]
+        log_ratio = to_host(direction.log_psi(sigma, sign * size) - log_psi[:, None])
         reached = np.asarray([infidelity(column) for column in log_ratio.T])
         missed = np.abs(reached / aim - 1)
         strengths[asked] = np.where(missed < _MATCHED, sign * size, np.nan)

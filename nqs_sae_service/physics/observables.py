@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..engine.arrays import beside, namespace
 from ..errors import UserError
 from .lattices import Lattice
 from .operators import Operator, SigmaX
@@ -97,7 +98,7 @@ def observable(
     The function takes (lattice, sigma, *indices) when diagonal, (lattice, hamiltonian, *indices) and returns
     an operator when local, and (log_psi) when the kind is log_psi. Indices run from ``lowest`` to n_sites - 1
     and must differ from each other. Diagonal functions use plain arithmetic, so that they also accept float
-    "spins" (exact references rely on it).
+    "spins" (exact references rely on it) and arrays on a GPU.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,7 +118,7 @@ def make_observable(name: str, lattice: Lattice, hamiltonian: Operator) -> Obser
     if family.kind == "local":
         return declare(values=_needs_psi, operator=family.function(lattice, hamiltonian, *indices))
     return declare(
-        values=lambda sigma: np.asarray(family.function(lattice, sigma, *indices), dtype=np.float64)
+        values=lambda sigma: family.function(lattice, sigma, *indices).astype(np.float64, copy=False)
     )
 
 
@@ -189,7 +190,7 @@ def magnetization(lattice: Lattice, sigma: np.ndarray) -> np.ndarray:
 @observable("abs_magnetization", long_name="absolute magnetization per site")
 def abs_magnetization(lattice: Lattice, sigma: np.ndarray) -> np.ndarray:
     """|m|."""
-    return np.abs(magnetization(lattice, sigma))
+    return abs(magnetization(lattice, sigma))
 
 
 @observable("magnetization_squared", long_name="squared magnetization per site", degree=2)
@@ -201,13 +202,13 @@ def magnetization_squared(lattice: Lattice, sigma: np.ndarray) -> np.ndarray:
 @observable("staggered_magnetization", long_name="staggered magnetization per site", degree=1)
 def staggered_magnetization(lattice: Lattice, sigma: np.ndarray) -> np.ndarray:
     """m_s = (1/N) sum_i (-1)^i s_i, the sign by sublattice."""
-    return (sigma * (1 - 2 * lattice.sublattice)).mean(axis=1)
+    return (sigma * (1 - 2 * beside(lattice.sublattice, sigma))).mean(axis=1)
 
 
 @observable("abs_staggered_magnetization", long_name="absolute staggered magnetization per site")
 def abs_staggered_magnetization(lattice: Lattice, sigma: np.ndarray) -> np.ndarray:
     """|m_s|."""
-    return np.abs(staggered_magnetization(lattice, sigma))
+    return abs(staggered_magnetization(lattice, sigma))
 
 
 @observable("staggered_magnetization_squared", long_name="squared staggered magnetization per site", degree=2)
@@ -249,8 +250,9 @@ def domain_walls(lattice: Lattice, sigma: np.ndarray) -> np.ndarray:
 @observable("structure_factor_<k>", long_name="structure factor at q = 2 pi {k} / N", lowest=(0,), degree=2)
 def structure_factor(lattice: Lattice, sigma: np.ndarray, k: int) -> np.ndarray:
     """S(q) = |sum_j e^{i q j} s_j|^2 / N at q = 2 pi k / N: N m^2 at k = 0."""
-    phase = 2 * np.pi * k / lattice.n_sites * lattice.positions[:, 0]
-    return ((sigma @ np.cos(phase)) ** 2 + (sigma @ np.sin(phase)) ** 2) / lattice.n_sites
+    xp = namespace(sigma)
+    phase = 2 * np.pi * k / lattice.n_sites * beside(lattice.positions, sigma)[:, 0]
+    return ((sigma @ xp.cos(phase)) ** 2 + (sigma @ xp.sin(phase)) ** 2) / lattice.n_sites
 
 
 @observable("sigma_x", long_name="transverse magnetization per site, local estimator", kind="local")
@@ -268,10 +270,11 @@ def local_energy(lattice: Lattice, hamiltonian: Operator) -> Operator:
 @observable("log_abs_psi", long_name="log |psi|, unnormalised", kind="log_psi")
 def log_abs_psi(log_psi: np.ndarray) -> np.ndarray:
     """log |psi(sigma)| = Re log psi."""
-    return np.real(log_psi)
+    return log_psi.real
 
 
 def _mean_product(sigma: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    pairs = namespace(sigma).asarray(pairs)
     return (sigma[:, pairs[:, 0]] * sigma[:, pairs[:, 1]]).mean(axis=1)
 
 

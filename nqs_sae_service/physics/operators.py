@@ -4,9 +4,9 @@ A configuration sigma is int8 in {-1, +1}. One row of the matrix O has a diagona
 
     <sigma|O|sigma>    and    <sigma|O|sigma'_c>,   c = 1 ... n_connected,
 
-where sigma'_c is sigma with a fixed set of sites flipped. This is all that variational Monte Carlo needs: the
-local estimator is O_loc(sigma) = sum_sigma' <sigma|O|sigma'> psi(sigma') / psi(sigma) (Becca & Sorella,
-Quantum Monte Carlo Approaches for Correlated Systems, Cambridge 2017, chapter 5).
+where sigma'_c is sigma with a fixed set of sites flipped. Configurations are NumPy or CuPy arrays. This is all that
+variational Monte Carlo needs: the local estimator is O_loc(sigma) = sum_sigma' <sigma|O|sigma'> psi(sigma') / psi(sigma)
+(Becca & Sorella, Quantum Monte Carlo Approaches for Correlated Systems, Cambridge 2017, chapter 5).
 
 Basis of the full space: the spins are the bits of the index, site 0 the most significant one, bit 0 is spin
 up (+1). It is the order of Kronecker products sigma_0 (x) sigma_1 (x) ... with sigma^z = diag(+1, -1).
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..engine.arrays import beside, namespace
 from .lattices import Lattice
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Operator(ABC):
 
     def connected(self, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All sigma'_c (n, n_connected, n_sites) int8 and <sigma|O|sigma'_c> (n, n_connected) float64."""
-        return sigma[:, None, :] * self.signs, self.element(sigma)
+        return sigma[:, None, :] * beside(self.signs, sigma), self.element(sigma)
 
     @cached_property
     def signs(self) -> np.ndarray:
@@ -92,10 +93,10 @@ class SigmaX(Operator):
         self.flips = np.arange(self.n_sites, dtype=np.int32)[:, None]
 
     def diagonal(self, sigma: np.ndarray) -> np.ndarray:
-        return np.zeros(len(sigma))
+        return namespace(sigma).zeros(len(sigma))
 
     def element(self, sigma: np.ndarray) -> np.ndarray:
-        return np.full((len(sigma), self.n_sites), 1.0 / self.n_sites)
+        return namespace(sigma).full((len(sigma), self.n_sites), 1.0 / self.n_sites)
 
 
 def configurations(index: np.ndarray, n_sites: int) -> np.ndarray:

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ..engine.arrays import namespace
+from ..engine.devices import Device
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -23,18 +26,31 @@ BLOCK_ELEMENTS = 2**24  # of a dense (rows, F) array: nothing larger is held by 
 
 def select_topk(z: np.ndarray, k: int) -> np.ndarray:
     """Mask, shaped like ``z`` (..., F), of the k largest entries along the last axis; the lower index wins a tie."""
-    n_features = z.shape[-1]
+    n_features, xp = z.shape[-1], namespace(z)
     if k >= n_features:
-        return np.ones(z.shape, bool)
-    kth = np.partition(z, n_features - k, axis=-1)[..., n_features - k, None]
+        return xp.ones(z.shape, bool)
+    kth = xp.partition(z, n_features - k, axis=-1)[..., n_features - k, None]
     above, tied = z > kth, z == kth
     room = k - above.sum(axis=-1, keepdims=True)
-    return above | (tied & (np.cumsum(tied, axis=-1) <= room))
+    return above | (tied & (xp.cumsum(tied, axis=-1) <= room))
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
     """As contiguous, writable float32: kernels are compiled once more for anything else."""
-    return np.require(array, np.float32, ["C", "W"])
+    if isinstance(array, np.ndarray):
+        return np.require(array, np.float32, ["C", "W"])
+    return namespace(array).ascontiguousarray(array, dtype=np.float32)
+
+
+def kernels_for(x: Any) -> Any:
+    """The module with the hot loops for arrays where ``x`` is: ``kernels`` on the host, ``kernels_gpu`` on a device."""
+    if isinstance(x, np.ndarray):
+        from . import kernels
+
+        return kernels
+    from . import kernels_gpu
+
+    return kernels_gpu
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +64,11 @@ class Dictionary:
     encoder_bias: np.ndarray
     decoder_bias: np.ndarray
 
+    def on(self, device: Device) -> Dictionary:
+        """The dictionary with its arrays on a device, for activations that are there."""
+        arrays = (self.encoder, self.decoder, self.encoder_bias, self.decoder_bias)
+        return Dictionary(self.kind, self.k, *(device.put(array) for array in arrays))
+
     @property
     def n_features(self) -> int:
         """Number of features F."""
@@ -60,9 +81,10 @@ class Dictionary:
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         """Features f (..., F) of activations ``x`` (..., d), dense, in the precision of ``x`` (float32 or float64)."""
+        xp = namespace(x)
         z = (x - self.decoder_bias) @ self.encoder.T + self.encoder_bias
-        f = np.maximum(z, 0)
-        return np.where(select_topk(z, self.k), f, 0) if self.kind == "topk" else f
+        f = xp.maximum(z, 0)
+        return xp.where(select_topk(z, self.k), f, x.dtype.type(0)) if self.kind == "topk" else f
 
     def encode_sparse(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The active features of ``x`` (n, d): values (n, k) float32 > 0 and indices (n, k) int32, ``topk`` only.
@@ -72,10 +94,8 @@ class Dictionary:
         """
         if self.kind != "topk":
             raise ValueError(f"a {self.kind} dictionary has no fixed number of active features; use encode")
-        from .kernels import encode_topk
-
         k = min(self.k, self.n_features)
-        return encode_topk(_plain(x), self.encoder, self.encoder_bias, self.decoder_bias, k)
+        return kernels_for(x).encode_topk(_plain(x), self.encoder, self.encoder_bias, self.decoder_bias, k)
 
     def decode(self, f: np.ndarray) -> np.ndarray:
         """Reconstruction x_hat (..., d) from dense features ``f`` (..., F)."""
@@ -85,24 +105,22 @@ class Dictionary:
         """x_hat (..., d), in the precision of ``x`` (..., d)."""
         rows = x.reshape(-1, self.width)
         if self._sparse(x):
-            from .kernels import decode_error
-
             values, indices = self.encode_sparse(rows)
-            zero = np.zeros(rows.shape, np.float32)
-            minus_x_hat, _ = decode_error(zero, self.decoder, self.decoder_bias, values, indices)
-            return np.negative(minus_x_hat, out=minus_x_hat).reshape(x.shape)
+            zero, decoder = namespace(x).zeros(rows.shape, np.float32), (self.decoder, self.decoder_bias)
+            minus_x_hat, _ = kernels_for(x).decode_error(zero, *decoder, values, indices)
+            minus_x_hat *= -1
+            return minus_x_hat.reshape(x.shape)
         return self._blocked(rows, lambda block: self.decode(self.encode(block))).reshape(x.shape)
 
     def feature(self, x: np.ndarray, i: int) -> np.ndarray:
         """Activation (...,) of feature ``i`` on ``x`` (..., d), never holding more than a block of the (n, F) features."""
         rows = x.reshape(-1, self.width)
         if self.kind != "topk":
-            f = np.maximum((rows - self.decoder_bias) @ self.encoder[i] + self.encoder_bias[i], 0)
+            z = (rows - self.decoder_bias) @ self.encoder[i] + self.encoder_bias[i]
+            f = namespace(x).maximum(z, 0)
         elif self._sparse(x):
-            from .kernels import feature_topk
-
-            k = min(self.k, self.n_features)
-            f = feature_topk(_plain(rows), self.encoder, self.encoder_bias, self.decoder_bias, i, k)
+            k, biases = min(self.k, self.n_features), (self.encoder_bias, self.decoder_bias)
+            f = kernels_for(x).feature_topk(_plain(rows), self.encoder, *biases, i, k)
         else:
             f = self._blocked(rows, lambda block: self.encode(block)[:, i])
         return f.reshape(x.shape[:-1])
@@ -126,7 +144,8 @@ class Dictionary:
     ) -> np.ndarray:
         """``function`` on blocks of the first axis so that a block's dense features stay below BLOCK_ELEMENTS."""
         size = max(1, BLOCK_ELEMENTS // (self.n_features * rows_each))
-        return np.concatenate([function(x[a : a + size]) for a in range(0, max(len(x), 1), size)])
+        parts = [function(x[a : a + size]) for a in range(0, max(len(x), 1), size)]
+        return namespace(x).concatenate(parts)
 
     @classmethod
     def from_dataset(cls, ds: xr.Dataset, layer: str, sae_seed: int) -> Dictionary:

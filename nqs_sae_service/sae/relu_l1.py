@@ -16,12 +16,14 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from ..engine.arrays import namespace
 from .record import SaeSection
 from .training import Adam, Parameters, unit_rows
 
 WARM_UP = 0.05  # share of the steps over which the penalty grows to its value
 DECODER_LENGTH = 0.1  # of the rows at the start
 BLOCK_ELEMENTS = 2**17  # of the dense (rows, F) features of a block: they stay in the cache
+BLOCK_ELEMENTS_ON_DEVICE = 2**25  # on a GPU a block has to be worth its launches
 
 
 class ReluL1(SaeSection):
@@ -37,7 +39,7 @@ class ReluL1(SaeSection):
 
     def learner(self, generator: np.random.Generator, sample: np.ndarray) -> ReluL1Learner:
         """A tied dictionary with short decoder rows, for inputs like ``sample`` (n, d)."""
-        return ReluL1Learner(self, generator, sample.shape[1])
+        return ReluL1Learner(self, generator, sample)
 
 
 class ReluL1Learner:
@@ -45,11 +47,11 @@ class ReluL1Learner:
 
     k = 0
 
-    def __init__(self, record: ReluL1, generator: np.random.Generator, width: int) -> None:
-        self.l1 = record.l1
-        decoder = np.float32(DECODER_LENGTH) * unit_rows(generator, record.features, width)
-        no_bias = np.zeros(record.features, np.float32)
-        self.parameters = Parameters(decoder.copy(), decoder, no_bias, np.zeros(width, np.float32))
+    def __init__(self, record: ReluL1, generator: np.random.Generator, sample: np.ndarray) -> None:
+        self.l1, xp, width = record.l1, namespace(sample), sample.shape[1]
+        decoder = xp.asarray(np.float32(DECODER_LENGTH) * unit_rows(generator, record.features, width))
+        no_bias = xp.zeros(record.features, np.float32)
+        self.parameters = Parameters(decoder.copy(), decoder, no_bias, xp.zeros(width, np.float32))
 
     def step(
         self, x: np.ndarray, progress: float, dead: np.ndarray, adam: Adam, learning_rate: float
@@ -76,15 +78,16 @@ def relu_l1_gradients(
     L has kinks: at z = 0 the derivative of the inactive side is taken, at |d_i| = 0 zero.
     """
     p = parameters
-    lengths = np.linalg.norm(p.decoder, axis=1)
-    loss, counts, total_f = 0.0, np.zeros(len(lengths), np.int64), np.zeros_like(lengths)
-    gradients = Parameters(*(np.zeros_like(array) for array in vars(p).values()))
-    size = max(64, BLOCK_ELEMENTS // len(lengths))
+    xp = namespace(x)
+    lengths = xp.linalg.norm(p.decoder, axis=1)
+    loss, counts, total_f = 0.0, xp.zeros(len(lengths), np.int64), xp.zeros_like(lengths)
+    gradients = Parameters(*(xp.zeros_like(array) for array in vars(p).values()))
+    size = max(64, (BLOCK_ELEMENTS if xp is np else BLOCK_ELEMENTS_ON_DEVICE) // len(lengths))
     for first in range(0, len(x), size):
         rows = x[first : first + size]
-        f = np.maximum(rows @ p.encoder.T + p.encoder_bias, 0)
+        f = xp.maximum(rows @ p.encoder.T + p.encoder_bias, 0)
         error = rows - (f @ p.decoder + p.decoder_bias)
-        loss += float(np.sum(error**2, dtype=np.float64)) / len(x)
+        loss += float((error**2).sum(dtype=np.float64)) / len(x)
         active, g = f > 0, error * (-2 / len(x))
         delta = (g @ p.decoder.T + lengths * (l1 / len(x))) * active
         gradients.encoder += delta.T @ rows
@@ -95,5 +98,6 @@ def relu_l1_gradients(
         counts += active.sum(axis=0)
     weight = l1 / max(len(x), 1) * total_f
     loss += float(weight @ lengths)
-    gradients.decoder += (weight / np.where(lengths > 0, lengths, 1))[:, None] * p.decoder
+    divisor = xp.where(lengths > 0, lengths, lengths.dtype.type(1))
+    gradients.decoder += (weight / divisor)[:, None] * p.decoder
     return loss, gradients, counts

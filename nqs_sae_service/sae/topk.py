@@ -12,11 +12,12 @@ factor, the least-squares best on the first batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
+from ..engine.arrays import namespace
 from ..spec.section import Finding, Section
 from .dictionary import Dictionary
 from .record import SaeSection
@@ -63,29 +64,39 @@ class TopKLearner:
         width = sample.shape[1]
         self.k, self.aux_coefficient = record.k, record.aux_coefficient
         self.k_aux = record.k_aux or max(1, round(width / 2))
-        decoder = unit_rows(generator, record.features, width)
+        xp = namespace(sample)
+        decoder = xp.asarray(unit_rows(generator, record.features, width))
         self.parameters = Parameters(
             decoder * best_length(decoder, self.k, sample),
             decoder,
-            np.zeros(record.features, np.float32),
-            np.zeros(width, np.float32),
+            xp.zeros(record.features, np.float32),
+            xp.zeros(width, np.float32),
         )
-        self.step = SparseStep(self.parameters, self.k, self.k_aux, self.aux_coefficient)
+        self.step = _step_for(sample)(self.parameters, self.k, self.k_aux, self.aux_coefficient)
 
     def finished(self) -> Parameters:
         """See ``training.Learner``."""
         return self.parameters
 
 
+def _step_for(x: np.ndarray) -> Any:
+    if isinstance(x, np.ndarray):
+        return SparseStep
+    from .topk_gpu import DeviceStep
+
+    return DeviceStep
+
+
 def best_length(decoder: np.ndarray, k: int, x: np.ndarray) -> np.float32:
     """The factor a that minimises |x - a x_hat|^2 when the encoder is the ``decoder`` (F, d): <x, x_hat> / <x_hat, x_hat>."""
     n_features, width = decoder.shape
+    xp = namespace(x)
     tied = Dictionary(
-        "topk", k, decoder, decoder, np.zeros(n_features, np.float32), np.zeros(width, np.float32)
+        "topk", k, decoder, decoder, xp.zeros(n_features, np.float32), xp.zeros(width, np.float32)
     )
     x_hat = tied.reconstruct(x).astype(np.float64)
-    square = np.sum(x_hat**2)
-    return np.float32(np.sum(x * x_hat) / square if square > 0 else 1.0)
+    square = float((x_hat**2).sum())
+    return np.float32(float((x * x_hat).sum()) / square if square > 0 else 1.0)
 
 
 class SparseStep:

@@ -18,8 +18,10 @@ from typing import Protocol
 
 import numpy as np
 
+from ..engine.arrays import namespace, to_host
+from ..engine.devices import HOST, Device
 from ..errors import NumericalError
-from .dictionary import Dictionary
+from .dictionary import Dictionary, kernels_for
 from .inputs import Batches, Held, Inputs
 from .metrics import mean_and_variance
 from .record import SaeSection, Tick
@@ -69,7 +71,8 @@ class Adam:
     """Adam over the four arrays of a dictionary: first and second moments, and the number of steps taken."""
 
     def __init__(self, parameters: Parameters) -> None:
-        self.moments = {name: (np.zeros_like(p), np.zeros_like(p)) for name, p in vars(parameters).items()}
+        zeros = namespace(parameters.encoder).zeros_like
+        self.moments = {name: (zeros(p), zeros(p)) for name, p in vars(parameters).items()}
         self.steps = 0
 
     def next(self, learning_rate: float) -> np.ndarray:
@@ -81,9 +84,7 @@ class Adam:
 
     def update(self, parameters: Parameters, gradients: Parameters, learning_rate: float) -> None:
         """One step against ``gradients``."""
-        from .kernels import adam_rows
-
-        constants = self.next(learning_rate)
+        adam_rows, constants = kernels_for(parameters.encoder).adam_rows, self.next(learning_rate)
         for name, parameter in vars(parameters).items():
             adam_rows(parameter, *self.moments[name], getattr(gradients, name), constants)
 
@@ -94,7 +95,7 @@ class _Trainee:
     def __init__(self, record: SaeSection, seed: int, sample: np.ndarray) -> None:
         self.record, self.learner = record, record.learner(np.random.default_rng([seed, 0]), sample)
         self.adam = Adam(self.learner.parameters)
-        self.idle = np.zeros(record.features, np.int64)
+        self.idle = namespace(sample).zeros(record.features, np.int64)
         self.history = np.zeros((3, record.steps))
 
     def step(self, step: int, batch: np.ndarray) -> None:
@@ -109,8 +110,8 @@ class _Trainee:
             raise _diverged(record, step)
         self.idle += len(batch)
         self.idle[counts > 0] = 0
-        dead = np.count_nonzero(self.idle >= record.dead_after) / record.features
-        self.history[:, step] = loss, counts.sum() / len(batch), dead
+        dead = int((self.idle >= record.dead_after).sum()) / record.features
+        self.history[:, step] = loss, int(counts.sum()) / len(batch), dead
 
     def arrays(self) -> dict[str, np.ndarray]:
         """By name, all arrays that a step changes."""
@@ -121,21 +122,25 @@ class _Trainee:
 
 
 class Training:
-    """Dictionaries of one record, one per seed, in training on one pass over the same inputs.
+    """Dictionaries of one record, one per seed, in training on ``device`` on one pass over the same inputs.
 
+    Batches are put together on the host and moved: 4 n d bytes a step for all dictionaries.
     None of them depends on the others. Raises NumericalError when the inputs are empty, constant or not finite, and from
     ``advance`` when one of them diverges.
     """
 
-    def __init__(self, record: SaeSection, inputs: Inputs, seeds: Sequence[int]) -> None:
-        self.record, self.step = record, 0
+    def __init__(
+        self, record: SaeSection, inputs: Inputs, seeds: Sequence[int], device: Device = HOST
+    ) -> None:
+        self.record, self.step, self.device = record, 0, device
         self.mean, self.scale = normalisation(inputs)
         self._batches = Batches(inputs, self.mean, self.scale, min(record.batch, inputs.n_rows))
-        self._trainees = [_Trainee(record, seed, self._batches.batch(0)) for seed in seeds]
+        sample = device.put(self._batches.batch(0))
+        self._trainees = [_Trainee(record, seed, sample) for seed in seeds]
 
     def advance(self) -> None:
         """One step of every dictionary, on the same batch."""
-        batch = self._batches.batch(self.step)
+        batch = self.device.put(self._batches.batch(self.step))
         for trainee in self._trainees:
             trainee.step(self.step, batch)
         self.step += 1
@@ -148,9 +153,9 @@ class Training:
         return f"loss {loss:.4g}, {active:.1f} active, {dead:.0%} dead"
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything needed to continue with the same bits (references, not copies)."""
+        """Everything needed to continue with the same bits (references, not copies, where it is on the host)."""
         each = {
-            f"{place}.{name}": array
+            f"{place}.{name}": to_host(array)
             for place, trainee in enumerate(self._trainees)
             for name, array in trainee.arrays().items()
         }
@@ -162,14 +167,14 @@ class Training:
         for place, trainee in enumerate(self._trainees):
             trainee.adam.steps = self.step
             for name, array in trainee.arrays().items():
-                array[...] = state[f"{place}.{name}"]
+                array[...] = namespace(array).asarray(state[f"{place}.{name}"])
 
     def finished(self) -> list[tuple[Dictionary, History]]:
         """The dictionaries, in the order of the seeds, and how they got there."""
         result = []
         for trainee in self._trainees:
             learner = trainee.learner
-            if not all(np.isfinite(array).all() for array in vars(learner.parameters).values()):
+            if not all(np.isfinite(to_host(array)).all() for array in vars(learner.parameters).values()):
                 raise _diverged(self.record, self.record.steps)
             dictionary = fold(learner.finished(), self.record.kind, learner.k, self.mean, self.scale)
             result.append((dictionary, History(*trainee.history)))
@@ -222,10 +227,10 @@ def fold(parameters: Parameters, kind: str, k: int, mean: np.ndarray, scale: flo
     return Dictionary(
         kind,
         k,
-        np.asarray(parameters.encoder, np.float32),
-        np.asarray(parameters.decoder, np.float32),
-        (parameters.encoder_bias / scale).astype(np.float32),
-        (mean + parameters.decoder_bias / scale).astype(np.float32),
+        np.asarray(to_host(parameters.encoder), np.float32),
+        np.asarray(to_host(parameters.decoder), np.float32),
+        (to_host(parameters.encoder_bias) / scale).astype(np.float32),
+        (mean + to_host(parameters.decoder_bias) / scale).astype(np.float32),
     )
 
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..engine.arrays import namespace
+from ..engine.arrays import namespace, to_host
 from ..engine.random import Stream, below, uniform, words
 from ..errors import NumericalError
 from ..states import LogPsi, Wavefunction
@@ -97,11 +98,9 @@ class Metropolis:
     def sweep(self, psi: LogPsi, chains: Chains) -> None:
         """One sweep: as many proposals per chain as there are sites, in place. Raises NumericalError on a NaN log psi."""
         xp = namespace(chains.sigma)
-        random = words(self.seed, self.stream, chains.sweeps, self.n_sites, len(chains.sigma), xp)
-        first, length = stretch_proposals(random, self.n_sites, self.moves)
-        threshold = xp.log(uniform(random[..., 2], random[..., 3]))
+        first, length, threshold = self._proposals(chains.sweeps, len(chains.sigma), xp)
         walker = psi.twin(Walks) if isinstance(psi, Wavefunction) else None  # type: ignore[type-abstract]
-        walk = walker.walk if walker is not None else partial(_walk, psi)
+        walk = walker.walk if walker is not None else partial(_walk_of(xp), psi)
         chains.accepted += walk(chains.sigma, chains.log_psi, first, length, threshold)
         if xp.isnan(chains.log_psi).any():
             raise NumericalError(
@@ -109,6 +108,17 @@ class Metropolis:
             )
         chains.proposed += threshold.size
         chains.sweeps += 1
+
+    def _proposals(self, step: int, chains: int, xp: ModuleType) -> tuple[Array, Array, Array]:
+        """First site, length and log threshold (n_sites, chains) of the proposals of a sweep."""
+        if xp is not np:
+            from .metropolis_gpu import proposals
+
+            key, shares = (self.seed, int(self.stream)), (self.moves.all_spins, self.moves.stretch)
+            return proposals(xp, key, step, self.n_sites, chains, self.n_sites, shares)
+        random = words(self.seed, self.stream, step, self.n_sites, chains)
+        first, length = stretch_proposals(random, self.n_sites, self.moves)
+        return first, length, np.log(uniform(random[..., 2], random[..., 3]))
 
     def draws(
         self,
@@ -126,7 +136,16 @@ class Metropolis:
             sigma.append(chains.sigma.copy())
             log_psi.append(chains.log_psi.copy())
             after(draw)
-        return np.stack(sigma, axis=1), np.stack(log_psi, axis=1)
+        xp = namespace(chains.sigma)
+        return xp.stack(sigma, axis=1), xp.stack(log_psi, axis=1)
+
+
+def _walk_of(xp: ModuleType) -> Callable[..., int]:
+    if xp is np:
+        return _walk
+    from .metropolis_gpu import walk
+
+    return walk
 
 
 def _walk(psi: LogPsi, sigma: Array, log_psi: Array, first: Array, length: Array, threshold: Array) -> int:
@@ -154,4 +173,4 @@ def drift(psi: LogPsi, reference: LogPsi, chains: Chains, rows: int = 64) -> flo
     sigma = chains.sigma[:rows]
     fresh = psi.log_psi(sigma)
     departures = (chains.log_psi[:rows] - fresh, fresh - reference.log_psi(sigma))
-    return float(max(np.abs(np.expm1(departure)).max() for departure in departures))
+    return float(max(np.abs(np.expm1(to_host(departure))).max() for departure in departures))

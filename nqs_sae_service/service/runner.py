@@ -19,6 +19,7 @@ from loguru import logger
 
 from ..datasets import Origin, read_attributes, read_stage
 from ..datasets.files import locked, sweep_temporaries, write_text
+from ..engine.devices import Device, choose_device
 from ..engine.threads import configure_threads
 from ..errors import CompilationStopped, NumericalError, Stopped, UserError
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -45,6 +46,7 @@ class StageContext:
 
     spec: Spec
     upstream: Mapping[str, xr.Dataset]
+    device: Device
     checkpoint: Path
     progress: StageProgress
     status: Status
@@ -247,14 +249,14 @@ class _Run:
         store, name, spec = self.plan.store, step.stage.name, self.plan.point.spec
         checkpoint = store.checkpoint(name, step.key)
         began, start = time.monotonic(), now()
-        threads = configure_threads(spec.engine.threads)
+        threads, device = configure_threads(spec.engine.threads), choose_device(spec.engine.device)
         with ExitStack() as stack:
             upstream = {
                 above: stack.enter_context(read_stage(self._file(above))) for above in step.stage.upstream
             }
             progress = StageProgress(self.plan.point.run, name)
             stack.callback(progress.close)
-            context = StageContext(spec, upstream, checkpoint, progress, self.status, self.stop)
+            context = StageContext(spec, upstream, device, checkpoint, progress, self.status, self.stop)
             try:
                 dataset = step.stage.run(context)
             except NumericalError:
@@ -266,7 +268,17 @@ class _Run:
             seed = getattr(getattr(spec, name, None), "seed", spec.seed)
             store.put(
                 dataset,
-                Origin(name, step.key, step.stage.version, step.sections, seed, threads, start, now()),
+                Origin(
+                    name,
+                    step.key,
+                    step.stage.version,
+                    step.sections,
+                    seed,
+                    threads,
+                    start,
+                    now(),
+                    gpu=device.name,
+                ),
             )
         checkpoint.unlink(missing_ok=True)
         self.seconds[name] = time.monotonic() - began

@@ -290,16 +290,17 @@ def _without_norm(names: tuple[str, ...], sections: Mapping[str, Section]) -> li
 class Engine(Section):
     """How to run: never part of a stage's key."""
 
-    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="where to compute")
+    device: Literal["auto", "cpu", "gpu"] = Field(
+        "auto", description="where to compute; auto: on a GPU where CuPy finds one"
+    )
     threads: int = Field(0, ge=0, le=4096, description="threads of the kernels; 0: all cores")
     chunk: int = Field(
-        0, ge=0, le=10**8, description="configurations per network call in local estimators; 0: 16384"
+        0,
+        ge=0,
+        le=10**8,
+        description="configurations per network call in local estimators; 0: 16384, on a GPU by its memory",
     )
     checkpoint_seconds: float = Field(30.0, ge=0, le=86_400, description="seconds between checkpoints")
-
-    def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
-        if self.device == "gpu":
-            yield Finding("device", 'this version computes on the CPU: use "cpu" or "auto"')
 
 
 class Output(Section):

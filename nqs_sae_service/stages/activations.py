@@ -9,6 +9,7 @@ import numpy as np
 
 from ..datasets.netcdf import Piece, Streamed
 from ..datasets.schema import declaration, labelled
+from ..engine.arrays import to_host
 from ..sae.metrics import Moments
 from .cost import Cost, network_flops, seconds_for
 from .inputs import aligned_samples, hyperslabs, trained
@@ -25,7 +26,7 @@ def run(context: Context) -> Streamed:
     psi, layers = trained(context), context.spec.activations.layers
     samples = context.upstream["samples"]
     n_chains, n_draws, n_sites = samples["configuration"].shape
-    probe = psi.activations(np.ones((1, n_sites), np.int8), layers)
+    probe = psi.activations(context.device.put(np.ones((1, n_sites), np.int8)), layers)
     shapes = {layer: (n_chains, n_draws, *x.shape[1:]) for layer, x in probe.items()}
     labels = {
         declaration("activations", layer).dims[2]: np.arange(shape[2]) for layer, shape in shapes.items()
@@ -54,8 +55,8 @@ def _pieces(context: Context) -> Iterator[Piece]:
     for first in range(0, len(sigma), size):
         context.tick(first, len(sigma), "activations")
         last = min(len(sigma), first + size)
-        for layer, values in psi.activations(sigma[first:last], layers).items():
-            x = np.asarray(values, np.float32)
+        for layer, values in psi.activations(context.device.put(sigma[first:last]), layers).items():
+            x = np.asarray(to_host(values), np.float32)
             moments[layer].add(x.reshape(-1, x.shape[-1]))
             for chains, draws, place in hyperslabs(first, last, n_draws):
                 shape = (chains.stop - chains.start, draws.stop - draws.start, *x.shape[1:])

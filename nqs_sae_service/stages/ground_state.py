@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ..datasets.schema import labelled
+from ..engine.arrays import to_host
 from ..engine.random import Stream
 from ..sampling import Metropolis, drift
 from ..vmc.estimators import local_values
@@ -30,10 +31,11 @@ def run(context: Context) -> xr.Dataset:
         spec.sampling,
         spec.ground_state,
         spec.engine.chunk,
+        context.device,
     )
     exact = spec.hamiltonian.exact_energy(lattice)
     saved = context.restore()
-    training = Training.from_arrays(saved) if saved else trainer.start()
+    training = Training.from_arrays(saved, context.device) if saved else trainer.start()
     steps = spec.ground_state.steps
     final_draws = spec.ground_state.final_samples // spec.sampling.chains
     total = steps + final_draws
@@ -46,7 +48,7 @@ def run(context: Context) -> xr.Dataset:
         final |= {"exact_energy": exact, "relative_error": (final["final_energy"] - exact) / abs(exact)}
     variables = {name: np.asarray(training.history[name]) for name in HISTORIES}
     variables["step_bounded"] = variables["step_bounded"].astype(np.int8)
-    variables["parameters"] = training.parameters
+    variables["parameters"] = to_host(training.parameters)
     variables["initial_parameters"] = trainer.state.initial_parameters(spec.ground_state.seed)
     for name in ("mean_configuration", "final_configuration"):
         variables[name] = final.pop(name)
@@ -75,8 +77,8 @@ def _final_energy(context: Context, trainer: Trainer, training: Training, total:
         for _ in range(spec.sampling.sweeps):
             metropolis.sweep(psi, chains)
         (values,) = local_values(psi, [trainer.hamiltonian], chains.sigma, chains.log_psi, spec.engine.chunk)
-        energies.append(values)
-        spins.append(chains.sigma.copy())
+        energies.append(to_host(values))
+        spins.append(to_host(chains.sigma).copy())
         context.tick(spec.ground_state.steps + draw + 1, total, "final energy", training.arrays)
     values = np.stack(energies, axis=1)
     sigma = np.stack(spins, axis=1)
@@ -93,7 +95,7 @@ def _final_energy(context: Context, trainer: Trainer, training: Training, total:
         "sector_occupancy": [float((moment > 0).mean()), float((moment < 0).mean())],
         "drift": drift(psi, psi.reference, chains),
         "mean_configuration": sigma.mean(axis=(0, 1)),
-        "final_configuration": chains.sigma,
+        "final_configuration": to_host(chains.sigma),
     }
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import xarray as xr
 
+from ..engine.arrays import to_host
 from ..states import Wavefunction
 from .stage import Context
 
@@ -16,9 +17,9 @@ _BLOCK_ELEMENTS = 2**18  # of activations that are read together
 
 
 def trained(context: Context) -> Wavefunction:
-    """The network of the spec with the parameters that ``ground_state`` found."""
+    """The network of the spec with the parameters that ``ground_state`` found, on the device."""
     state = context.spec.state.build(context.spec.lattice.build())
-    return state.bind(context.upstream["ground_state"]["parameters"].values)
+    return state.bind(context.device.put(context.upstream["ground_state"]["parameters"].values))
 
 
 def born_samples(samples: xr.Dataset, complex_amplitude: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +71,7 @@ def computed(psi: Wavefunction, layer: str, sigma: np.ndarray) -> Source:
     """Activations of a network on configurations ``sigma`` (sample, spin), computed when asked for."""
 
     def compute(first: int, last: int) -> np.ndarray:
-        return psi.activations(sigma[first:last], [layer])[layer]
+        return to_host(psi.activations(psi.put(sigma[first:last]), [layer])[layer])
 
     return compute
 

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ..datasets.schema import labelled
+from ..engine.arrays import to_host
 from ..physics.exact import exact_observables
 from ..physics.observables import explained_r2, make_observable, simple_functions
 from ..vmc.estimators import measure
@@ -37,7 +38,8 @@ def run(context: Context) -> xr.Dataset:
     for start in range(0, len(sigma), _SAMPLES_AT_ONCE):
         context.tick(start, len(sigma), "observables")
         rows = slice(start, start + _SAMPLES_AT_ONCE)
-        values[rows] = measure(psi, observables, sigma[rows], log_psi[rows], spec.engine.chunk).real
+        block = context.device.put(sigma[rows]), context.device.put(log_psi[rows])
+        values[rows] = to_host(measure(psi, observables, *block, spec.engine.chunk)).real
     design = simple_functions(lattice, sigma)
     by_chain = values.reshape(*shape, -1)
     mean, error = mean_and_error(by_chain)

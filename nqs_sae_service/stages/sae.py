@@ -79,7 +79,7 @@ class _Workshop:
         spec, n = self.context.spec, self.psi.state.n_sites
         lattice = spec.lattice.build()
         energy = make_observable("local_energy", lattice, spec.hamiltonian.build(lattice))
-        exact = Exact(self.psi, (energy,), n) if n <= MAX_SITES_DIAGONALISED else None
+        exact = Exact(self.psi, (energy,), n, self.context.device) if n <= MAX_SITES_DIAGONALISED else None
         reference = float(self.context.upstream["ground_state"].attrs["final_energy"])
         if exact is not None:
             reference = float(exact.expectations(exact.state)[0])
@@ -88,7 +88,8 @@ class _Workshop:
         sigma, log_psi = born_samples(self.samples, self.psi.state.complex_amplitude)
         sigma, log_psi = sigma[self.chains["select"]], log_psi[self.chains["select"]]
         some = np.linspace(0, log_psi.size - 1, min(_SAMPLES, log_psi.size)).astype(int)
-        born = (sigma.reshape(-1, n)[some], log_psi.reshape(-1)[some])
+        put = self.context.device.put
+        born = (put(sigma.reshape(-1, n)[some]), put(log_psi.reshape(-1)[some]))
         return Yardstick(self.psi, energy, exact, sampling, born, reference)
 
     def _empty(self) -> dict[str, np.ndarray]:
@@ -121,7 +122,7 @@ class _Workshop:
             source, shape = recorded(stored, chains), stored.shape[2:]
         else:
             sigma = self.samples["configuration"].values[chains]
-            psi = self.psi.state.bind(parameters)
+            psi = self.psi.state.bind(self.context.device.put(parameters))
             source = computed(psi, layer, sigma.reshape(-1, sigma.shape[-1]))
             shape = source(0, 1).shape[1:]
         n_samples = len(chains) * n_draws
@@ -148,7 +149,7 @@ class _Workshop:
         self, inputs: Inputs, layer: int, members: Sequence[int], seeds: Sequence[int], label: str
     ) -> list[tuple[Dictionary, History]]:
         """Dictionaries of a layer trained together, continued where a checkpoint left them; ``members`` are their places."""
-        training = Training(self.record, inputs, seeds)
+        training = Training(self.record, inputs, seeds, self.context.device)
         if self.in_training:
             training.restore(self.in_training)
         self.in_training = {"layer": np.asarray(layer), "members": np.asarray(members)}
@@ -205,7 +206,7 @@ class _Workshop:
             mean, _ = mean_and_variance(inputs)
             psi_ablated = ablated(self.psi, name, mean, self.pooled)
             r["ablated"][layer] = self.yardstick.energy_of(psi_ablated, number, tick)
-        psi_sae = reconstructed(self.psi, name, dictionary, self.pooled)
+        psi_sae = reconstructed(self.psi, name, dictionary.on(self.context.device), self.pooled)
         r["energy_recovered"][layer, seed] = self.yardstick.energy_recovered(
             psi_sae, float(r["ablated"][layer]), number + 1 + seed, tick
         )

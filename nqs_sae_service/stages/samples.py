@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ..datasets.schema import labelled
+from ..engine.arrays import to_host
 from ..engine.random import Stream
 from ..sampling import Metropolis
 from .cost import Cost, network_flops, seconds_for
@@ -25,7 +26,8 @@ def run(context: Context) -> xr.Dataset:
     spec = context.spec
     psi = trained(context)
     metropolis = Metropolis.of(spec.sampling, psi.state.n_sites, spec.samples.seed, Stream.SAMPLES)
-    chains = metropolis.start(psi, context.upstream["ground_state"]["final_configuration"].values)
+    start = context.device.put(context.upstream["ground_state"]["final_configuration"].values)
+    chains = metropolis.start(psi, start)
     draws = spec.samples.count // spec.sampling.chains
     total = spec.sampling.burn_in + draws
     for sweep in range(spec.sampling.burn_in):
@@ -41,7 +43,7 @@ def run(context: Context) -> xr.Dataset:
     n_chains = spec.sampling.chains
     return labelled(
         "samples",
-        {"configuration": sigma, "log_psi": log_psi},
+        {"configuration": to_host(sigma), "log_psi": to_host(log_psi)},
         {
             "chain": np.arange(n_chains),
             "draw": np.arange(draws),

@@ -18,14 +18,16 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from ..datasets.netcdf import Streamed
+    from ..engine.devices import Device
     from ..spec import Spec
 
 
 class Context(Protocol):
-    """What the runner hands to a stage."""
+    """What the runner hands to a stage. Upstream arrays are on the host; what is to be computed on is put on the device."""
 
     spec: Spec
     upstream: Mapping[str, xr.Dataset]
+    device: Device
 
     def tick(
         self,

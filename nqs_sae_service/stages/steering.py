@@ -62,7 +62,9 @@ def _bench(context: Context) -> Bench:
         spec.engine.chunk,
     )
     energy = make_observable("local_energy", lattice, hamiltonian)
-    return Bench(psi, (*observables, energy), sigma[:, kept], log_psi[:, kept], fresh)
+    put = context.device.put
+    born = put(np.ascontiguousarray(sigma[:, kept])), put(np.ascontiguousarray(log_psi[:, kept]))
+    return Bench(psi, (*observables, energy), *born, fresh, context.device)
 
 
 class _Programme:
@@ -135,8 +137,12 @@ class _Programme:
         dictionary = Dictionary.from_dataset(self.context.upstream["sae"], name, self.spec.sae.seeds[0])
         pooled = self.spec.sae.input == "pooled"
 
+        device = self.context.device
+        there = dictionary.on(device)
+
         def along(i: int, vector: np.ndarray) -> FeatureDirection:
-            return FeatureDirection(self.bench.psi, name, dictionary, i, vector.astype(np.float32), pooled)
+            pushed = device.put(vector.astype(np.float32))
+            return FeatureDirection(self.bench.psi, name, there, i, pushed, pooled)
 
         decoder, seed = dictionary.decoder, (self.options.seed, layer, target)
         random = random_unit_vector(decoder.shape[1], (*seed, 0))

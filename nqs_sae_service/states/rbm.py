@@ -10,12 +10,13 @@ The fast twin with its look-up tables is ``rbm_cpu.py``.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from ..spec.section import Section
+from .fused import Fused
 from .primitives import Add, Brick, Channels, ComplexLinear, Dense, LogCosh
 from .state import State
 
@@ -61,7 +62,9 @@ class Rbm(Section):
         )
 
 
-def _fuse(state: State, parameters: np.ndarray):
+def _fuse(state: State, parameters: Any) -> Fused | None:
+    if not isinstance(parameters, np.ndarray):
+        return None  # on a GPU the bricks compute
     from .rbm_cpu import FastRbm
 
     return FastRbm(state, parameters)

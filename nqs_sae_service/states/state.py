@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from ..engine.arrays import namespace
+from ..engine.devices import rows_that_fit
 from .fused import Fused, Streams
 from .primitives import Brick
 
@@ -22,8 +23,10 @@ Array = Any
 Edit = Callable[[Array], Array]
 Ability = TypeVar("Ability")
 
-# Configurations per pass of the bricks: fixed, because the number of rows in a BLAS call may change its last bits.
+# Configurations per pass of the bricks: fixed, because the number of rows in a BLAS call may change its last bits. A GPU needs
+# more of them for a launch to be worth it.
 PASS = 512
+PASS_ON_DEVICE = 2**14
 
 
 class LogPsi(Protocol):
@@ -37,9 +40,10 @@ class LogPsi(Protocol):
 class State:
     """Shape of a network.
 
-    ``tokens`` cuts configurations (n, n_sites) int8 into the first edge ``tokens`` (n, token, spins per token); ``bricks`` lead
-    from there to the edge ``log_psi``. ``initial`` draws one parameter array from a NumPy generator. ``fuse`` makes the fast
-    twin for NumPy parameters of the ``fused_dtypes``, ``fused_layers`` are the layers it can stop at.
+    ``tokens`` cuts configurations (n, n_sites) int8 into the first edge ``tokens`` (n, token, spins per token); ``bricks``
+    lead from there to the edge ``log_psi``. ``initial`` draws one parameter array from a NumPy generator. ``fuse`` makes
+    the fast twin, if there is one, for parameters of the ``fused_dtypes`` where they are; ``fused_layers`` are the layers
+    it can stop at.
     """
 
     n_sites: int
@@ -51,7 +55,7 @@ class State:
     complex_amplitude: bool
     tokens: Callable[[Array], Array]
     initial: Callable[[str, tuple[int, ...], np.random.Generator], np.ndarray]
-    fuse: Callable[[State, Array], Fused] | None = None
+    fuse: Callable[[State, Array], Fused | None] | None = None
     fused_dtypes: tuple[str, ...] = ("float32",)
     fused_layers: tuple[str, ...] = ()
 
@@ -71,6 +75,16 @@ class State:
     def n_parameters(self) -> int:
         """Number of real parameters."""
         return max((place.stop for place, _ in self.layout.values()), default=0)
+
+    @cached_property
+    def tape_bytes(self) -> int:
+        """Memory of a configuration while derivatives are taken: every edge, its delta and as much again for temporaries."""
+        numbers = sum(
+            self.n_tokens * getattr(brick, "fan_out", self.width)
+            + getattr(brick, "heads", 0) * self.n_tokens**2
+            for brick in self.bricks
+        )
+        return 3 * numbers * self.dtype.itemsize * (2 if self.complex_amplitude else 1)
 
     def initial_parameters(self, seed: int) -> np.ndarray:
         """Random parameters (n_parameters,) that a training can start from."""
@@ -173,10 +187,14 @@ class Wavefunction:
     @cached_property
     def fused(self) -> Fused | None:
         """The fast twin, if these parameters have one."""
-        if self.plain or self.state.fuse is None or not isinstance(self.parameters, np.ndarray):
+        if self.plain or self.state.fuse is None:
             return None
         known = self.parameters.dtype.name in self.state.fused_dtypes
         return self.state.fuse(self.state, self.parameters) if known else None
+
+    def put(self, array: np.ndarray) -> Array:
+        """The array where the parameters are."""
+        return namespace(self.parameters).asarray(array)
 
     def twin(self, ability: type[Ability]) -> Ability | None:
         """The fast twin if it has this ability (a class of ``fused``), else None."""
@@ -193,10 +211,17 @@ class Wavefunction:
 
     def passes(self, evaluate: Callable[[Array], Array], sigma: Array) -> Array:
         """``evaluate`` on blocks of configurations, joined along the first axis."""
-        if len(sigma) <= PASS:
+        size = self.pass_rows(len(sigma))
+        if len(sigma) <= size:
             return evaluate(sigma)
         xp = namespace(sigma)
-        return xp.concatenate([evaluate(sigma[i : i + PASS]) for i in range(0, len(sigma), PASS)])
+        return xp.concatenate([evaluate(sigma[i : i + size]) for i in range(0, len(sigma), size)])
+
+    def pass_rows(self, rows: int) -> int:
+        """Configurations in a pass of the bricks over ``rows`` of them."""
+        if isinstance(self.parameters, np.ndarray):
+            return PASS
+        return rows_that_fit(self.state.tape_bytes, self.parameters, PASS_ON_DEVICE, rows)
 
     def log_psi(self, sigma: Array) -> Array:
         """log psi (n,), float64 or complex128."""

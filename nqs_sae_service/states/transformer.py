@@ -4,7 +4,7 @@
 
 A block adds attention(LayerNorm(x)) and then mlp(LayerNorm(x)) to the residual stream. The head is a dense map and LayerNorm
 (for a complex amplitude two of them, a and b) followed by the sum over channels of log cosh(a), or log cosh(a + i b). The fused
-CPU twin is ``transformer_cpu.py``.
+twins are ``transformer_cpu.py`` and ``transformer_gpu.py``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from ..spec.section import Finding, Section
+from .fused import Fused
 from .primitives import Add, Attention, Brick, Dense, Gelu, LayerNorm, LogCosh, Mix, PositionCode, SumTokens
 from .state import State
 
@@ -104,10 +105,14 @@ class Transformer(Section):
         )
 
 
-def _fuse(state: State, parameters: np.ndarray):
-    from .transformer_cpu import FusedTransformer
+def _fuse(state: State, parameters: Any) -> Fused | None:
+    if isinstance(parameters, np.ndarray):
+        from .transformer_cpu import FusedTransformer
 
-    return FusedTransformer(state, parameters)
+        return FusedTransformer(state, parameters)
+    from .transformer_gpu import fused_on_device
+
+    return fused_on_device(state, parameters)
 
 
 def _bricks(record: Transformer, tokens: int, invariant: bool) -> Iterator[Brick]:

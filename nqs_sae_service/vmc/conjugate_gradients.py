@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from ..engine.arrays import namespace
 from ..states.fused import Jacobian
 
 _LOOK_EVERY = 50  # iterations
@@ -27,7 +28,8 @@ def conjugate_gradients(
 
     ``foresee``: give up as soon as, at the average rate of convergence so far, the iterations will not suffice.
     """
-    y, residual = np.zeros_like(rhs), rhs.copy()
+    xp = namespace(rhs)
+    y, residual = xp.zeros_like(rhs), rhs.copy()
     direction = residual.copy()
     first = size = _squared(residual)
     target = tolerance**2 * first
@@ -39,7 +41,7 @@ def conjugate_gradients(
             if wanted > iterations:
                 return None
         image = jacobian.product(jacobian.transposed_product(direction)) + shift * direction
-        along = size / np.vdot(direction, image).real
+        along = size / float(xp.vdot(direction, image).real)
         y += along * direction
         residual -= along * image
         before, size = size, _squared(residual)
@@ -48,4 +50,4 @@ def conjugate_gradients(
 
 
 def _squared(vector: np.ndarray) -> float:
-    return float(np.vdot(vector, vector).real)
+    return float(namespace(vector).vdot(vector, vector).real)

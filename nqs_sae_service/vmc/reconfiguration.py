@@ -21,12 +21,14 @@ import numpy as np
 import scipy.linalg
 from loguru import logger
 
+from ..engine.arrays import namespace
 from ..engine.blas import cholesky_in_place
 from ..errors import NumericalError
 from ..states import Wavefunction
 from ..states.fused import Differentiates, Factorised, Jacobian
 from .conjugate_gradients import conjugate_gradients
 from .jacobian import TapeJacobian
+from .jacobian_gpu import DeviceJacobian, solve_on_device
 
 # Relative residual of conjugate gradients, hence relative error of d theta: far below the noise of the samples, also after the
 # momentum has summed up the errors of many steps.
@@ -53,6 +55,8 @@ def solve_shifted(gram: np.ndarray, shift: float, rhs: np.ndarray) -> np.ndarray
 
     Raises NumericalError instead of returning NaN.
     """
+    if namespace(gram) is not np:
+        return solve_on_device(gram, shift, rhs)
     diagonal = np.einsum("ii->i", gram)
     before = diagonal.copy()
     diagonal += shift
@@ -93,6 +97,13 @@ def _iterated(
     return None
 
 
+def _jacobian(psi: Wavefunction, sigma: np.ndarray) -> Jacobian:
+    differentiates = psi.twin(Differentiates)  # type: ignore[type-abstract]
+    if differentiates is not None:
+        return differentiates.jacobian(sigma)
+    return TapeJacobian(psi, sigma) if namespace(sigma) is np else DeviceJacobian(psi, sigma)
+
+
 def natural_step(
     psi: Wavefunction,
     sigma: np.ndarray,
@@ -109,8 +120,7 @@ def natural_step(
     ``longest``: bound of |O-bar d theta|; ``solver``: "cholesky", "cg", or "auto" for conjugate gradients as long as they
     promise to be cheaper. Returns the unscaled direction with the factor that respects the bound.
     """
-    differentiates = psi.twin(Differentiates)  # type: ignore[type-abstract]
-    jacobian: Jacobian = differentiates.jacobian(sigma) if differentiates else TapeJacobian(psi, sigma)
+    xp, jacobian = namespace(sigma), _jacobian(psi, sigma)
     eps = jacobian.rows(local_energy - local_energy.mean()) / math.sqrt(len(sigma))
     y, iterations = None, affordable_iterations(jacobian, solver)
     if iterations >= _FEWEST_ITERATIONS:
@@ -120,8 +130,8 @@ def natural_step(
         gram, moved = jacobian.gram_and_product(previous)
         y = solve_shifted(gram, shift, eps - momentum * moved)
     direction = jacobian.transposed_product(y) + momentum * previous
-    norm = float(np.linalg.norm(eps - shift * y))  # = T y + momentum O-bar previous
-    if not (math.isfinite(norm) and np.isfinite(direction).all()):
+    norm = float(xp.linalg.norm(eps - shift * y))  # = T y + momentum O-bar previous
+    if not (math.isfinite(norm) and xp.isfinite(direction).all()):
         raise NumericalError(
             "the update is not finite; lower ground_state.learning_rate or raise ground_state.shift"
         )

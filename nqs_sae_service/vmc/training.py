@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..engine.arrays import namespace, to_host
+from ..engine.devices import HOST, Device
 from ..engine.random import Stream
 from ..errors import NumericalError
 from ..physics.operators import Operator
@@ -44,7 +46,10 @@ _DRIFT_LIMIT = 1e-2  # relative, of psi
 
 @dataclass
 class Training:
-    """State of a training after ``step`` steps; ``previous`` is the last update (SPRING), ``history`` one list per quantity."""
+    """State of a training after ``step`` steps; ``previous`` is the last update (SPRING), ``history`` one list per quantity.
+
+    The arrays live on the device that computes.
+    """
 
     parameters: np.ndarray
     previous: np.ndarray
@@ -54,43 +59,52 @@ class Training:
     history: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in HISTORIES})
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Plain arrays, for a checkpoint."""
+        """Plain arrays on the host, for a checkpoint."""
         histories = {f"history_{name}": np.asarray(values) for name, values in self.history.items()}
         counters = np.asarray([self.sweeps, self.step])
         return {
-            "parameters": self.parameters,
-            "previous": self.previous,
-            "sigma": self.sigma,
+            "parameters": to_host(self.parameters),
+            "previous": to_host(self.previous),
+            "sigma": to_host(self.sigma),
             "counters": counters,
             **histories,
         }
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Training:
-        """Inverse of ``arrays``."""
+    def from_arrays(cls, arrays: dict[str, np.ndarray], device: Device = HOST) -> Training:
+        """Inverse of ``arrays``, with the arrays on a device."""
         history = {name: arrays[f"history_{name}"].tolist() for name in HISTORIES}
         sweeps, step = (int(v) for v in arrays["counters"])
-        return cls(arrays["parameters"], arrays["previous"], arrays["sigma"], sweeps, step, history)
+        parameters, previous, sigma = (device.put(arrays[n]) for n in ("parameters", "previous", "sigma"))
+        return cls(parameters, previous, sigma, sweeps, step, history)
 
 
 class Trainer:
     """Takes optimisation steps on a ``Training``; holds what does not change: network, Hamiltonian, schedules."""
 
     def __init__(
-        self, state: State, hamiltonian: Operator, sampling: Sampling, options: GroundState, chunk: int = 0
+        self,
+        state: State,
+        hamiltonian: Operator,
+        sampling: Sampling,
+        options: GroundState,
+        chunk: int = 0,
+        device: Device = HOST,
     ):
         self.state, self.hamiltonian = state, hamiltonian
-        self.sampling, self.options, self.chunk = sampling, options, chunk
+        self.sampling, self.options, self.chunk, self.device = sampling, options, chunk, device
         self.metropolis = Metropolis.of(sampling, state.n_sites, options.seed, Stream.TRAINING)
 
     def start(self) -> Training:
         """Fresh parameters and chains, the chains thermalised."""
-        parameters = self.state.initial_parameters(self.options.seed)
+        parameters = self.device.put(self.state.initial_parameters(self.options.seed))
         psi = self.state.bind(parameters)
-        chains = self.metropolis.start(psi, self.metropolis.random_chains(self.sampling.chains))
+        sigma = self.device.put(self.metropolis.random_chains(self.sampling.chains))
+        chains = self.metropolis.start(psi, sigma)
         for _ in range(self.sampling.burn_in):
             self.metropolis.sweep(psi, chains)
-        return Training(parameters, np.zeros(self.state.n_parameters), chains.sigma, chains.sweeps)
+        previous = self.device.put(np.zeros(self.state.n_parameters))
+        return Training(parameters, previous, chains.sigma, chains.sweeps)
 
     def learning_rate(self, step: int) -> float:
         """Cosine decay from ``learning_rate`` to the share ``final_learning_rate`` of it."""
@@ -117,7 +131,8 @@ class Trainer:
         if training.step % _DRIFT_EVERY == 0:
             _refuse_drift(drift(psi, psi.reference, chains))
         sigma, log_psi = sigma.reshape(-1, self.state.n_sites), log_psi.reshape(-1)
-        (energies,) = local_values(psi, [self.hamiltonian], sigma, log_psi, self.chunk)
+        (local,) = local_values(psi, [self.hamiltonian], sigma, log_psi, self.chunk)
+        energies = to_host(local)
         if not np.isfinite(energies).all():
             raise NumericalError(
                 f"a local energy is not finite at step {training.step}; "
@@ -127,7 +142,7 @@ class Trainer:
         update = natural_step(
             psi,
             sigma,
-            energies,
+            local,
             training.previous,
             shift,
             self.options.momentum,
@@ -136,7 +151,7 @@ class Trainer:
         )
         parameters = training.parameters - rate * update.factor * update.direction
         parameters = parameters.astype(self.state.dtype)
-        if not np.isfinite(parameters).all():
+        if not namespace(parameters).isfinite(parameters).all():
             raise NumericalError(
                 "the parameters outgrew their precision; lower ground_state.learning_rate or raise ground_state.shift"
             )

@@ -58,7 +58,7 @@ threads = -1
         ("[state]\nheads = 5", "spec.toml:9:1: state.heads: "),
         ("[state]\npatch = -4", "spec.toml:9:1: state.patch: must be at least 1, got -4"),
         ("[sae]\nfeatures = 4\nk = 8", "sae.k: "),
-        ('[engine]\ndevice = "gpu"', 'engine.device: this version computes on the CPU: use "cpu" or "auto"'),
+        ('[engine]\ndevice = "tpu"', "engine.device: "),
         ('[observables]\nnames = ["log_abs_psi"]', "steering.targets: none of observables.names has a mean"),
         (
             '[observables]\nnames = ["log_abs_psi", "sigma_x"]\n[steering]\ntargets = ["log_abs_psi"]',

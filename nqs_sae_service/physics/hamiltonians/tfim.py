@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from ...engine.arrays import beside, namespace
 from ...spec.section import Finding, Section
 from .. import free_fermions
 from ..lattices import Lattice
@@ -32,11 +33,11 @@ class TransverseFieldIsing(Operator):
         self.flips = np.arange(self.n_sites, dtype=np.int32)[:, None]
 
     def diagonal(self, sigma: np.ndarray) -> np.ndarray:
-        i, j = self.edges.T
-        return -self.J * (sigma[:, i] * sigma[:, j]).sum(axis=1)
+        edges = beside(self.edges, sigma)
+        return -self.J * (sigma[:, edges[:, 0]] * sigma[:, edges[:, 1]]).sum(axis=1)
 
     def element(self, sigma: np.ndarray) -> np.ndarray:
-        return np.full((len(sigma), self.n_sites), -self.h)
+        return namespace(sigma).full((len(sigma), self.n_sites), -self.h)
 
 
 class Tfim(Hamiltonian):
