@@ -80,7 +80,7 @@ class Network:
         sampling = Sampling(chains=self.chains, burn_in=2)
         options = GroundState(seed=1, samples=self.chains, final_samples=self.chains, learning_rate=0.02)
         hamiltonian = Tfim(kind="tfim", h=1.0).build(lattice)
-        return Trainer(self.record().build(lattice), hamiltonian, sampling, options, 0, device)
+        return Trainer(self.record().build(lattice), hamiltonian, sampling, options, device=device)
 
 
 NETWORKS = (Network(32, 4, 2), Network(32, 4, 2, "full"), Network(72, 12, 4))

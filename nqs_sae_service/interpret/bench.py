@@ -64,7 +64,7 @@ class Bench:
     def values(self) -> np.ndarray:
         """Every observable's value or local estimator on the samples: (chain, draw, observable), complex if psi is."""
         sigma, log_psi = self.born
-        values = to_host(measure(self.psi, self.observables, sigma, log_psi, self.sampling.chunk))
+        values = to_host(measure(self.psi, self.observables, sigma, log_psi, self.sampling.economy))
         return values.reshape(*self.log_psi.shape, -1)
 
     @cached_property
@@ -163,7 +163,9 @@ class Bench:
             curve = Curve.joined(points, paired=True)
         elif estimator == "reweighted":
             family = direction.family(strengths[known])
-            curve = reweighted(family, self.observables, self.sigma, self.log_psi, self.sampling.chunk, tick)
+            curve = reweighted(
+                family, self.observables, self.sigma, self.log_psi, self.sampling.economy, tick
+            )
         else:
             assert self.exact is not None
             curve = self.exact.curve(direction.family(strengths[known]))

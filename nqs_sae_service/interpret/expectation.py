@@ -19,6 +19,7 @@ import numpy as np
 
 from ..engine.arrays import namespace, to_host
 from ..engine.devices import HOST, Device
+from ..engine.economy import Economy
 from ..physics.exact import FullSummation, all_configurations
 from ..physics.observables import Observable
 from ..sampling import Metropolis
@@ -100,7 +101,7 @@ def reweighted(
     observables: Sequence[Observable],
     sigma: np.ndarray,
     log_psi: np.ndarray,
-    chunk: int,
+    economy: Economy,
     tick: Tick,
 ) -> Curve:
     """Curve from samples of psi: sigma (chain, draw, n_sites), log_psi (chain, draw), on the device of the family.
@@ -115,7 +116,7 @@ def reweighted(
         rows = flat[start : start + REWEIGHTING_CALL]
         log_rows = family.log_psi(rows)
         logs.append(to_host(log_rows))
-        values.append(to_host(measure(family, observables, rows, log_rows, chunk)).real)
+        values.append(to_host(measure(family, observables, rows, log_rows, economy)).real)
     log_family = np.concatenate(logs).reshape(chains, draws, -1)
     value = np.concatenate(values).reshape(chains, draws, log_family.shape[-1], -1)
     return _from_ratios(log_family - to_host(log_psi)[:, :, None], value)
@@ -164,7 +165,7 @@ class FreshSampling:
     burn_in: int
     draws: int
     sweeps: int
-    chunk: int
+    economy: Economy
 
 
 _SWEEPS_OF_A_STATE = 1 << 24  # the random numbers of different states never overlap
@@ -198,7 +199,7 @@ def resampled(
         for _ in range(sampling.sweeps):
             tick("resampling")
             sampling.metropolis.sweep(psi_s, chains)
-        measured = measure(psi_s, observables, chains.sigma, chains.log_psi, sampling.chunk)
+        measured = measure(psi_s, observables, chains.sigma, chains.log_psi, sampling.economy)
         values.append(to_host(measured).real)
         log_ratios.append(to_host(psi.log_psi(chains.sigma) - chains.log_psi))
     value = np.stack(values, axis=1)

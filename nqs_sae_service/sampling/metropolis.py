@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..engine.arrays import namespace, to_host
+from ..engine.economy import DEFAULT, Economy
 from ..engine.random import Stream, below, uniform, words
 from ..errors import NumericalError
 from ..states import LogPsi, Wavefunction
@@ -80,11 +80,19 @@ class Metropolis:
     moves: Moves
     seed: int
     stream: Stream
+    economy: Economy = DEFAULT
 
     @classmethod
-    def of(cls, options: Sampling, n_sites: int, seed: int, stream: Stream) -> Metropolis:
+    def of(
+        cls,
+        options: Sampling,
+        n_sites: int,
+        seed: int,
+        stream: Stream,
+        economy: Economy = DEFAULT,
+    ) -> Metropolis:
         """The process that the section ``[sampling]`` describes."""
-        return cls(n_sites, Moves(options.global_flip, options.stretch_flip), seed, stream)
+        return cls(n_sites, Moves(options.global_flip, options.stretch_flip), seed, stream, economy)
 
     def random_chains(self, chains: int) -> Array:
         """Independent uniformly random configurations (chains, n_sites) int8."""
@@ -99,9 +107,13 @@ class Metropolis:
         """One sweep: as many proposals per chain as there are sites, in place. Raises NumericalError on a NaN log psi."""
         xp = namespace(chains.sigma)
         first, length, threshold = self._proposals(chains.sweeps, len(chains.sigma), xp)
-        walker = psi.twin(Walks) if isinstance(psi, Wavefunction) else None  # type: ignore[type-abstract]
-        walk = walker.walk if walker is not None else partial(_walk_of(xp), psi)
-        chains.accepted += walk(chains.sigma, chains.log_psi, first, length, threshold)
+        twins = isinstance(psi, Wavefunction) and self.economy.increments
+        walker = psi.twin(Walks) if twins else None  # type: ignore[attr-defined]
+        proposals = (chains.sigma, chains.log_psi, first, length, threshold)
+        if walker is not None:
+            chains.accepted += walker.walk(*proposals, ahead=self.economy.proposals)
+        else:
+            chains.accepted += _walk_of(xp)(psi, *proposals)
         if xp.isnan(chains.log_psi).any():
             raise NumericalError(
                 "log psi became NaN while sampling; lower ground_state.learning_rate or raise ground_state.shift"

@@ -298,7 +298,11 @@ class Engine(Section):
         0,
         ge=0,
         le=10**8,
-        description="configurations per network call in local estimators; 0: 16384, on a GPU by its memory",
+        description="configurations per network call in local estimators; 0: by the free memory, at most 16384 on a CPU",
+    )
+    savings: tuple[Literal["duplicates", "increments", "proposals"], ...] = Field(
+        ("duplicates", "increments", "proposals"),
+        description="what is not computed twice: equal configurations; what a flip leaves alone; few chains: proposals ahead",
     )
     checkpoint_seconds: float = Field(30.0, ge=0, le=86_400, description="seconds between checkpoints")
 

@@ -15,6 +15,7 @@ from ..vmc.estimators import local_values
 from ..vmc.statistics import autocorrelation_time, mean_and_error, split_r_hat, v_score
 from ..vmc.training import HISTORIES, Trainer, Training
 from .cost import Cost, network_flops, seconds_for
+from .inputs import economy_of
 from .stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def run(context: Context) -> xr.Dataset:
         spec.hamiltonian.build(lattice),
         spec.sampling,
         spec.ground_state,
-        spec.engine.chunk,
+        economy_of(spec),
         context.device,
     )
     exact = spec.hamiltonian.exact_energy(lattice)
@@ -66,7 +67,9 @@ def _final_energy(context: Context, trainer: Trainer, training: Training, total:
     """Energy with an honest error from samples that no step was taken on."""
     spec, state = context.spec, trainer.state
     psi = state.bind(training.parameters)
-    metropolis = Metropolis.of(spec.sampling, state.n_sites, spec.ground_state.seed, Stream.FINAL_ENERGY)
+    metropolis = Metropolis.of(
+        spec.sampling, state.n_sites, spec.ground_state.seed, Stream.FINAL_ENERGY, economy_of(spec)
+    )
     chains = metropolis.start(psi, training.sigma)
     for _ in range(spec.sampling.burn_in):
         metropolis.sweep(psi, chains)
@@ -76,7 +79,7 @@ def _final_energy(context: Context, trainer: Trainer, training: Training, total:
     for draw in range(draws):
         for _ in range(spec.sampling.sweeps):
             metropolis.sweep(psi, chains)
-        (values,) = local_values(psi, [trainer.hamiltonian], chains.sigma, chains.log_psi, spec.engine.chunk)
+        (values,) = local_values(psi, [trainer.hamiltonian], chains.sigma, chains.log_psi, economy_of(spec))
         energies.append(to_host(values))
         spins.append(to_host(chains.sigma).copy())
         context.tick(spec.ground_state.steps + draw + 1, total, "final energy", training.arrays)

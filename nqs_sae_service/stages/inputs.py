@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import xarray as xr
 
 from ..engine.arrays import to_host
+from ..engine.economy import Economy
 from ..states import Wavefunction
 from .stage import Context
+
+if TYPE_CHECKING:
+    from ..spec import Spec
 
 ALIGNED = 64  # samples: network calls cut at multiples of this give a sample the same bits, whatever is computed with it
 _BLOCK_ELEMENTS = 2**18  # of activations that are read together
@@ -108,3 +112,9 @@ class Rows:
         x = self._source(first, min(self._n_samples, first + self._samples))
         rows = x.mean(axis=1) if self._pooled else x.reshape(-1, self.width)
         return np.ascontiguousarray(rows, dtype=np.float32)
+
+
+def economy_of(spec: Spec) -> Economy:
+    """``[engine]`` as the numerical rooms see it."""
+    savings = {name: name in spec.engine.savings for name in ("duplicates", "increments", "proposals")}
+    return Economy(spec.engine.chunk, **savings)

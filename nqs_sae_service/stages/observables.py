@@ -14,7 +14,7 @@ from ..physics.observables import explained_r2, make_observable, simple_function
 from ..vmc.estimators import measure
 from ..vmc.statistics import mean_and_error, split_r_hat
 from .cost import Cost, network_flops, seconds_for
-from .inputs import born_samples, trained
+from .inputs import born_samples, economy_of, trained
 from .stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def run(context: Context) -> xr.Dataset:
         context.tick(start, len(sigma), "observables")
         rows = slice(start, start + _SAMPLES_AT_ONCE)
         block = context.device.put(sigma[rows]), context.device.put(log_psi[rows])
-        values[rows] = to_host(measure(psi, observables, *block, spec.engine.chunk)).real
+        values[rows] = to_host(measure(psi, observables, *block, economy_of(spec))).real
     design = simple_functions(lattice, sigma)
     by_chain = values.reshape(*shape, -1)
     mean, error = mean_and_error(by_chain)

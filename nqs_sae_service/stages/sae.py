@@ -25,7 +25,7 @@ from ..sae.metrics import density, explained_variance, mean_and_variance
 from ..sae.training import History, Training
 from ..sampling import Metropolis
 from .cost import Cost, seconds_for
-from .inputs import Rows, born_samples, computed, recorded, trained
+from .inputs import Rows, born_samples, computed, economy_of, recorded, trained
 from .stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -83,8 +83,10 @@ class _Workshop:
         reference = float(self.context.upstream["ground_state"].attrs["final_energy"])
         if exact is not None:
             reference = float(exact.expectations(exact.state)[0])
-        metropolis = Metropolis.of(spec.sampling, n, self.record.seeds[0], Stream.RECONSTRUCTION)
-        sampling = FreshSampling(metropolis, spec.sampling.chains, _BURN_IN, _DRAWS, 1, spec.engine.chunk)
+        metropolis = Metropolis.of(
+            spec.sampling, n, self.record.seeds[0], Stream.RECONSTRUCTION, economy_of(spec)
+        )
+        sampling = FreshSampling(metropolis, spec.sampling.chains, _BURN_IN, _DRAWS, 1, economy_of(spec))
         sigma, log_psi = born_samples(self.samples, self.psi.state.complex_amplitude)
         sigma, log_psi = sigma[self.chains["select"]], log_psi[self.chains["select"]]
         some = np.linspace(0, log_psi.size - 1, min(_SAMPLES, log_psi.size)).astype(int)

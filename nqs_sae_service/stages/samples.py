@@ -12,7 +12,7 @@ from ..engine.arrays import to_host
 from ..engine.random import Stream
 from ..sampling import Metropolis
 from .cost import Cost, network_flops, seconds_for
-from .inputs import trained
+from .inputs import economy_of, trained
 from .stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ def run(context: Context) -> xr.Dataset:
     """Let the chains of the training move on, thermalised as they are, then record ``count`` samples over all of them."""
     spec = context.spec
     psi = trained(context)
-    metropolis = Metropolis.of(spec.sampling, psi.state.n_sites, spec.samples.seed, Stream.SAMPLES)
+    metropolis = Metropolis.of(
+        spec.sampling, psi.state.n_sites, spec.samples.seed, Stream.SAMPLES, economy_of(spec)
+    )
     start = context.device.put(context.upstream["ground_state"]["final_configuration"].values)
     chains = metropolis.start(psi, start)
     draws = spec.samples.count // spec.sampling.chains

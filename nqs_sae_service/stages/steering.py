@@ -24,7 +24,7 @@ from ..physics.observables import make_observable
 from ..sae.dictionary import Dictionary
 from ..sampling import Metropolis
 from .cost import Cost, network_flops, seconds_for
-from .inputs import born_samples, trained
+from .inputs import born_samples, economy_of, trained
 from .stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -52,14 +52,16 @@ def _bench(context: Context) -> Bench:
     chains, draws = log_psi.shape
     wanted = max(1, min(draws, spec.steering.samples // chains))
     kept = np.unique(np.linspace(0, draws - 1, wanted).round().astype(int))
-    metropolis = Metropolis.of(spec.sampling, lattice.n_sites, spec.steering.seed, Stream.STEERING)
+    metropolis = Metropolis.of(
+        spec.sampling, lattice.n_sites, spec.steering.seed, Stream.STEERING, economy_of(spec)
+    )
     fresh = FreshSampling(
         metropolis,
         spec.sampling.chains,
         spec.steering.burn_in,
         spec.steering.draws,
         spec.sampling.sweeps,
-        spec.engine.chunk,
+        economy_of(spec),
     )
     energy = make_observable("local_energy", lattice, hamiltonian)
     put = context.device.put

@@ -33,12 +33,15 @@ class Streams(Fused, Protocol):
 class Walks(Fused, Protocol):
     """A twin that makes many Metropolis proposals in one go: the decisions of the plain loop, up to rounding of log psi."""
 
-    def walk(self, sigma: Array, log_psi: Array, first: Array, length: Array, threshold: Array) -> int:
+    def walk(
+        self, sigma: Array, log_psi: Array, first: Array, length: Array, threshold: Array, ahead: bool = True
+    ) -> int:
         """Make the proposals in order, in place on sigma (chains, n_sites) int8 and log_psi (chains,); number accepted.
 
         Proposal r of chain c flips the ``length[r, c]`` sites from ``first[r, c]`` on (periodic), and is accepted if
         ``threshold[r, c]`` < 2 (log|psi'| - log|psi|). first, length (rows, chains) int64, threshold (rows, chains) float64. A
-        chain whose log psi' is NaN stays, and its log_psi becomes NaN.
+        chain whose log psi' is NaN stays, and its log_psi becomes NaN. ``ahead``: a twin may evaluate a proposal before it is
+        known that it will be made.
         """
 
 
@@ -48,6 +51,14 @@ class FlipRatios(Fused, Protocol):
 
     def ratios(self, sigma: Array, log_psi: Array, signs: Array) -> Array:
         """psi(sigma signs_f) / psi(sigma), (n, flips), for sign patterns (flips, n_sites) int8 in {-1, +1}."""
+
+
+@runtime_checkable
+class Flips(Fused, Protocol):
+    """A twin that evaluates configurations next to known ones for less than from scratch."""
+
+    def log_psi_flipped(self, sigma: Array, signs: Array, pairs: Array) -> Array:
+        """log psi of sigma[pairs[p, 0]] * signs[pairs[p, 1]], (pairs,); pairs (pairs, 2) int64, best grouped by sample."""
 
 
 class Jacobian(Protocol):

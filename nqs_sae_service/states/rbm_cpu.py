@@ -396,8 +396,12 @@ class FastRbm:
         first: np.ndarray,
         length: np.ndarray,
         threshold: np.ndarray,
+        ahead: bool = True,
     ) -> int:
-        """Metropolis proposals in place, see ``fused.Walks``: 4 (length + 1) M multiply-adds for a short stretch."""
+        """Metropolis proposals in place, see ``fused.Walks``: 4 (length + 1) M multiply-adds for a short stretch.
+
+        Proposals are too cheap for any to be evaluated ``ahead``.
+        """
         accepted = np.empty(len(sigma), np.int64)
         proposals = (np.ascontiguousarray(array.T) for array in (first, length, threshold))
         _walk(sigma, log_psi, *proposals, accepted, self.tables)

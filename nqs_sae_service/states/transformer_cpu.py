@@ -31,6 +31,7 @@ LARGEST_BLOCK = 64
 _HIDDEN_ROWS = 64  # of the feed-forward network at a time: hidden units stay in the first-level cache
 _TABLE_BYTES = 512 * 1024  # of a table that is looked up: more would leave the second-level cache
 _LARGEST_PATCH = 8  # spins of a patch whose states are tabulated
+_AHEAD = 8  # proposals of a chain in a block of few chains: more are rarely needed
 # Blocks are handed to threads in this many pieces per thread, so that a slow core does not hold up the rest.
 _PIECES_PER_THREAD = 16
 _CALL_FLOPS = 5e10  # in one call of a kernel, about half a second's: signals and progress wait for it
@@ -464,63 +465,94 @@ def _flip_stretch(sigma, first, length):
 
 
 @njit()
-def _walk_block(w, table, s, sigma, real, first, length, threshold):
-    """All proposals of the chains of one block, in order; number accepted."""
-    count, n_sites, accepted = len(sigma), sigma.shape[1], 0
+def _next_proposals(upcoming, rows, ahead, owner, proposal):
+    """Fill the slots of a block: the next proposal of every chain, then, if ``ahead``, the ones after it; number of slots."""
+    slots, depth = 0, 0
+    while slots < owner.size and (depth == 0 or ahead):
+        found = False
+        for b in range(upcoming.size):
+            if upcoming[b] + depth < rows and slots < owner.size:
+                owner[slots], proposal[slots] = b, upcoming[b] + depth
+                slots, found = slots + 1, True
+        if not found:
+            break
+        depth += 1
+    return slots
+
+
+@njit()
+def _accept(table, patch, proposed, sigma, codes, base_codes, base):
+    """sigma <- proposed, with the states of its patches and its attended stream."""
+    sigma[:] = proposed
+    if table.term.size == 0:
+        return
+    _codes(sigma, patch, codes)
+    for t in range(codes.size):
+        if codes[t] != base_codes[t]:
+            _change_attended(table, t, base_codes[t], codes[t], base)
+            base_codes[t] = codes[t]
+
+
+@njit()
+def _walk_block(w, table, s, sigma, real, first, length, threshold, ahead):
+    """All proposals of the chains of one block, those of a chain in order; number accepted."""
+    chains, rows, accepted = len(sigma), len(first), 0
+    block = len(s.summed)
     tokens, d = w.position.shape
-    tabulated = table.term.size > 0
-    fresh, nothing = np.zeros(count), np.zeros(0)
-    proposed = np.empty((count, n_sites), np.int8)
-    codes, base_codes = np.zeros(tokens, np.int64), np.zeros((count, tokens), np.int64)
-    base = np.zeros((count, tokens, d), np.float32)
-    for b in range(count):
-        if tabulated:
+    fresh, nothing = np.zeros(block), np.zeros(0)
+    proposed = np.empty((block, sigma.shape[1]), np.int8)
+    owner, proposal = np.empty(block, np.int64), np.empty(block, np.int64)
+    upcoming, moved = np.zeros(chains, np.int64), np.zeros(chains, np.int64)
+    codes, base_codes = np.zeros(tokens, np.int64), np.zeros((chains, tokens), np.int64)
+    base = np.zeros((chains, tokens, d), np.float32)
+    if table.term.size > 0:
+        for b in range(chains):
             _codes(sigma[b], len(w.patch), base_codes[b])
             _attended(table, base_codes[b], base[b])
-    for r in range(len(first)):
-        for b in range(count):
-            proposed[b] = sigma[b]
-            _flip_stretch(proposed[b], first[r, b], length[r, b])
+    slots = _next_proposals(upcoming, rows, ahead, owner, proposal)
+    turn = 0
+    while slots > 0:
+        turn += 1
+        for q in range(slots):
+            b, r = owner[q], proposal[q]
+            proposed[q] = sigma[b]
+            _flip_stretch(proposed[q], first[r, b], length[r, b])
             _start_from_base(
-                w, table, proposed[b], _configuration(s, b, tokens), base_codes[b], base[b], codes
+                w, table, proposed[q], _configuration(s, q, tokens), base_codes[b], base[b], codes
             )
-        _log_psi_of_block(w, s, tabulated, count, fresh, nothing, False)
-        for b in range(count):
-            ratio = 2 * (fresh[b] - real[b])
+        _log_psi_of_block(w, s, table.term.size > 0, slots, fresh, nothing, False)
+        for q in range(slots):
+            b, r = owner[q], proposal[q]
+            if moved[b] == turn:  # proposals after an accepted one started from where the chain no longer is
+                continue
+            upcoming[b] = r + 1
+            ratio = 2 * (fresh[q] - real[b])
             if threshold[r, b] < ratio:
                 accepted += 1
-                real[b], sigma[b] = fresh[b], proposed[b]
-                if tabulated:
-                    _codes(sigma[b], len(w.patch), codes)
-                    for t in range(tokens):
-                        if codes[t] != base_codes[b, t]:
-                            _change_attended(table, t, base_codes[b, t], codes[t], base[b])
-                            base_codes[b, t] = codes[t]
+                real[b], moved[b] = fresh[q], turn
+                _accept(table, len(w.patch), proposed[q], sigma[b], codes, base_codes[b], base[b])
             elif math.isnan(ratio):
                 real[b] = ratio
+        slots = _next_proposals(upcoming, rows, ahead, owner, proposal)
     return accepted
 
 
 @njit(parallel=True)
-def walk(w, table, sigma, real, first, length, threshold, block):
+def walk(w, table, sigma, real, first, length, threshold, each, block, ahead):
     """Metropolis proposals of ``states.fused.Walks.walk`` on log|psi| alone, ``real`` (chains,) float64; accepted per block.
 
-    A block of chains stays in the cache for all proposals. Each costs one forward pass less the first attention.
+    ``each`` chains share a block of ``block`` configurations that stays in the cache for all proposals. A proposal costs one
+    forward pass less the first attention. Where there are fewer chains than places and ``ahead`` is set, later proposals of a
+    chain are evaluated with the next one: they count if all before them are rejected.
     """
     chains = len(sigma)
-    blocks = (chains + block - 1) // block
+    blocks = (chains + each - 1) // each
     accepted = np.zeros(blocks, np.int64)
     for ib in prange(blocks):
-        own = slice(ib * block, min(chains, (ib + 1) * block))
+        own = slice(ib * each, min(chains, (ib + 1) * each))
+        s = _scratch(w, block)
         accepted[ib] = _walk_block(
-            w,
-            table,
-            _scratch(w, block),
-            sigma[own],
-            real[own],
-            first[:, own],
-            length[:, own],
-            threshold[:, own],
+            w, table, s, sigma[own], real[own], first[:, own], length[:, own], threshold[:, own], ahead
         )
     return accepted
 
@@ -654,7 +686,7 @@ class _Packing:
 class FusedTransformer:
     """Parameters of a transformer packed for the kernels: the fast twin of the bricks for one set of float32 parameters.
 
-    It has the abilities ``Streams``, ``Walks`` and ``FlipRatios`` of ``states.fused``.
+    It has the abilities ``Streams``, ``Walks`` and ``Flips`` of ``states.fused``.
     """
 
     def __init__(self, state: State, parameters: np.ndarray):
@@ -708,38 +740,28 @@ class FusedTransformer:
         stream = np.ascontiguousarray(stream, dtype=np.float32)
         return self._run(no_sigma, stream, False, self._depth_of(layer), self.depth, True)
 
-    def walk(self, sigma, log_psi, first, length, threshold) -> int:
+    def walk(self, sigma, log_psi, first, length, threshold, ahead=True) -> int:
         """Many Metropolis proposals in one go: see ``states.fused.Walks``."""
         real, accepted = np.ascontiguousarray(log_psi.real), 0
+        each = (
+            min(self.block, max(1, -(-len(sigma) // 2))) if ahead else self.block
+        )  # at least two blocks at work
+        places = min(self.block, 1 << (_AHEAD * each - 1).bit_length())
         rows = max(1, self._at_once() // max(1, len(sigma)))
         for start in range(0, len(first), rows):
             now = slice(start, start + rows)
-            accepted += int(
-                walk(
-                    self.weights,
-                    self.table,
-                    sigma,
-                    real,
-                    first[now],
-                    length[now],
-                    threshold[now],
-                    self.block,
-                ).sum()
-            )
+            moves = (first[now], length[now], threshold[now])
+            accepted += int(walk(self.weights, self.table, sigma, real, *moves, each, places, ahead).sum())
         log_psi[...] = np.where(np.isnan(real), np.nan, self.log_psi(sigma))
         return accepted
 
-    def ratios(self, sigma, log_psi, signs) -> np.ndarray:
-        """psi(sigma signs) / psi(sigma), (n, flips): see ``states.fused.FlipRatios``."""
-        pairs = np.stack(
-            np.unravel_index(np.arange(len(sigma) * len(signs)), (len(sigma), len(signs))), axis=1
-        )
-        real, imaginary, size = np.empty(len(pairs)), np.empty(len(pairs)), self._at_once()
+    def log_psi_flipped(self, sigma, signs, pairs) -> np.ndarray:
+        """log psi (pairs,) of configurations next to ``sigma``: see ``states.fused.Flips``."""
+        real, imaginary, size = np.empty(len(pairs)), np.zeros(len(pairs)), self._at_once()
         for start in range(0, len(pairs), size):
             now = slice(start, start + size)
             flipped(
                 self.weights, self.table, np.ascontiguousarray(sigma), signs, pairs[now], real[now], imaginary[now],
                 self.block, self._pieces(len(pairs[now])),
             )  # fmt: skip
-        fresh = real + 1j * imaginary if self.complex else real
-        return np.exp(fresh.reshape(len(sigma), len(signs)) - log_psi[:, None])
+        return real + 1j * imaginary if self.complex else real

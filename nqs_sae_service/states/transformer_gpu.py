@@ -159,8 +159,13 @@ class WalkingTransformer(GpuTransformer):
         part = max(tokens * _PIECES, tokens**2)
         return 4 * (2 * tokens * d + wide + part + self.parts * d + self.state.n_sites)
 
-    def walk(self, sigma: Array, log_psi: Array, first: Array, length: Array, threshold: Array) -> int:
-        """``states.fused.Walks.walk`` as one kernel: 2 n_parameters n_tokens operations a proposal, one block a chain."""
+    def walk(
+        self, sigma: Array, log_psi: Array, first: Array, length: Array, threshold: Array, ahead: bool = True
+    ) -> int:
+        """``states.fused.Walks.walk`` as one kernel: 2 n_parameters n_tokens operations a proposal, one block a chain.
+
+        A block has no room to evaluate proposals ``ahead``.
+        """
         xp, state = self.xp, self.state
         proposals, chains = threshold.shape
         accepted = xp.zeros(chains, dtype=xp.int32)

@@ -2,7 +2,7 @@
 
 The energy and off-diagonal observables often reach the same configurations sigma' (a transverse field and sigma^x do).
 Operators evaluated together share them: each psi(sigma') is computed once. Nothing of size samples x connected x width is ever
-held: the network sees at most ``chunk`` configurations at a time.
+held: the network sees at most ``chunk`` configurations at a time. A configuration that several samples reach is seen once.
 """
 
 from __future__ import annotations
@@ -13,39 +13,43 @@ import numpy as np
 
 from ..engine.arrays import namespace
 from ..engine.devices import rows_that_fit
+from ..engine.economy import DEFAULT, Economy
 from ..physics.observables import Observable
-from ..physics.operators import Operator
+from ..physics.operators import Operator, distinct_connected
 from ..states import LogPsi, Wavefunction
-from ..states.fused import FlipRatios
+from ..states.fused import FlipRatios, Flips
 from .statistics import append_axes
 
-CHUNK = 16384
 CHUNK_ON_DEVICE = 2**18
-# Samples: a multiple of every block of the fused networks, so that ``chunk`` does not change the bits.
+# Connected configurations that are looked at together, whatever ``chunk`` is: among them equal ones are found.
+_GROUP = 2**18
+# A multiple of every block of the fused networks, so that ``chunk`` does not change the bits.
 _ALIGNMENT = 64
 
 
 def local_values(
-    psi: LogPsi, operators: Sequence[Operator], sigma: np.ndarray, log_psi: np.ndarray, chunk: int = 0
+    psi: LogPsi,
+    operators: Sequence[Operator],
+    sigma: np.ndarray,
+    log_psi: np.ndarray,
+    economy: Economy = DEFAULT,
 ) -> list[np.ndarray]:
     """Local estimator of every operator on every configuration.
 
     sigma (n, n_sites) int8, log_psi (n, ...) of the same wave function, or of a family of them along trailing axes;
-    ``chunk``: configurations per network call (0: 16384, on a GPU by its free memory), rounded to calls of a multiple of 64
-    samples, at least one. Returns one array (n, ...) per operator, float64, complex128 if psi is complex.
+    Calls of the network take ``economy.chunk`` configurations, rounded to a multiple of 64. Returns one array (n, ...) per
+    operator, float64, complex128 if psi is complex.
     """
     xp = namespace(sigma)
     flips, places = _shared_flips(operators)
-    per_call = (
-        max(1, (chunk or _default_chunk(sigma, len(flips))) // max(len(flips), 1) // _ALIGNMENT) * _ALIGNMENT
-    )
+    at_once = max(1, _GROUP // max(len(flips), 1) // _ALIGNMENT) * _ALIGNMENT
     values = [
         append_axes(operator.diagonal(sigma), log_psi) + xp.zeros_like(log_psi) for operator in operators
     ]
     flips, places = xp.asarray(flips), [xp.asarray(place) for place in places]
-    for start in range(0, len(sigma) if len(flips) else 0, per_call):
-        rows = slice(start, start + per_call)
-        ratio = _ratios(psi, flips, sigma[rows], log_psi[rows])
+    for start in range(0, len(sigma) if len(flips) else 0, at_once):
+        rows = slice(start, start + at_once)
+        ratio = _ratios(psi, flips, sigma[rows], log_psi[rows], economy)
         for value, operator, place in zip(values, operators, places, strict=True):
             if operator.n_connected:
                 element = append_axes(operator.element(sigma[rows]), ratio)
@@ -54,14 +58,18 @@ def local_values(
 
 
 def measure(
-    psi: LogPsi, observables: Sequence[Observable], sigma: np.ndarray, log_psi: np.ndarray, chunk: int = 0
+    psi: LogPsi,
+    observables: Sequence[Observable],
+    sigma: np.ndarray,
+    log_psi: np.ndarray,
+    economy: Economy = DEFAULT,
 ) -> np.ndarray:
     """Value, or local estimator, of every observable on every configuration; operators share their network calls.
 
     sigma (n, n_sites), log_psi (n, ...) -> (n, ..., observable), float64, complex128 if psi is complex.
     """
     operators = [o.operator for o in observables if o.operator is not None]
-    estimates = iter(local_values(psi, operators, sigma, log_psi, chunk) if operators else [])
+    estimates = iter(local_values(psi, operators, sigma, log_psi, economy) if operators else [])
     xp, columns = namespace(sigma), []
     for o in observables:
         if o.operator is not None:
@@ -73,21 +81,41 @@ def measure(
     return xp.stack(columns, axis=-1)
 
 
-def _default_chunk(sigma: np.ndarray, flips: int) -> int:
-    """A configuration costs its spins, its signs, log psi and the ratio."""
-    if namespace(sigma) is np:
-        return CHUNK
-    return rows_that_fit(4 * sigma.shape[1] + 64, sigma, CHUNK_ON_DEVICE, len(sigma) * flips)
-
-
-def _ratios(psi: LogPsi, signs: np.ndarray, sigma: np.ndarray, log_psi: np.ndarray) -> np.ndarray:
+def _ratios(
+    psi: LogPsi, signs: np.ndarray, sigma: np.ndarray, log_psi: np.ndarray, economy: Economy
+) -> np.ndarray:
     """psi(sigma') / psi(sigma) for sigma' = sigma with each row of ``signs`` applied: (n, flips, ...)."""
-    flips = psi.twin(FlipRatios) if isinstance(psi, Wavefunction) else None  # type: ignore[type-abstract]
-    if flips is not None:
-        return flips.ratios(sigma, log_psi, signs)
-    connected = (sigma[:, None, :] * signs).reshape(-1, sigma.shape[1])
-    log_connected = psi.log_psi(connected).reshape(len(sigma), len(signs), *log_psi.shape[1:])
-    return namespace(sigma).exp(log_connected - log_psi[:, None])
+    xp = namespace(sigma)
+    twins = isinstance(psi, Wavefunction) and economy.increments
+    ratios = psi.twin(FlipRatios) if twins else None  # type: ignore[attr-defined]
+    if ratios is not None:
+        return ratios.ratios(sigma, log_psi, signs)
+    flips = psi.twin(Flips) if twins else None  # type: ignore[attr-defined]
+    if economy.duplicates and xp is np:
+        pairs, place = distinct_connected(sigma, signs)
+    else:
+        place = xp.arange(len(sigma) * len(signs))
+        pairs = xp.stack(xp.divmod(place, len(signs)), axis=1)
+    chunk = _chunk(sigma, len(pairs), economy)
+    fresh = []
+    for start in range(0, len(pairs), chunk):
+        some = pairs[start : start + chunk]
+        if flips is not None:
+            fresh.append(flips.log_psi_flipped(sigma, signs, some))
+        else:
+            fresh.append(psi.log_psi(sigma[some[:, 0]] * signs[some[:, 1]]))
+    log_connected = xp.concatenate(fresh)[place].reshape(len(sigma), len(signs), *log_psi.shape[1:])
+    return xp.exp(log_connected - log_psi[:, None])
+
+
+def _chunk(sigma: np.ndarray, connected: int, economy: Economy) -> int:
+    """Configurations per network call, a multiple of 64. Each costs its spins, its signs, log psi and the ratio."""
+    bytes_each = 4 * sigma.shape[1] + 64
+    if namespace(sigma) is np or economy.chunk:
+        chunk = economy.chunk_that_fits(bytes_each)
+    else:
+        chunk = rows_that_fit(bytes_each, sigma, CHUNK_ON_DEVICE, connected)
+    return max(1, chunk // _ALIGNMENT) * _ALIGNMENT
 
 
 def _shared_flips(operators: Sequence[Operator]) -> tuple[np.ndarray, list[np.ndarray]]:

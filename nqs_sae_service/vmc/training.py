@@ -18,6 +18,7 @@ import numpy as np
 
 from ..engine.arrays import namespace, to_host
 from ..engine.devices import HOST, Device
+from ..engine.economy import DEFAULT, Economy
 from ..engine.random import Stream
 from ..errors import NumericalError
 from ..physics.operators import Operator
@@ -88,12 +89,12 @@ class Trainer:
         hamiltonian: Operator,
         sampling: Sampling,
         options: GroundState,
-        chunk: int = 0,
+        economy: Economy = DEFAULT,
         device: Device = HOST,
     ):
         self.state, self.hamiltonian = state, hamiltonian
-        self.sampling, self.options, self.chunk, self.device = sampling, options, chunk, device
-        self.metropolis = Metropolis.of(sampling, state.n_sites, options.seed, Stream.TRAINING)
+        self.sampling, self.options, self.economy, self.device = sampling, options, economy, device
+        self.metropolis = Metropolis.of(sampling, state.n_sites, options.seed, Stream.TRAINING, economy)
 
     def start(self) -> Training:
         """Fresh parameters and chains, the chains thermalised."""
@@ -131,7 +132,7 @@ class Trainer:
         if training.step % _DRIFT_EVERY == 0:
             _refuse_drift(drift(psi, psi.reference, chains))
         sigma, log_psi = sigma.reshape(-1, self.state.n_sites), log_psi.reshape(-1)
-        (local,) = local_values(psi, [self.hamiltonian], sigma, log_psi, self.chunk)
+        (local,) = local_values(psi, [self.hamiltonian], sigma, log_psi, self.economy)
         energies = to_host(local)
         if not np.isfinite(energies).all():
             raise NumericalError(

@@ -57,7 +57,7 @@ def trainer_on():
         spec = load_spec(directory / "ring.toml", sets)[0].spec
         lattice = spec.lattice.build()
         parts = spec.state.build(lattice), spec.hamiltonian.build(lattice), spec.sampling, spec.ground_state
-        return Trainer(*parts, 0, device)
+        return Trainer(*parts, device=device)
 
     return make
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from nqs_sae_service.engine.economy import Economy
 from nqs_sae_service.engine.random import Stream
 from nqs_sae_service.interpret import steering
 from nqs_sae_service.interpret.directions import Direction, FeatureDirection, JastrowDial, random_unit_vector
@@ -97,7 +98,7 @@ def case(request):
 def test_reweighted_curve_agrees_with_full_summation(case):
     psi, turned, _, exact = case
     sigma, log_psi = born(psi)
-    curve = reweighted(turned.family(STRENGTHS), OBSERVABLES, sigma, log_psi, 0, silent)
+    curve = reweighted(turned.family(STRENGTHS), OBSERVABLES, sigma, log_psi, Economy(), silent)
     assert np.ptp(exact.mean[:, 1]) > 1e-3  # the direction does something
     assert np.all(np.abs(curve.mean - exact.mean) < 4.5 * curve.error + 1e-5)
     for p in (0, 1, 3, 4):
@@ -110,7 +111,7 @@ def test_reweighted_curve_agrees_with_full_summation(case):
 def test_effective_sample_size_agrees_with_full_summation(case):
     psi, turned, exact, _ = case
     sigma, log_psi = born(psi)
-    curve = reweighted(turned.family(STRENGTHS), OBSERVABLES, sigma, log_psi, 0, silent)
+    curve = reweighted(turned.family(STRENGTHS), OBSERVABLES, sigma, log_psi, Economy(), silent)
     weight = np.exp(2 * (turned.log_psi(ALL, STRENGTHS).real - psi.log_psi(ALL).real[:, None]))
     p = exact.state.probability
     np.testing.assert_allclose(curve.ess, (p @ weight) ** 2 / (p @ weight**2), rtol=0.1)
@@ -120,7 +121,7 @@ def test_fresh_samples_agree_with_full_summation(case):
     psi, turned, _, exact = case
     sigma, log_psi = born(psi)
     samples = (sigma.reshape(-1, SITES), log_psi.reshape(-1))
-    sampling = FreshSampling(Metropolis(SITES, Moves(0.1), 3, Stream.STEERING), 400, 15, 8, 1, 0)
+    sampling = FreshSampling(Metropolis(SITES, Moves(0.1), 3, Stream.STEERING), 400, 15, 8, 1, Economy())
     for p in (0, 4):
         curve = resampled(turned.at(STRENGTHS[p]), psi, OBSERVABLES, samples, sampling, p, silent)
         assert np.all(np.abs(curve.mean[0] - exact.mean[p]) < 4.5 * curve.error[0] + 1e-5)
@@ -231,7 +232,7 @@ def test_intervals_cover():
     hits = []
     for replica in range(200):
         sigma, log_psi = born(psi, chains=60, draws=4, seed=replica)
-        curve = reweighted(dial.family(strengths), diagonal, sigma, log_psi, 0, silent)
+        curve = reweighted(dial.family(strengths), diagonal, sigma, log_psi, Economy(), silent)
         value, error = steering.change(curve, 1, 0)
         hits.append(np.abs(value - (exact.mean[1] - exact.mean[0])) < 1.96 * error)
     covered = np.mean(hits, axis=0)

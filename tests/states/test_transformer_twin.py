@@ -6,7 +6,7 @@ import pytest
 from nqs_sae_service.physics.lattices import Chain
 from nqs_sae_service.sampling.metropolis import _walk
 from nqs_sae_service.states import Transformer
-from nqs_sae_service.states.fused import FlipRatios, Streams, Walks
+from nqs_sae_service.states.fused import Flips, Streams, Walks
 
 # Tabulated by distance, by pair of tokens, not tabulated (patches of 10 spins, softmax attention), one block only.
 NETWORKS = {
@@ -40,7 +40,7 @@ def proposals(chains, rows):
 
 def test_abilities():
     psi = wave("distances")
-    assert all(psi.twin(ability) is psi.fused for ability in (Streams, Walks, FlipRatios))
+    assert all(psi.twin(ability) is psi.fused for ability in (Streams, Walks, Flips))
 
 
 @pytest.mark.parametrize(
@@ -51,12 +51,13 @@ def test_the_first_attention_is_tabulated_where_it_can_be(name, rows):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("chains", [3, 70])
-def test_walks_make_the_decisions_of_the_plain_loop(name, chains):
+@pytest.mark.parametrize(("chains", "ahead"), [(1, True), (3, True), (3, False), (45, True), (140, True)])
+def test_walks_make_the_decisions_of_the_plain_loop(name, chains, ahead):
+    """Also where later proposals of a chain are evaluated before the earlier ones are decided."""
     psi, moves = wave(name), proposals(chains, 15)
     fast, plain = spins(chains), spins(chains)
     log_fast, log_plain = psi.log_psi(fast), psi.reference.log_psi(plain)
-    accepted = psi.fused.walk(fast, log_fast, *moves)
+    accepted = psi.fused.walk(fast, log_fast, *moves, ahead=ahead)
     assert accepted == _walk(psi.reference, plain, log_plain, *moves)
     np.testing.assert_array_equal(fast, plain)
     np.testing.assert_allclose(np.exp(log_fast - log_plain), 1, atol=2e-4)
@@ -66,11 +67,9 @@ def test_walks_make_the_decisions_of_the_plain_loop(name, chains):
 def test_flips_start_from_the_sample_they_change(name):
     psi, sigma = wave(name), spins(9)
     signs = np.concatenate([1 - 2 * np.eye(SITES, dtype=np.int8), spins(4, seed=6)])
-    log_psi = psi.reference.log_psi(sigma)
-    exact = (
-        psi.reference.log_psi((sigma[:, None] * signs).reshape(-1, SITES)).reshape(9, -1) - log_psi[:, None]
-    )
-    np.testing.assert_allclose(psi.fused.ratios(sigma, log_psi, signs) / np.exp(exact), 1, atol=2e-4)
+    pairs = np.random.default_rng(4).permutation([(n, f) for n in range(9) for f in range(len(signs))])[:150]
+    exact = psi.reference.log_psi(sigma[pairs[:, 0]] * signs[pairs[:, 1]])
+    np.testing.assert_allclose(np.exp(psi.fused.log_psi_flipped(sigma, signs, pairs) - exact), 1, atol=2e-4)
 
 
 def test_long_walks_do_not_drift():
@@ -84,9 +83,7 @@ def test_long_walks_do_not_drift():
     from nqs_sae_service.states import transformer_cpu
 
     again = spins(4)
-    transformer_cpu.walk(
-        psi.fused.weights, psi.fused.table, again, real, first, length, always, psi.fused.block
-    )
+    transformer_cpu.walk(psi.fused.weights, psi.fused.table, again, real, first, length, always, 4, 4, False)
     np.testing.assert_array_equal(again, sigma)
     np.testing.assert_allclose(real, psi.reference.log_psi(sigma).real, atol=1e-3)
 
@@ -95,12 +92,13 @@ def test_calls_are_cut_without_changing_the_bits(monkeypatch):
     psi, sigma = wave("pairs"), spins(200)
     signs = 1 - 2 * np.eye(SITES, dtype=np.int8)
     log_psi = psi.log_psi(sigma)
-    whole = psi.fused.ratios(sigma, log_psi, signs)
+    pairs = np.stack(np.divmod(np.arange(len(sigma) * SITES), SITES), axis=1)
+    whole = psi.fused.log_psi_flipped(sigma, signs, pairs)
     monkeypatch.setattr(
         "nqs_sae_service.states.transformer_cpu._CALL_FLOPS", 1.0
     )  # one largest block at a time
     np.testing.assert_array_equal(psi.log_psi(sigma), log_psi)
-    np.testing.assert_array_equal(psi.fused.ratios(sigma, log_psi, signs), whole)
+    np.testing.assert_array_equal(psi.fused.log_psi_flipped(sigma, signs, pairs), whole)
 
 
 def test_a_chain_at_a_nan_stays_and_says_so():

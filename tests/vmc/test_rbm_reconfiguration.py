@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from nqs_sae_service.engine.economy import Economy
 from nqs_sae_service.physics.exact import FullSummation, all_configurations
 from nqs_sae_service.physics.hamiltonians.tfim import Tfim
 from nqs_sae_service.physics.lattices import Chain
@@ -159,7 +160,7 @@ def test_local_energies_are_rows_of_the_matrix():
     amplitudes = np.exp(log_psi)
     sigma_x = SigmaX(LATTICE)
     for chunk in (0, 700):
-        local = local_values(psi, [HAMILTONIAN, sigma_x], configurations, log_psi, chunk)
+        local = local_values(psi, [HAMILTONIAN, sigma_x], configurations, log_psi, Economy(chunk))
         for operator, values in zip((HAMILTONIAN, sigma_x), local, strict=True):
             np.testing.assert_allclose(values, (operator.to_sparse() @ amplitudes) / amplitudes, rtol=1e-9)
 

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from nqs_sae_service.engine.economy import Economy
 from nqs_sae_service.errors import NumericalError
 from nqs_sae_service.physics.exact import FullSummation, all_configurations
 from nqs_sae_service.physics.hamiltonians.tfim import Tfim
 from nqs_sae_service.physics.lattices import Chain
-from nqs_sae_service.physics.operators import SigmaX, basis_index
+from nqs_sae_service.physics.operators import SigmaX, basis_index, distinct_connected
 from nqs_sae_service.states import Transformer
 from nqs_sae_service.vmc.estimators import local_values
 from nqs_sae_service.vmc.reconfiguration import natural_step, solve_shifted
@@ -88,7 +89,7 @@ def test_local_values_are_rows_of_the_matrix(amplitude):
     log_psi = psi.log_psi(configurations)
     amplitudes = np.exp(log_psi)
     for chunk in (0, 1, 17):
-        local = local_values(psi, [HAMILTONIAN, sigma_x], configurations, log_psi, chunk)
+        local = local_values(psi, [HAMILTONIAN, sigma_x], configurations, log_psi, Economy(chunk))
         for operator, values in zip((HAMILTONIAN, sigma_x), local, strict=True):
             np.testing.assert_allclose(values, (operator.to_sparse() @ amplitudes) / amplitudes, rtol=1e-9)
 
@@ -98,23 +99,59 @@ def test_the_chunk_does_not_change_the_bits():
     sigma = np.random.default_rng(0).choice(np.array([-1, 1], np.int8), size=(300, SITES))
     log_psi = psi.log_psi(sigma)
     first, *others = (
-        local_values(psi, [HAMILTONIAN], sigma, log_psi, chunk)[0] for chunk in (0, 1, 700, 10**6)
+        local_values(psi, [HAMILTONIAN], sigma, log_psi, Economy(chunk))[0] for chunk in (0, 1, 700, 10**6)
     )
     for other in others:
         np.testing.assert_array_equal(first, other)
 
 
-def test_operators_share_network_calls():
-    calls = []
+@pytest.mark.parametrize("duplicates", [True, False])
+def test_operators_share_network_calls_and_samples_share_configurations(duplicates):
+    seen = []
 
     class Counting:
         def log_psi(self, sigma):
-            calls.append(len(sigma))
+            seen.append(sigma)
             return np.zeros(len(sigma))
 
     sigma = all_configurations(SITES)[:5]
-    local_values(Counting(), [HAMILTONIAN, SigmaX(LATTICE)], sigma, np.zeros(5))
-    assert sum(calls) == 5 * SITES
+    connected = HAMILTONIAN.connected(sigma)[0].reshape(-1, SITES)
+    economy = Economy(duplicates=duplicates)
+    local_values(Counting(), [HAMILTONIAN, SigmaX(LATTICE)], sigma, np.zeros(5), economy)
+    expected = np.unique(connected, axis=0) if duplicates else connected
+    assert len(expected) == (23 if duplicates else 30)
+    order = np.lexsort(np.concatenate(seen).T[::-1])
+    np.testing.assert_array_equal(np.concatenate(seen)[order], expected[np.lexsort(expected.T[::-1])])
+
+
+@pytest.mark.parametrize("amplitude", ["positive", "complex"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_savings_do_not_change_local_values(amplitude, dtype):
+    psi = wave(amplitude, dtype)
+    sigma = np.random.default_rng(0).choice(np.array([-1, 1], np.int8), size=(90, SITES))
+    log_psi = psi.log_psi(sigma)
+    local = [
+        local_values(psi, [HAMILTONIAN, SigmaX(LATTICE)], sigma, log_psi, Economy(0, duplicates, increments))
+        for duplicates in (True, False)
+        for increments in (True, False)
+    ]
+    for other in local[1:]:
+        np.testing.assert_allclose(local[0], other, rtol=1e-4 if dtype == np.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("sites", [6, 64, 65, 200])
+def test_distinct_connected_configurations(sites):
+    generator = np.random.default_rng(0)
+    sigma = generator.choice(np.array([-1, 1], np.int8), size=(7, sites))
+    sigma[3] = sigma[0]
+    sigma[4] = sigma[0] * np.where(np.arange(sites) == 2, -1, 1).astype(np.int8)
+    signs = 1 - 2 * np.eye(sites, dtype=np.int8)[:5]
+    pairs, place = distinct_connected(sigma, signs)
+    connected = (sigma[:, None] * signs).reshape(-1, sites)
+    distinct = sigma[pairs[:, 0]] * signs[pairs[:, 1]]
+    np.testing.assert_array_equal(distinct[place], connected)
+    assert len(distinct) == len(np.unique(connected, axis=0)) < len(connected)
+    assert (np.diff(pairs[:, 0]) >= 0).all()
 
 
 def test_a_family_of_states_is_measured_at_once():
