@@ -62,6 +62,9 @@ VARIANTS = {
         'state.attention = "full"', 'state.amplitude = "complex"', 'activations.layers = ["attention_1", "residual_2"]',
         'sae.kind = "relu-l1"', 'sae.input = "pooled"', 'steering.targets = ["structure_factor_3"]',
     ),
+    "rbm": (
+        'state={kind = "rbm"}', 'ground_state.solver = "cg"', "sae.k = 2", "sae.seeds = [1]", "steering.draws = 1",
+    ),
     "double": ('state.precision = "float64"', 'lattice.periodic = false', "sae.k = 2", "sae.seeds = [1]", "steering.draws = 1"),
 }  # fmt: skip
 
