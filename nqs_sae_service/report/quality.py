@@ -25,6 +25,7 @@ GROUND_STATE = {
     "R-hat": "split R-hat of the local energy between chains; 1 when the chains agree",
     "tau": "integrated autocorrelation time of the local energy, in recorded samples",
     "acceptance": "accepted share of the Metropolis proposals",
+    "samples/s": "effective samples per second: samples drawn, divided by tau of the energy and by the time of the sweeps",
     "sectors": "share of the final samples with positive and with negative magnetization",
     "bounded steps": "training steps in which the bound on the step length held the update back",
 }
@@ -75,6 +76,7 @@ def ground_state_tables(dataset: xr.Dataset) -> list[Table]:
         "R-hat": number(attribute(dataset, "r_hat"), 5),
         "tau": number(attribute(dataset, "tau"), 3),
         "acceptance": number(attribute(dataset, "acceptance"), 3),
+        "samples/s": number(attribute(dataset, "effective_samples_per_second"), 3),
         "sectors": _sectors(dataset.attrs.get("sector_occupancy")),
         "bounded steps": _bounded_steps(dataset),
     }

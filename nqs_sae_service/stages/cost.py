@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..spec import Spec
 
-_SUSTAINED_FLOPS = 6e10  # float32, two cores, fused kernels
-_BRICKS_PENALTY = 12.0  # networks without a fast twin run on the reference bricks
+_SUSTAINED_FLOPS = 1.5e11  # float32, two cores, fused kernels
+_BRICKS_PENALTY = 30.0  # networks without a fast twin run on the reference bricks
 
 
 @dataclass(frozen=True)

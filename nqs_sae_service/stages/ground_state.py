@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,10 +76,12 @@ def _final_energy(context: Context, trainer: Trainer, training: Training, total:
         metropolis.sweep(psi, chains)
         context.tick(spec.ground_state.steps, total, "final energy", training.arrays)
     chains.clear_counters()
-    energies, spins = [], []
+    energies, spins, seconds = [], [], 0.0
     for draw in range(draws):
+        began = time.perf_counter()
         for _ in range(spec.sampling.sweeps):
             metropolis.sweep(psi, chains)
+        seconds += time.perf_counter() - began
         (values,) = local_values(psi, [trainer.hamiltonian], chains.sigma, chains.log_psi, economy_of(spec))
         energies.append(to_host(values))
         spins.append(to_host(chains.sigma).copy())
@@ -87,18 +90,21 @@ def _final_energy(context: Context, trainer: Trainer, training: Training, total:
     sigma = np.stack(spins, axis=1)
     mean, error = mean_and_error(values.real)
     moment = sigma.mean(axis=2)
+    tau = float(autocorrelation_time(values.real))
     return {
         "final_energy": float(mean),
         "final_energy_error": float(error),
         "final_energy_variance": float(values.var()),
         "r_hat": float(split_r_hat(values.real)),
-        "tau": float(autocorrelation_time(values.real)),
+        "tau": tau,
+        "effective_samples_per_second": values.size / tau / seconds,
         "v_score": float(v_score(float(mean), float(values.var()), state.n_sites)),
         "acceptance": chains.acceptance,
         "sector_occupancy": [float((moment > 0).mean()), float((moment < 0).mean())],
         "drift": drift(psi, psi.reference, chains),
         "mean_configuration": sigma.mean(axis=(0, 1)),
         "final_configuration": to_host(chains.sigma),
+        "volatile": "effective_samples_per_second",
     }
 
 
@@ -118,7 +124,7 @@ def estimate(spec: Spec) -> Cost:
     edges = 56 * options.samples * state.n_tokens * state.width * len(state.bricks)
     memory = 3 * 8 * rows * rows + edges
     return Cost(
-        seconds_for(network_flops(spec) * calls + 2 * gram),
+        seconds_for(network_flops(spec) * calls + gram),
         8.0 * (2 * state.n_parameters + 9 * options.steps),
         memory,
     )
@@ -128,7 +134,7 @@ STAGE = Stage(
     name="ground_state",
     reads=("lattice", "hamiltonian", "state", "sampling", "ground_state"),
     upstream=(),
-    version=1,
+    version=2,
     run=run,
     estimate=estimate,
 )
