@@ -27,10 +27,11 @@ from .microkernel import (
     vector_above,
 )
 
-BLOCK_ROWS = 85 * ROWS  # inputs that pass over a block of features
+BLOCK_ROWS = 171 * ROWS  # inputs that pass over a block of features
 _BLOCK_ELEMENTS = 2**16  # of a block of features, ordered for the tile
-_CANDIDATES = 2**20  # of all inputs of a block
+_CANDIDATES = 2**21  # of all inputs of a block
 _TILE = ROWS * FEATURES
+_LINE = 16  # numbers in a line of the cache
 
 
 def _kernel():
@@ -75,6 +76,8 @@ def _cut(values, places, start, n, k, slack, bound, floor, to_values, to_places,
     that come later do not exceed the bound. Candidates are above the floor, and above or, after such a tie, at the old bound.
     """
     pairs = (n + FEATURES - 1) // FEATURES
+    for q in range(start + n, start + pairs * FEATURES):
+        values[q] = NEVER
     low = max(floor, np.nextafter(bound, NEVER))
     low, high, count = _raised(values, start, FEATURES, pairs, k, slack, low)
     kept = to
@@ -152,11 +155,9 @@ def _collect(z, above, first, bounds, counts, values, places, capacity, base, k,
         start = row * capacity
         n = _push(above[r], z, r * FEATURES, values, places, start + counts[row], base) - start
         if n > capacity - FEATURES:
-            before = n
             n, bounds[row] = _cut(
                 values, places, start, n, k, k // 2, bounds[row], floor, values, places, start
             )
-            values[start + n : start + before] = NEVER
         counts[row] = n
 
 
@@ -177,18 +178,20 @@ def _order_features(encoder, encoder_bias, chosen, first, last, ordered, biases)
     """Rows chosen[first:last] of the encoder in the order of the tile: (panel, d, FEATURES); bias -inf where there is none."""
     width = encoder.shape[1]
     panels = (last - first + FEATURES - 1) // FEATURES
-    for place in range(panels * FEATURES):
-        panel, j = divmod(place, FEATURES)
-        at = panel * width * FEATURES + j
-        if first + place >= last:
-            biases[place] = NEVER
-            for c in range(width):
-                ordered[at + c * FEATURES] = 0
-            continue
-        feature = chosen[first + place] if chosen.size > 0 else first + place
-        biases[place] = encoder_bias[feature]
-        for c in range(width):
-            ordered[at + c * FEATURES] = encoder[feature, c]
+    for panel in range(panels):
+        for start in range(0, width, _LINE):
+            for j in range(FEATURES):
+                place = panel * FEATURES + j
+                at = panel * width * FEATURES + j
+                if first + place >= last:
+                    biases[place] = NEVER
+                    for c in range(start, min(width, start + _LINE)):
+                        ordered[at + c * FEATURES] = 0
+                    continue
+                feature = chosen[first + place] if chosen.size > 0 else first + place
+                biases[place] = encoder_bias[feature]
+                for c in range(start, min(width, start + _LINE)):
+                    ordered[at + c * FEATURES] = encoder[feature, c]
     return panels
 
 
@@ -279,7 +282,6 @@ def _encode_block(
     padded, capacity = (n + ROWS - 1) // ROWS * ROWS, _capacity(k)
     candidates, places = scratch[: padded * capacity], scratch[padded * capacity :].view(np.int32)
     inputs = scratch[2 * padded * capacity :]
-    candidates[:] = NEVER
     _order_inputs(x, decoder_bias, first, last, inputs)
     step = max(1, _BLOCK_ELEMENTS // (FEATURES * width)) * FEATURES
     weights, biases = np.empty(step * width, np.float32), np.empty(step, np.float32)

@@ -191,13 +191,13 @@ def count_above(
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = _pointer(context, builder, signature.args[0], arguments[0], arguments[1])
-        bounds, counts = _splat(builder, arguments[4]), ir.VectorType(_WORD, LANES)
+        bounds = _splat(builder, arguments[4])
 
         def add(count: Any, vector: Any) -> Any:
-            return builder.sub(count, builder.sext(builder.fcmp_ordered(">", vector, bounds), counts))
+            return builder.add(count, builder.ctpop(_above(builder, vector, bounds)))
 
-        total = _over_pairs(builder, arguments, pointer, ir.Constant(counts, [0] * LANES), add)
-        return builder.sext(_across(builder, total, builder.add), ir.IntType(64))
+        total = _over_pairs(builder, arguments, pointer, ir.Constant(_WORD, 0), add)
+        return builder.zext(total, ir.IntType(64))
 
     return types.int64(array, types.intp, types.intp, types.intp, types.float32), generate
 

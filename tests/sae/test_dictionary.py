@@ -142,3 +142,28 @@ def test_one_feature_is_its_column_also_where_entries_tie():
     assert (f > 0).any(axis=0).sum() > 6
     for i in range(12):
         np.testing.assert_array_equal(dictionary.feature(x, i), f[:, i])
+
+
+@pytest.mark.parametrize("k", [1, 8, 40])
+def test_the_order_of_the_features_does_not_matter_to_the_choice(k):
+    """A running bound is worst off when every feature beats those before it, its ties when all are equal."""
+    from nqs_sae_service.engine.threads import configure_threads
+
+    rng, n_features = np.random.default_rng(k), 3000
+    rising = np.arange(1, n_features + 1, dtype=np.float32)
+    steps, equal = np.floor(rising / 7), np.ones(n_features, np.float32)
+    zero = np.zeros(n_features, np.float32)
+    rows = [rising, rising[::-1], steps, steps[::-1], equal, -equal, zero, rng.permutation(steps)]
+    encoder = np.stack(rows, axis=1).astype(np.float32)
+    dictionary = Dictionary("topk", k, encoder, encoder, zero, np.zeros(len(rows), np.float32))
+    x = np.tile(np.eye(len(rows), dtype=np.float32), (9, 1))
+    results = []
+    try:
+        for threads in (1, 0):
+            configure_threads(threads)
+            results.append(dictionary.encode_sparse(x))
+    finally:
+        configure_threads()
+    for values, indices in results:
+        np.testing.assert_array_equal(dense(values, indices, n_features), dictionary.encode(x))
+        np.testing.assert_array_equal(indices, results[0][1])
