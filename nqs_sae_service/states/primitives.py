@@ -3,7 +3,8 @@
 A brick reads one or more edges of shape (sample, token, channel) and writes one. Samples never mix. Hence ONE backward pass
 with cotangent 1 gives every sample its own delta = d log psi / d edge, and each brick turns (input, delta) into per-sample
 parameter gradients O_k(sigma) = d log psi(sigma) / d theta_k, or into their weighted sum. Parameters are real; the cotangent
-may be complex (a complex log psi is linear in it). Everything runs on NumPy or CuPy arrays, in any precision.
+may be complex (a complex log psi is linear in it), or come as its real and imaginary parts along a leading axis. Everything
+runs on NumPy or CuPy arrays, in any precision.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class Dense(Brick):
     def gradient(self, w, x, delta, total):
         return {
             f"{self.name}.weight": _outer(x[0], delta, total),
-            f"{self.name}.bias": _over_samples(delta.sum(axis=1), total),
+            f"{self.name}.bias": _over_samples(delta.sum(axis=-2), total),
         }
 
 
@@ -139,7 +140,7 @@ class Channels(Brick):
         return x[..., self.first : self.last]
 
     def backward(self, w, x, y, delta):
-        whole = namespace(delta).zeros(x[0].shape, delta.dtype)
+        whole = namespace(delta).zeros((*delta.shape[:-1], x[0].shape[-1]), delta.dtype)
         whole[..., self.first : self.last] = delta
         return (whole,)
 
@@ -191,8 +192,8 @@ class LayerNorm(Brick):
     def gradient(self, w, x, delta, total):
         unit, _ = _normalised(x[0])
         return {
-            f"{self.name}.gain": _over_samples((delta * unit).sum(axis=1), total),
-            f"{self.name}.bias": _over_samples(delta.sum(axis=1), total),
+            f"{self.name}.gain": _over_samples((delta * unit).sum(axis=-2), total),
+            f"{self.name}.bias": _over_samples(delta.sum(axis=-2), total),
         }
 
 
@@ -237,12 +238,12 @@ class _Heads(Brick):
     translation_invariant: bool
 
     def split(self, x: Array) -> Array:
-        """(n, token, width) -> (n, head, token, width / heads)."""
-        return x.reshape(len(x), self.tokens, self.heads, -1).swapaxes(1, 2)
+        """(..., token, width) -> (..., head, token, width / heads)."""
+        return x.reshape(*x.shape[:-1], self.heads, -1).swapaxes(-2, -3)
 
     def join(self, x: Array) -> Array:
         """Inverse of ``split``."""
-        return x.swapaxes(1, 2).reshape(len(x), self.tokens, self.width)
+        return x.swapaxes(-2, -3).reshape(*x.shape[:-3], self.tokens, self.width)
 
     def pair_shape(self) -> tuple[int, ...]:
         """Shape of a learned number per (head, i, j), or per (head, i - j) when translation-invariant."""
@@ -345,7 +346,7 @@ class SumTokens(Brick):
         return x.sum(axis=1, keepdims=True)
 
     def backward(self, w, x, y, delta):
-        return (namespace(delta).broadcast_to(delta, x[0].shape),)
+        return (namespace(delta).broadcast_to(delta, (*delta.shape[:-2], *x[0].shape[-2:])),)
 
 
 @dataclass(frozen=True)

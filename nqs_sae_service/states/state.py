@@ -141,8 +141,12 @@ class Tape:
         """log psi (n,)."""
         return self.edges["log_psi"]
 
-    def backward(self, until: str | None = None) -> dict[str, Array]:
-        """d log psi / d edge for every edge (or down to the edge ``until``), from one pass with cotangent 1."""
+    def backward(self, until: str | None = None, parts: bool = False) -> dict[str, Array]:
+        """d log psi / d edge for every edge (or down to the edge ``until``), from one pass with cotangent 1.
+
+        With ``parts`` complex deltas of edges (n, token, channel) come as real ones (2, n, token, channel), real part first:
+        the bricks below then do real arithmetic on twice the rows.
+        """
         xp = namespace(self.log_psi)
         real = next(iter(self.weights.values())).dtype
         dtype = np.result_type(real, np.complex64) if self.state.complex_amplitude else real
@@ -156,6 +160,8 @@ class Tape:
                 brick.backward(self.weights, x, self.edges[brick.output], deltas[brick.output]),
                 strict=True,
             ):
+                if parts and delta.ndim == 3 and xp.iscomplexobj(delta):
+                    delta = xp.stack([delta.real, delta.imag])
                 deltas[name] = deltas[name] + delta if name in deltas else delta
         return deltas
 

@@ -168,7 +168,7 @@ class TapeJacobian:
 
     def _pass(self, sigma: np.ndarray, start: int) -> None:
         tape = self.psi.tape(sigma[start : start + PASS])
-        deltas = tape.backward()
+        deltas = tape.backward(parts=True)
         here = slice(start, min(start + PASS, self.n))
         narrow: list[tuple[slice, np.ndarray]] = []
         for brick in self.psi.state.bricks:
@@ -179,26 +179,31 @@ class TapeJacobian:
             elif brick.shapes():
                 narrow += self._other(brick, tape, delta)
         if not start:
-            width = sum(columns.shape[1] for _, columns in narrow)
+            width = sum(columns.shape[-1] for _, columns in narrow)
             self.narrow = np.empty((self.groups * self.n, width), self.dtype)
             self.narrow_places = np.concatenate(
                 [np.arange(place.start, place.stop) for place, _ in narrow] or [np.empty(0, np.intp)]
             )
         if narrow:
-            self._by_rows(self.narrow, here, np.concatenate([columns for _, columns in narrow], axis=1))
+            self._by_rows(self.narrow, here, np.concatenate([columns for _, columns in narrow], axis=-1))
 
     def _by_rows(self, array: np.ndarray, here: slice, values: np.ndarray) -> None:
-        """Write values of the samples ``here`` to their rows."""
-        array[here] = values.real
-        if self.groups == 2:
-            array[self.n + here.start : self.n + here.start + len(values)] = values.imag
+        """Write values (group, n, ...) of the samples ``here`` to their rows."""
+        array.reshape(self.groups, self.n, *array.shape[1:])[:, here] = values
+
+    def _grouped(self, values: np.ndarray) -> np.ndarray:
+        """Per-sample values (n, ...), complex or by parts, as (group, n, ...)."""
+        if np.iscomplexobj(values):
+            return np.stack([values.real, values.imag])
+        return values if self.groups == 2 else values[None]
 
     def _keep_dense(
         self, brick: Dense, x: np.ndarray, delta: np.ndarray, here: slice
     ) -> tuple[slice, np.ndarray] | None:
         """Keep x and delta of a dense map; returns the columns of its bias unless they are kept with the weights."""
         rows = self.groups * self.n
-        if delta.shape[1] == 1 or delta.strides[1] == 0:
+        delta = self._grouped(delta)
+        if delta.shape[2] == 1 or delta.strides[2] == 0:
             if brick.name not in self.rank_one:
                 self.rank_one[brick.name] = (
                     np.empty((self.n, brick.fan_in + 1)),
@@ -206,19 +211,20 @@ class TapeJacobian:
                 )
             sums, single = self.rank_one[brick.name]
             sums[here, :-1], sums[here, -1] = x.sum(axis=1, dtype=np.float64), x.shape[1]
-            self._by_rows(single, here, delta[:, 0])
+            self._by_rows(single, here, delta[:, :, 0])
             return None
         source = brick.inputs[0]
         if source not in self.inputs:
             self.inputs[source] = np.empty((self.n, *x.shape[1:]), self.dtype)
         if brick.output not in self.deltas:
-            self.deltas[brick.output] = np.empty((rows, *delta.shape[1:]), self.dtype)
+            self.deltas[brick.output] = np.empty((rows, *delta.shape[2:]), self.dtype)
         self.inputs[source][here] = x
         self._by_rows(self.deltas[brick.output], here, delta)
-        return self._places(brick)[1], delta.sum(axis=1)
+        return self._places(brick)[1], delta.sum(axis=2)
 
     def _other(self, brick: Brick, tape, delta: np.ndarray) -> list[tuple[slice, np.ndarray]]:
         x = tuple(tape.edges[name] for name in brick.inputs)
         gradients = brick.gradient(tape.weights, x, delta, total=False)
         layout = self.psi.state.layout
-        return [(layout[name][0], g.reshape(len(g), -1)) for name, g in gradients.items()]
+        grouped = ((name, self._grouped(g)) for name, g in gradients.items())
+        return [(layout[name][0], g.reshape(self.groups, g.shape[1], -1)) for name, g in grouped]
