@@ -85,13 +85,12 @@ class Sae:
         self.batch = generator.standard_normal((work["batch"], work["width"]), dtype=np.float32)
         options = record("sae", kind="topk", features=work["features"], k=work["k"], batch=work["batch"])
         self.learner = options.learner(generator, self.batch)
-        self.optimiser = Adam(self.learner.parameters, self.learner.unit_decoder)
+        self.adam = Adam(self.learner.parameters)
         self.dead = np.zeros(work["features"], bool)
 
     def step(self) -> None:
         """Forward, backward, Adam with unit decoder rows."""
-        _, gradients, _ = self.learner.gradients(self.batch, 0.0, self.dead)
-        self.optimiser.update(self.learner.parameters, gradients, 1e-4)
+        self.learner.step(self.batch, 0.0, self.dead, self.adam, 1e-4)
 
 
 class Server:
