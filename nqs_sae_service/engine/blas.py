@@ -14,7 +14,7 @@ import numpy as np
 
 from .jit import njit, numba, prange
 
-CHOLESKY_TILE = 128
+CHOLESKY_TILE = 64
 
 _KINDS = {
     numba.types.float32: "s",

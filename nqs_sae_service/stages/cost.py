@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,11 +22,17 @@ class Cost:
     memory: float
 
 
-def network_flops(spec: Spec) -> float:
-    """Arithmetic of one log psi: every parameter multiplies once per token."""
+def network_flops(spec: Spec, edited: Sequence[str] = ()) -> float:
+    """Arithmetic of one log psi, some layers of it ``edited``: every parameter multiplies once per token."""
     state = spec.state.build(spec.lattice.build())
     flops = 2.0 * state.n_parameters * state.n_tokens
-    return flops * (1.0 if state.dtype.name in state.fused_dtypes else _BRICKS_PENALTY)
+    fast = state.dtype.name in state.fused_dtypes and set(edited) <= set(state.fused_layers)
+    return flops * (1.0 if fast else _BRICKS_PENALTY)
+
+
+def flip_flops(spec: Spec) -> float:
+    """Arithmetic of psi'/psi for a configuration that differs by a flip: a proposal, or a term of a local estimator."""
+    return spec.state.build(spec.lattice.build()).flip_flops or network_flops(spec)
 
 
 def seconds_for(flops: float) -> float:

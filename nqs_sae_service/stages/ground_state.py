@@ -15,7 +15,7 @@ from ..sampling import Metropolis, drift
 from ..vmc.estimators import local_values
 from ..vmc.statistics import autocorrelation_time, mean_and_error, split_r_hat, v_score
 from ..vmc.training import HISTORIES, Trainer, Training
-from .cost import Cost, network_flops, seconds_for
+from .cost import Cost, flip_flops, seconds_for
 from .inputs import economy_of
 from .stage import Context, Stage
 
@@ -120,11 +120,13 @@ def estimate(spec: Spec) -> Cost:
         + 2 * spec.sampling.burn_in * spec.sampling.chains * n
     )
     rows = options.samples * (2 if state.complex_amplitude else 1)
-    gram = options.steps * (rows * rows * state.n_parameters + rows**3 / 3 + draws * 3e7)
+    gram = options.steps * (
+        rows * rows * (state.gram_width or state.n_parameters) + rows**3 / 3 + draws * 3e7
+    )
     edges = 56 * options.samples * state.n_tokens * state.width * len(state.bricks)
     memory = 3 * 8 * rows * rows + edges
     return Cost(
-        seconds_for(network_flops(spec) * calls + gram),
+        seconds_for(flip_flops(spec) * calls + gram),
         8.0 * (2 * state.n_parameters + 9 * options.steps),
         memory,
     )

@@ -13,7 +13,7 @@ from ..physics.exact import exact_observables
 from ..physics.observables import explained_r2, make_observable, simple_functions
 from ..vmc.estimators import measure
 from ..vmc.statistics import mean_and_error, split_r_hat
-from .cost import Cost, network_flops, seconds_for
+from .cost import Cost, flip_flops, seconds_for
 from .inputs import born_samples, economy_of, trained
 from .stage import Context, Stage
 
@@ -70,7 +70,7 @@ def estimate(spec: Spec) -> Cost:
     local = any(make_observable(name, lattice, hamiltonian).operator for name in spec.observables.names)
     calls = spec.samples.count * hamiltonian.n_connected if local else 0
     size = 8.0 * spec.samples.count * len(spec.observables.names)
-    return Cost(seconds_for(network_flops(spec) * calls), size, 3 * size)
+    return Cost(seconds_for(flip_flops(spec) * calls), size, 3 * size)
 
 
 STAGE = Stage(

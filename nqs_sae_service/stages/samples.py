@@ -11,7 +11,7 @@ from ..datasets.schema import labelled
 from ..engine.arrays import to_host
 from ..engine.random import Stream
 from ..sampling import Metropolis
-from .cost import Cost, network_flops, seconds_for
+from .cost import Cost, flip_flops, seconds_for
 from .inputs import economy_of, trained
 from .stage import Context, Stage
 
@@ -63,7 +63,7 @@ def estimate(spec: Spec) -> Cost:
     )
     calls = sweeps * n * spec.sampling.chains
     return Cost(
-        seconds_for(network_flops(spec) * calls),
+        seconds_for(flip_flops(spec) * calls),
         spec.samples.count * (n / 6 + 16),
         spec.samples.count * (n + 16),
     )

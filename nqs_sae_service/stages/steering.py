@@ -263,7 +263,9 @@ def estimate(spec: Spec) -> Cost:
         16384.0 * 8 * n * 64
         + 8.0 * options.samples * len(options.scales) * (len(spec.observables.names) + 2) * 3
     )
-    return Cost(seconds_for(1.5 * network_flops(spec) * (0.6 * curves + fresh + exact)), size, memory)
+    return Cost(
+        seconds_for(1.5 * network_flops(spec, options.layers) * (0.6 * curves + fresh + exact)), size, memory
+    )
 
 
 STAGE = Stage(

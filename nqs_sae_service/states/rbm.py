@@ -59,6 +59,8 @@ class Rbm(Section):
             initial=_initial,
             fuse=_fuse,
             fused_dtypes=("float32", "float64"),
+            flip_flops=16.0 * hidden,
+            gram_width=n_sites + 2 * hidden,
         )
 
 

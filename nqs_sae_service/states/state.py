@@ -43,7 +43,8 @@ class State:
     ``tokens`` cuts configurations (n, n_sites) int8 into the first edge ``tokens`` (n, token, spins per token); ``bricks``
     lead from there to the edge ``log_psi``. ``initial`` draws one parameter array from a NumPy generator. ``fuse`` makes
     the fast twin, if there is one, for parameters of the ``fused_dtypes`` where they are; ``fused_layers`` are the layers
-    it can stop at.
+    it can stop at. For forecasts: ``flip_flops`` of psi'/psi after one flip if that costs less than log psi,
+    ``gram_width`` numbers per row that T is made of if these are fewer than the parameters.
     """
 
     n_sites: int
@@ -58,6 +59,8 @@ class State:
     fuse: Callable[[State, Array], Fused | None] | None = None
     fused_dtypes: tuple[str, ...] = ("float32",)
     fused_layers: tuple[str, ...] = ()
+    flip_flops: float | None = None
+    gram_width: int | None = None
 
     @cached_property
     def layout(self) -> dict[str, tuple[slice, tuple[int, ...]]]:
