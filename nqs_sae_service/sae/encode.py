@@ -31,6 +31,7 @@ BLOCK_ROWS = 171 * ROWS  # inputs that pass over a block of features
 _BLOCK_ELEMENTS = 2**16  # of a block of features, ordered for the tile
 _CANDIDATES = 2**21  # of all inputs of a block
 _TILE = ROWS * FEATURES
+_FIRST = 512  # features, at least, that the first bounds come from
 _LINE = 16  # numbers in a line of the cache
 
 
@@ -287,7 +288,7 @@ def _encode_block(
     weights, biases = np.empty(step * width, np.float32), np.empty(step, np.float32)
     bounds, counts = np.full(padded, floor, np.float32), np.zeros(padded, np.int64)
     bounds[n:] = np.inf
-    tiles = max(1, min(step, 32 * k, n_features) // FEATURES)  # that are looked at as one
+    tiles = max(1, min(step, max(_FIRST, 32 * k), n_features) // FEATURES)
     z, above = np.empty(tiles * _TILE, np.float32), np.empty(ROWS, np.uint32)
     for start in range(0, n_features, step):
         end = min(n_features, start + step)
