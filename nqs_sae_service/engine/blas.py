@@ -102,27 +102,33 @@ def gemm(trans_a, trans_b, alpha, a, b, beta, c):
     )  # fmt: skip
 
 
-@njit()
+@njit(
+    fastmath=set()
+)  # a sum that may be reordered has other bits in freshly compiled callers than in cached ones
 def _factorise_tile(a, inverse):
     """a (m, m) <- its lower Cholesky factor L, inverse <- L^-1; False when a is not positive definite. m^3 FLOPs."""
     m = len(a)
-    for i in range(m):
-        for j in range(i + 1):
-            total = a[i, j]
-            for k in range(j):
-                total -= a[i, k] * np.conj(a[j, k])
-            if j < i:
-                a[i, j] = total / a[j, j]
-            elif total.real > 0:
-                a[i, i] = np.sqrt(total.real)
-            else:
-                return False
+    column = np.empty(m, a.dtype)
+    for k in range(m):
+        pivot = a[k, k].real
+        if not pivot > 0:
+            return False
+        root = np.sqrt(pivot)
+        a[k, k] = root
+        for i in range(k + 1, m):
+            a[i, k] /= root
+            column[i] = np.conj(a[i, k])
+        for i in range(k + 1, m):
+            factor = a[i, k]
+            for j in range(k + 1, i + 1):
+                a[i, j] -= factor * column[j]
     for i in range(m):
         for j in range(m):
             inverse[i, j] = 0.0
         for k in range(i):
+            factor = a[i, k]
             for j in range(k + 1):
-                inverse[i, j] -= a[i, k] * inverse[k, j]
+                inverse[i, j] -= factor * inverse[k, j]
         inverse[i, i] = 1.0
         for j in range(i + 1):
             inverse[i, j] /= a[i, i]
