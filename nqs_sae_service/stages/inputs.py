@@ -11,12 +11,12 @@ import xarray as xr
 from ..engine.arrays import to_host
 from ..engine.economy import Economy
 from ..states import Wavefunction
+from ..states.fused import ALIGNMENT
 from .stage import Context
 
 if TYPE_CHECKING:
     from ..spec import Spec
 
-ALIGNED = 64  # samples: network calls cut at multiples of this give a sample the same bits, whatever is computed with it
 _BLOCK_ELEMENTS = 2**18  # of activations that are read together
 
 
@@ -35,8 +35,8 @@ def born_samples(samples: xr.Dataset, complex_amplitude: bool) -> tuple[np.ndarr
 
 
 def aligned_samples(elements: int, elements_each: int) -> int:
-    """How many samples of ``elements_each`` numbers make about ``elements``: a multiple of ``ALIGNED``."""
-    return ALIGNED * max(1, elements // (ALIGNED * elements_each))
+    """How many samples of ``elements_each`` numbers make about ``elements``: a multiple of ``ALIGNMENT``."""
+    return ALIGNMENT * max(1, elements // (ALIGNMENT * elements_each))
 
 
 def hyperslabs(first: int, last: int, n_draws: int) -> Iterator[tuple[slice, slice, slice]]:

@@ -10,6 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 
 Array = Any
 
+# Configurations. Every block of a twin divides it: calls cut at multiples of it give a configuration the same bits,
+# however many there are in a call.
+ALIGNMENT = 64
+
 
 class Fused(Protocol):
     """A fast twin of the bricks."""

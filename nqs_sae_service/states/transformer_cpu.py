@@ -22,12 +22,12 @@ import numpy as np
 from ..engine.blas import gemm
 from ..engine.jit import njit, numba, prange
 from ..engine.vector import cos_sin32, exp32, gelu32
+from .fused import ALIGNMENT
 from .primitives import LAYER_NORM_EPSILON, Attention, Mix, circulant
 from .state import State
 
 _CACHE_BYTES = 400 * 1024  # share of a core's second-level cache that a block may fill
-# Configurations in a block. Blocks are powers of two, so that calls in multiples of 64 always cut at block boundaries.
-LARGEST_BLOCK = 64
+# Blocks of configurations are powers of two up to ALIGNMENT, so that aligned calls always cut at block boundaries.
 _HIDDEN_ROWS = 64  # of the feed-forward network at a time: hidden units stay in the first-level cache
 _TABLE_BYTES = 512 * 1024  # of a table that is looked up: more would leave the second-level cache
 _LARGEST_PATCH = 8  # spins of a patch whose states are tabulated
@@ -698,13 +698,13 @@ class FusedTransformer:
     def _block_size(self) -> int:
         channels = self.weights.projection.shape[2]
         bytes_per_row = 4 * (3 * self.state.width + channels)
-        fitting = max(1, min(LARGEST_BLOCK, _CACHE_BYTES // (bytes_per_row * self.state.n_tokens)))
+        fitting = max(1, min(ALIGNMENT, _CACHE_BYTES // (bytes_per_row * self.state.n_tokens)))
         return 1 << (fitting.bit_length() - 1)
 
     def _at_once(self, calls: int = 1) -> int:
         """Configurations in one call of a kernel: a multiple of the largest block."""
         flops = 2.0 * self.state.n_parameters * self.state.n_tokens * calls
-        return max(1, int(_CALL_FLOPS / flops) // LARGEST_BLOCK) * LARGEST_BLOCK
+        return max(1, int(_CALL_FLOPS / flops) // ALIGNMENT) * ALIGNMENT
 
     def _pieces(self, n: int) -> int:
         return max(1, min(-(-n // self.block), _PIECES_PER_THREAD * numba.get_num_threads()))

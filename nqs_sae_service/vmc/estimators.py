@@ -17,14 +17,12 @@ from ..engine.economy import DEFAULT, Economy
 from ..physics.observables import Observable
 from ..physics.operators import Operator, distinct_connected
 from ..states import LogPsi, Wavefunction
-from ..states.fused import FlipRatios, Flips
+from ..states.fused import ALIGNMENT, FlipRatios, Flips
 from .statistics import append_axes
 
 CHUNK_ON_DEVICE = 2**18
 # Connected configurations that are looked at together, whatever ``chunk`` is: among them equal ones are found.
 _GROUP = 2**18
-# A multiple of every block of the fused networks, so that ``chunk`` does not change the bits.
-_ALIGNMENT = 64
 
 
 def local_values(
@@ -42,7 +40,7 @@ def local_values(
     """
     xp = namespace(sigma)
     flips, places = _shared_flips(operators)
-    at_once = max(1, _GROUP // max(len(flips), 1) // _ALIGNMENT) * _ALIGNMENT
+    at_once = max(1, _GROUP // max(len(flips), 1) // ALIGNMENT) * ALIGNMENT
     values = [
         append_axes(operator.diagonal(sigma), log_psi) + xp.zeros_like(log_psi) for operator in operators
     ]
@@ -115,7 +113,7 @@ def _chunk(sigma: np.ndarray, connected: int, economy: Economy) -> int:
         chunk = economy.chunk_that_fits(bytes_each)
     else:
         chunk = rows_that_fit(bytes_each, sigma, CHUNK_ON_DEVICE, connected)
-    return max(1, chunk // _ALIGNMENT) * _ALIGNMENT
+    return max(1, chunk // ALIGNMENT) * ALIGNMENT
 
 
 def _shared_flips(operators: Sequence[Operator]) -> tuple[np.ndarray, list[np.ndarray]]:
