@@ -21,12 +21,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nqs_sae_service.engine.devices import Device, choose_device
+from nqs_sae_service.engine.devices import HOST, Device, choose_device
 from nqs_sae_service.engine.random import Stream
 from nqs_sae_service.errors import UserError
 from nqs_sae_service.physics.hamiltonians.tfim import Tfim
@@ -74,13 +75,24 @@ class Network:
             amplitude="complex"
         )  # fmt: skip
 
+    def options(self) -> GroundState:
+        """The section ``[ground_state]``."""
+        return GroundState(seed=1, samples=self.chains, final_samples=self.chains, learning_rate=0.02)
+
     def trainer(self, device: Device) -> Trainer:
         """A training on a device."""
         lattice = Chain(kind="chain", length=self.sites).build()
         sampling = Sampling(chains=self.chains, burn_in=2)
-        options = GroundState(seed=1, samples=self.chains, final_samples=self.chains, learning_rate=0.02)
         hamiltonian = Tfim(kind="tfim", h=1.0).build(lattice)
-        return Trainer(self.record().build(lattice), hamiltonian, sampling, options, device=device)
+        return Trainer(self.record().build(lattice), hamiltonian, sampling, self.options(), device=device)
+
+    def work(self) -> dict[str, Any]:
+        """The same training as the peers are told of it."""
+        options = self.options().model_dump()
+        return {
+            "sites": self.sites, "h": 1.0, "chains": self.chains, "samples": self.chains, "seed": 1,
+            "network": self.record().model_dump(), "ground_state": options,
+        }  # fmt: skip
 
 
 NETWORKS = (Network(32, 4, 2), Network(32, 4, 2, "full"), Network(72, 12, 4))
@@ -342,44 +354,25 @@ def _timing(
 
 
 def netket_times(networks: Sequence[Network], repeats: int = REPEATS) -> Iterator[Timing]:
-    """Whole VMC_SR steps of NetKet (minSR) with the same architecture, chains and samples; nothing where it is not
+    """VMC_SR of NetKet (minSR, both of its ways) with the same architecture, chains and samples; nothing where it is not
     installed."""
     sys.path.insert(0, str(Path(__file__).parent / "peers"))
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
         import jax
-        import netket as nk
-        import optax
-        from netket_models import make_model
+        from netket_server import Vmc
     except ImportError:
         return
+    where = f"NetKet on {jax.devices()[0].device_kind}"
     for network in networks:
-        hilbert, graph = nk.hilbert.Spin(0.5, network.sites), nk.graph.Chain(network.sites, pbc=True)
-        sampler = nk.sampler.MetropolisLocal(hilbert, n_chains=network.chains, sweep_size=network.sites)
-        model = make_model(network.record().model_dump())
-        state = nk.vqs.MCState(sampler, model, n_samples=network.chains, n_discard_per_chain=0, seed=1)
-        driver = nk.driver.VMC_SR(
-            nk.operator.Ising(hilbert, graph, h=1.0, J=-1.0),
-            optax.sgd(0.01),
-            diag_shift=1e-2,
-            variational_state=state,
-            use_ntk=True,
-        )
-        seconds = []
-        for _ in range(repeats + 1):
-            began = time.perf_counter()
-            driver.advance(1)
-            jax.block_until_ready(state.parameters)
-            seconds.append(time.perf_counter() - began)
-        where = jax.devices()[0].device_kind
-        yield Timing(
-            network.name,
-            f"NetKet {nk.__version__} on {where}, whole step",
-            tuple(seconds[1:]),
-            0.0,
-            0.0,
-            float("nan"),
-        )
+        vmc = Vmc(network.work())
+        phases: list[tuple[str, Callable[[], Any]]] = [
+            ("sampling, one sweep", vmc.sampling),
+            ("local energies", vmc.local_energy),
+            *((f"whole step, {method}", partial(vmc.step, method)) for method in ("dense", "on_the_fly")),
+        ]
+        for phase, work in phases:
+            yield Timing(network.name, f"{where}: {phase}", repeated(work, HOST, repeats), 0.0, 0.0, float("nan"))
 
 
 # ---- the report ------------------------------------------------------------------------------------------------------

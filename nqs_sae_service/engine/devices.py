@@ -97,3 +97,12 @@ def rows_that_fit(bytes_per_row: float, array: Any, most: int, rows: int) -> int
     pool = xp.get_default_memory_pool()
     fitting = int(_SHARE * (free + pool.free_bytes()) / max(bytes_per_row, 1.0))
     return most if fitting >= most else 1 << max(0, fitting.bit_length() - 1)
+
+
+def doubles_are_fast(xp: ModuleType) -> bool:
+    """Whether the device computes in double precision at half the speed of float32 or better, as those for computing do."""
+    runtime = xp.cuda.runtime
+    return (
+        runtime.deviceGetAttribute(runtime.cudaDevAttrSingleToDoublePrecisionPerfRatio, runtime.getDevice())
+        <= 2
+    )

@@ -5,13 +5,14 @@
 
 __device__ const float EPSILON = 1e-6f;
 
-// Sum of one number per thread over the lanes of its row, seen by all of them. ``part``: blockDim.x * blockDim.y floats.
-__device__ float lane_sum(float value, float* part) {
+// Sum of one number per thread over the lanes of its row, seen by all of them. ``part``: blockDim.x * blockDim.y numbers.
+template <class T>
+__device__ T lane_sum(T value, T* part) {
   const int lanes = blockDim.x, lane = threadIdx.x;
-  float* row = part + threadIdx.y * lanes;
+  T* row = part + threadIdx.y * lanes;
   row[lane] = value;
   __syncthreads();
-  float total = 0.0f;
+  T total = 0;
   for (int i = 0; i < lanes; ++i) total += row[i];
   __syncthreads();
   return total;
@@ -66,19 +67,21 @@ extern "C" __global__ void mix(const float* v, const float* bias, const float* w
   }
 }
 
-// Scores, softmax and weighted values of one head of one configuration; qkv rows hold q, k, v side by side, bias not yet added.
-__device__ void attend_head(const float* qkv, const float* bias, const float* pair, float* out, float* score, int tokens, int width,
-                            int head_width, int head, int thread, int threads) {
+// Scores, softmax and weighted values of the heads ``first`` ... ``first + heads - 1`` of one configuration; qkv rows hold q, k, v
+// side by side, bias not yet added; pair (all heads, tokens, tokens); score: heads * tokens^2 floats.
+__device__ void attend_heads(const float* qkv, const float* bias, const float* pair, float* out, float* score, int tokens, int width,
+                             int head_width, int first, int heads, int thread, int threads) {
   const float scale = rsqrtf((float)head_width);
-  const int q = head * head_width, k = width + q, v = 2 * width + q;
-  for (int ij = thread; ij < tokens * tokens; ij += threads) {
+  const int pairs = tokens * tokens;
+  for (int task = thread; task < heads * pairs; task += threads) {
+    const int q = (first + task / pairs) * head_width, k = width + q, ij = task % pairs;
     const float *query = qkv + (long long)(ij / tokens) * 3 * width, *key = qkv + (long long)(ij % tokens) * 3 * width;
     float sum = 0.0f;
     for (int c = 0; c < head_width; ++c) sum += (query[q + c] + bias[q + c]) * (key[k + c] + bias[k + c]);
-    score[ij] = sum * scale + pair[(long long)head * tokens * tokens + ij];
+    score[task] = sum * scale + pair[(long long)first * pairs + task];
   }
   __syncthreads();
-  for (int i = thread; i < tokens; i += threads) {
+  for (int i = thread; i < heads * tokens; i += threads) {
     float* row = score + i * tokens;
     float top = row[0];
     for (int j = 1; j < tokens; ++j) top = fmaxf(top, row[j]);
@@ -87,11 +90,13 @@ __device__ void attend_head(const float* qkv, const float* bias, const float* pa
     for (int j = 0; j < tokens; ++j) row[j] /= total;
   }
   __syncthreads();
-  for (int o = thread; o < tokens * head_width; o += threads) {
-    const int i = o / head_width, c = o % head_width;
+  const int channels = heads * head_width;
+  for (int o = thread; o < tokens * channels; o += threads) {
+    const int i = o / channels, own = o % channels, c = first * head_width + own, v = 2 * width + c;
+    const float* weight = score + ((long long)(own / head_width) * tokens + i) * tokens;
     float sum = 0.0f;
-    for (int j = 0; j < tokens; ++j) sum += score[i * tokens + j] * (qkv[(long long)j * 3 * width + v + c] + bias[v + c]);
-    out[(long long)i * width + q + c] = sum;
+    for (int j = 0; j < tokens; ++j) sum += weight[j] * (qkv[(long long)j * 3 * width + v] + bias[v]);
+    out[(long long)i * width + c] = sum;
   }
   __syncthreads();
 }
@@ -102,8 +107,8 @@ extern "C" __global__ void attend(const float* qkv, const float* bias, const flo
   const long long total = (long long)n * heads;
   for (long long task = blockIdx.x; task < total; task += gridDim.x) {
     const long long first = task / heads * tokens;
-    attend_head(qkv + first * 3 * width, bias, pair, out + first * width, score, tokens, width, width / heads, task % heads,
-                threadIdx.x, blockDim.x);
+    attend_heads(qkv + first * 3 * width, bias, pair, out + first * width, score, tokens, width, width / heads, task % heads, 1,
+                 threadIdx.x, blockDim.x);
   }
 }
 
@@ -159,39 +164,92 @@ extern "C" __global__ void log_cosh_head(float* head, const float* bias, const f
     float *a = head + r * width, *b = parts == 2 ? head + ((long long)n + r) * width : a;
     head_norm(a, bias, gain, shift, width, mine, part);
     if (parts == 2) head_norm(b, bias + width, gain + width, shift + width, width, mine, part);
-    __syncthreads();
+    double real = 0.0, imaginary = 0.0;
+    for (int c = threadIdx.x; mine && c < width; c += blockDim.x) {
+      double re, im;
+      log_cosh(a[c], parts == 2 ? b[c] : 0.0f, &re, &im);
+      real += re;
+      imaginary += im;
+    }
+    double* sums = (double*)part;
+    real = lane_sum(real, sums);
+    imaginary = lane_sum(imaginary, sums);
     if (mine && threadIdx.x == 0) {
-      double real = 0.0, imaginary = 0.0;
-      for (int c = 0; c < width; ++c) {
-        double re, im;
-        log_cosh(a[c], parts == 2 ? b[c] : 0.0f, &re, &im);
-        real += re;
-        imaginary += im;
-      }
       log_psi[parts * r] = real;
       if (parts == 2) log_psi[2 * r + 1] = imaginary;
     }
   }
 }
 
-// ---- A sweep as one kernel: a block is a Markov chain, the network of one configuration stays in its shared memory. ---------
+// ---- A block is a configuration: its activations stay in shared memory from the spins to log psi. ----------------------------
 
-const int TILE = 4;   // tokens that share a weight once it is in a register
-const int PIECES = 8; // partial sums of a row that is normalised
+const int PIECES = 8;  // partial sums of a row
 
-// out[t][c] (+)= sum_k in[t][k] weight[k][c] + bias[c], or gelu of it, for all tokens of one configuration.
-__device__ void dense(const float* in, const float* weight, const float* bias, float* out, int tokens, int fan_in, int fan_out,
-                      bool add, bool activate) {
+// The network: arrays stacked over its blocks; ``zero`` holds 3 width zeros (the bias of proj is added by ``dense``).
+struct Network {
+  const float *patch_w, *code, *proj_w, *proj_b, *pair, *out_w, *out_b, *up_w, *up_b, *down_w, *down_b;
+  const float *head_w, *head_b, *head_gain, *head_shift, *zero;
+  int tokens, patch, width, hidden, heads, blocks, parts;
+  bool positional;
+};
+
+// Shared memory, in floats, every part padded to a multiple of four (16 bytes): see ``shared_floats`` in transformer_gpu.py.
+struct Activations {
+  float *x, *h;    // tokens * width each
+  float* wide;     // tokens * max(channels, hidden), and at least four per thread
+  float* part;     // max(2 tokens PIECES, heads tokens^2, 4 PIECES)
+  float* head;     // parts * width
+  float* spins;    // sites
+
+  __device__ Activations(float* memory, const Network& net) {
+    const int stream = padded(net.tokens * net.width), channels = net.positional ? net.width : 3 * net.width;
+    x = memory;
+    h = x + stream;
+    wide = h + stream;
+    part = wide + padded(max(net.tokens * max(channels, net.hidden), 4 * (int)blockDim.x));
+    head = part + padded(max(max(2 * net.tokens * PIECES, net.heads * net.tokens * net.tokens), 4 * PIECES));
+    spins = head + padded(net.parts * net.width);
+  }
+
+  __device__ static int padded(int floats) { return (floats + 3) / 4 * 4; }
+};
+
+// What ``dense`` does for tiles of TILE tokens and one channel: a weight is read once for all tokens of its tile, four inputs of a
+// token in one access. Rows beyond the last token repeat it and are not written.
+template <int TILE>
+__device__ void dense_tiles(const float* in, const float* weight, const float* bias, float* out, int tokens, int fan_in, int fan_out,
+                            bool add, bool activate) {
   const int groups = (tokens + TILE - 1) / TILE;
   for (int task = threadIdx.x; task < groups * fan_out; task += blockDim.x) {
     const int c = task % fan_out, t0 = task / fan_out * TILE;
+    const float* row[TILE];
     float sum[TILE];
-    for (int i = 0; i < TILE; ++i) sum[i] = bias[c];
-    for (int k = 0; k < fan_in; ++k) {
-      const float w = weight[(long long)k * fan_out + c];
-      for (int i = 0; i < TILE; ++i)
-        if (t0 + i < tokens) sum[i] += in[(t0 + i) * fan_in + k] * w;
+#pragma unroll
+    for (int i = 0; i < TILE; ++i) {
+      row[i] = in + min(t0 + i, tokens - 1) * fan_in;
+      sum[i] = bias[c];
     }
+    const float* w = weight + c;
+    int k = 0;
+    if (fan_in % 4 == 0) {
+#pragma unroll 2
+      for (; k < fan_in; k += 4, w += 4 * fan_out) {
+        const float w0 = __ldg(w), w1 = __ldg(w + fan_out), w2 = __ldg(w + 2 * fan_out), w3 = __ldg(w + 3 * fan_out);
+#pragma unroll
+        for (int i = 0; i < TILE; ++i) {
+          const float4 four = *(const float4*)(row[i] + k);
+          sum[i] += four.x * w0;
+          sum[i] += four.y * w1;
+          sum[i] += four.z * w2;
+          sum[i] += four.w * w3;
+        }
+      }
+    }
+    for (; k < fan_in; ++k, w += fan_out) {
+#pragma unroll
+      for (int i = 0; i < TILE; ++i) sum[i] += row[i][k] * *w;
+    }
+#pragma unroll
     for (int i = 0; i < TILE; ++i) {
       if (t0 + i >= tokens) break;
       float* place = out + (t0 + i) * fan_out + c;
@@ -201,8 +259,33 @@ __device__ void dense(const float* in, const float* weight, const float* bias, f
   __syncthreads();
 }
 
-// out <- unit(in), rows of ``width``; part: rows * PIECES floats.
+// out[t][c] (+)= sum_k in[t][k] weight[k][c] + bias[c], or gelu of it, for all tokens of one configuration; tiles as large as they
+// can be while every thread has one.
+__device__ void dense(const float* in, const float* weight, const float* bias, float* out, int tokens, int fan_in, int fan_out,
+                      bool add, bool activate) {
+  const int groups = max(1, (int)blockDim.x / fan_out), tile = (tokens + groups - 1) / groups;
+  if (tile > 5)
+    dense_tiles<10>(in, weight, bias, out, tokens, fan_in, fan_out, add, activate);
+  else if (tile > 3)
+    dense_tiles<5>(in, weight, bias, out, tokens, fan_in, fan_out, add, activate);
+  else if (tile > 1)
+    dense_tiles<3>(in, weight, bias, out, tokens, fan_in, fan_out, add, activate);
+  else
+    dense_tiles<1>(in, weight, bias, out, tokens, fan_in, fan_out, add, activate);
+}
+
+// Sum of the PIECES numbers of the row that piece ``task`` belongs to.
+template <class T>
+__device__ T piece_sum(const T* part, int task) {
+  const T* row = part + task / PIECES * PIECES;
+  T total = 0;
+  for (int p = 0; p < PIECES; ++p) total += row[p];
+  return total;
+}
+
+// out <- unit(in), rows of ``width``; part: 2 rows PIECES floats. A thread keeps to its piece of a row, so in may be out.
 __device__ void normalise_block(const float* in, float* out, float* part, int rows, int width) {
+  float* squares = part + rows * PIECES;
   for (int task = threadIdx.x; task < rows * PIECES; task += blockDim.x) {
     const float* row = in + task / PIECES * width;
     float sum = 0.0f;
@@ -210,23 +293,18 @@ __device__ void normalise_block(const float* in, float* out, float* part, int ro
     part[task] = sum;
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < rows * width; i += blockDim.x) {
-    float mean = 0.0f;
-    for (int p = 0; p < PIECES; ++p) mean += part[i / width * PIECES + p];
-    out[i] = in[i] - mean / width;
+  for (int task = threadIdx.x; task < rows * PIECES; task += blockDim.x) {
+    const float* row = in + task / PIECES * width;
+    const float mean = piece_sum(part, task) / width;
+    float square = 0.0f;
+    for (int c = task % PIECES; c < width; c += PIECES) square += (row[c] - mean) * (row[c] - mean);
+    squares[task] = square;
   }
   __syncthreads();
   for (int task = threadIdx.x; task < rows * PIECES; task += blockDim.x) {
-    const float* row = out + task / PIECES * width;
-    float square = 0.0f;
-    for (int c = task % PIECES; c < width; c += PIECES) square += row[c] * row[c];
-    part[task] = square;
-  }
-  __syncthreads();
-  for (int i = threadIdx.x; i < rows * width; i += blockDim.x) {
-    float square = 0.0f;
-    for (int p = 0; p < PIECES; ++p) square += part[i / width * PIECES + p];
-    out[i] *= rsqrtf(square / width + EPSILON);
+    const int row = task / PIECES * width;
+    const float mean = piece_sum(part, task) / width, scale = rsqrtf(piece_sum(squares, task) / width + EPSILON);
+    for (int c = task % PIECES; c < width; c += PIECES) out[row + c] = (in[row + c] - mean) * scale;
   }
   __syncthreads();
 }
@@ -242,106 +320,147 @@ __device__ void mix_block(const float* v, const float* weight, float* out, int t
   __syncthreads();
 }
 
-// Metropolis proposals of every chain, in place on sigma (chains, sites) and log_psi (chains, parts): see ``Walks.walk``.
-// Arrays of the network are stacked over its blocks; ``zero`` holds 3 width zeros (the bias of proj is added by ``dense``).
-// Shared memory, in floats: x, h: tokens * width each; part: max(tokens * PIECES, tokens^2); head: parts * width; spins: sites;
-// wide: tokens * max(channels, hidden), and at least two per thread.
-extern "C" __global__ void walk(signed char* sigma, double* log_psi, const long long* first, const long long* length,
-                                const double* threshold, int* accepted, const float* patch_w, const float* code,
-                                const float* proj_w, const float* proj_b, const float* pair, const float* out_w, const float* out_b,
-                                const float* up_w, const float* up_b, const float* down_w, const float* down_b,
-                                const float* head_w, const float* head_b, const float* head_gain, const float* head_shift,
-                                const float* zero, int chains, int proposals, int tokens, int patch, int width, int hidden,
-                                int heads, int blocks, int parts, int positional) {
+__device__ void embed_block(const Network& net, const Activations& a) {
+  for (int i = threadIdx.x; i < net.tokens * net.width; i += blockDim.x) {
+    const int t = i / net.width, c = i % net.width;
+    float sum = net.code[i];
+    for (int p = 0; p < net.patch; ++p) sum += a.spins[t * net.patch + p] * net.patch_w[p * net.width + c];
+    a.x[i] = sum;
+  }
+  __syncthreads();
+}
+
+// x <- x + attention(x), then x <- x + mlp(x), in block l of the network.
+__device__ void transform_block(const Network& net, const Activations& a, int l) {
+  const int tokens = net.tokens, d = net.width, hidden = net.hidden, channels = net.positional ? d : 3 * d;
+  const float* pair = net.pair + (long long)l * net.heads * tokens * tokens;
+  normalise_block(a.x, a.h, a.part, tokens, d);
+  dense(a.h, net.proj_w + (long long)l * d * channels, net.proj_b + l * channels, a.wide, tokens, d, channels, false, false);
+  if (net.positional)
+    mix_block(a.wide, pair, a.h, tokens, d, net.heads);
+  else
+    attend_heads(a.wide, net.zero, pair, a.h, a.part, tokens, d, d / net.heads, 0, net.heads, threadIdx.x, blockDim.x);
+  dense(a.h, net.out_w + (long long)l * d * d, net.out_b + l * d, a.x, tokens, d, d, true, false);
+  normalise_block(a.x, a.h, a.part, tokens, d);
+  dense(a.h, net.up_w + (long long)l * d * hidden, net.up_b + l * hidden, a.wide, tokens, d, hidden, false, true);
+  dense(a.wide, net.down_w + (long long)l * hidden * d, net.down_b + l * d, a.x, tokens, hidden, d, true, false);
+}
+
+// log psi of the spins in shared memory, the same in every thread.
+__device__ void evaluate_block(const Network& net, const Activations& a, double* log_modulus, double* phase) {
+  const int d = net.width, threads = blockDim.x;
+  embed_block(net, a);
+  for (int l = 0; l < net.blocks; ++l) transform_block(net, a, l);
+  for (int c = threadIdx.x; c < d; c += threads) {
+    float sum = 0.0f;
+    for (int t = 0; t < net.tokens; ++t) sum += a.x[t * d + c];
+    a.h[c] = sum;
+  }
+  __syncthreads();
+  normalise_block(a.h, a.x, a.part, 1, d);
+  for (int p = 0; p < net.parts; ++p) {
+    dense(a.x, net.head_w + (long long)p * d * d, net.head_b + p * d, a.h, 1, d, d, false, false);
+    normalise_block(a.h, a.head + p * d, a.part, 1, d);
+  }
+  double real = 0.0, imaginary = 0.0;
+  for (int c = threadIdx.x; c < d; c += threads) {
+    double re, im;
+    log_cosh(a.head[c] * net.head_gain[c] + net.head_shift[c],
+             net.parts == 2 ? a.head[d + c] * net.head_gain[d + c] + net.head_shift[d + c] : 0.0f, &re, &im);
+    real += re;
+    imaginary += im;
+  }
+  // In two steps: PIECES sums of either part, then their sum.
+  double *each = (double*)a.wide, *pieces = (double*)a.part;
+  each[threadIdx.x] = real;
+  each[threads + threadIdx.x] = imaginary;
+  __syncthreads();
+  for (int task = threadIdx.x; task < 2 * PIECES; task += threads) {
+    const double* values = each + task / PIECES * threads;
+    double sum = 0.0;
+    for (int i = task % PIECES; i < min(threads, d); i += PIECES) sum += values[i];
+    pieces[task] = sum;
+  }
+  __syncthreads();
+  *log_modulus = piece_sum(pieces, 0);
+  *phase = piece_sum(pieces, PIECES);
+  __syncthreads();
+}
+
+__device__ void flip_stretch(float* spins, int sites, int start, int extent) {
+  for (int s = threadIdx.x; s < sites; s += blockDim.x) {
+    const int ahead = s >= start ? s - start : s - start + sites;
+    if (ahead < extent) spins[s] = -spins[s];
+  }
+  __syncthreads();
+}
+
+__device__ void load_spins(const signed char* sigma, float* spins, int sites) {
+  for (int s = threadIdx.x; s < sites; s += blockDim.x) spins[s] = sigma[s];
+  __syncthreads();
+}
+
+// log_psi (n, parts) of sigma (n, sites).
+extern "C" __global__ void evaluate(const signed char* sigma, double* log_psi, const float* patch_w, const float* code, const float* proj_w,
+                                    const float* proj_b, const float* pair, const float* out_w, const float* out_b, const float* up_w,
+                                    const float* up_b, const float* down_w, const float* down_b, const float* head_w,
+                                    const float* head_b, const float* head_gain, const float* head_shift, const float* zero, int tokens,
+                                    int patch, int width, int hidden, int heads, int blocks, int parts, int positional, int n) {
   extern __shared__ float memory[];
-  const int sites = tokens * patch, channels = positional ? width : 3 * width, wide_size = max(tokens * max(channels, hidden), 2 * (int)blockDim.x);
-  float *x = memory, *h = x + tokens * width, *wide = h + tokens * width, *part = wide + wide_size;
-  float *head = part + max(tokens * PIECES, tokens * tokens), *spins = head + parts * width;
+  const Network net = {patch_w, code, proj_w, proj_b, pair, out_w, out_b, up_w, up_b, down_w, down_b, head_w, head_b, head_gain,
+                       head_shift, zero, tokens, patch, width, hidden, heads, blocks, parts, positional != 0};
+  const Activations a(memory, net);
+  const int sites = tokens * patch;
+  for (int r = blockIdx.x; r < n; r += gridDim.x) {
+    load_spins(sigma + (long long)r * sites, a.spins, sites);
+    double re, im;
+    evaluate_block(net, a, &re, &im);
+    if (threadIdx.x == 0) {
+      log_psi[(long long)parts * r] = re;
+      if (parts == 2) log_psi[2 * (long long)r + 1] = im;
+    }
+  }
+}
+
+// Metropolis proposals of every chain, in place on sigma (chains, sites) and log_psi (chains, parts): see ``Walks.walk``.
+extern "C" __global__ void walk(signed char* sigma, double* log_psi, const float* patch_w, const float* code, const float* proj_w,
+                                const float* proj_b, const float* pair, const float* out_w, const float* out_b, const float* up_w,
+                                const float* up_b, const float* down_w, const float* down_b, const float* head_w,
+                                const float* head_b, const float* head_gain, const float* head_shift, const float* zero, int tokens,
+                                int patch, int width, int hidden, int heads, int blocks, int parts, int positional, const long long* first, const long long* length,
+                                const double* threshold, int* accepted, int chains, int proposals) {
+  extern __shared__ float memory[];
+  const Network net = {patch_w, code, proj_w, proj_b, pair, out_w, out_b, up_w, up_b, down_w, down_b, head_w, head_b, head_gain,
+                       head_shift, zero, tokens, patch, width, hidden, heads, blocks, parts, positional != 0};
+  const Activations a(memory, net);
+  const int sites = tokens * patch;
   for (int chain = blockIdx.x; chain < chains; chain += gridDim.x) {
     double now_re = log_psi[(long long)parts * chain], now_im = parts == 2 ? log_psi[2 * (long long)chain + 1] : 0.0;
     int moved = 0;
-    for (int s = threadIdx.x; s < sites; s += blockDim.x) spins[s] = sigma[(long long)chain * sites + s];
-    __syncthreads();
+    load_spins(sigma + (long long)chain * sites, a.spins, sites);
     for (int proposal = 0; proposal < proposals; ++proposal) {
       const long long place = (long long)proposal * chains + chain;
       const int start = first[place], extent = length[place];
-      for (int i = threadIdx.x; i < tokens * width; i += blockDim.x) {
-        const int t = i / width, c = i % width;
-        float sum = code[i];
-        for (int p = 0; p < patch; ++p) {
-          const int s = t * patch + p, ahead = s >= start ? s - start : s - start + sites;
-          sum += (ahead < extent ? -spins[s] : spins[s]) * patch_w[p * width + c];
-        }
-        x[i] = sum;
-      }
-      __syncthreads();
-      for (int l = 0; l < blocks; ++l) {
-        normalise_block(x, h, part, tokens, width);
-        dense(h, proj_w + (long long)l * width * channels, proj_b + l * channels, wide, tokens, width, channels, false, false);
-        if (positional) {
-          mix_block(wide, pair + (long long)l * heads * tokens * tokens, h, tokens, width, heads);
-        } else {
-          for (int head_index = 0; head_index < heads; ++head_index)
-            attend_head(wide, zero, pair + (long long)l * heads * tokens * tokens, h, part, tokens, width, width / heads, head_index,
-                        threadIdx.x, blockDim.x);
-        }
-        dense(h, out_w + (long long)l * width * width, out_b + l * width, x, tokens, width, width, true, false);
-        normalise_block(x, h, part, tokens, width);
-        dense(h, up_w + (long long)l * width * hidden, up_b + l * hidden, wide, tokens, width, hidden, false, true);
-        dense(wide, down_w + (long long)l * hidden * width, down_b + l * width, x, tokens, hidden, width, true, false);
-      }
-      for (int c = threadIdx.x; c < width; c += blockDim.x) {
-        float sum = 0.0f;
-        for (int t = 0; t < tokens; ++t) sum += x[t * width + c];
-        h[c] = sum;
-      }
-      __syncthreads();
-      normalise_block(h, x, part, 1, width);
-      for (int p = 0; p < parts; ++p) {
-        dense(x, head_w + (long long)p * width * width, head_b + p * width, h, 1, width, width, false, false);
-        normalise_block(h, head + p * width, part, 1, width);
-      }
-      double real = 0.0, imaginary = 0.0;
-      for (int c = threadIdx.x; c < width; c += blockDim.x) {
-        double re, im;
-        log_cosh(head[c] * head_gain[c] + head_shift[c],
-                 parts == 2 ? head[width + c] * head_gain[width + c] + head_shift[width + c] : 0.0f, &re, &im);
-        real += re;
-        imaginary += im;
-      }
-      // Sums over the threads, as pairs of floats high + low: shared memory here is of floats.
-      float *high = wide, *low = wide + blockDim.x;
-      double new_re = 0.0, new_im = 0.0;
-      for (int which = 0; which < parts; ++which) {
-        const double value = which ? imaginary : real;
-        high[threadIdx.x] = (float)value;
-        low[threadIdx.x] = (float)(value - (double)(float)value);
-        __syncthreads();
-        double total = 0.0;
-        for (int i = 0; i < (int)blockDim.x; ++i) total += (double)high[i] + (double)low[i];
-        __syncthreads();
-        (which ? new_im : new_re) = total;
-      }
-      const double log_ratio = 2.0 * (new_re - now_re);
+      flip_stretch(a.spins, sites, start, extent);
+      double re, im;
+      evaluate_block(net, a, &re, &im);
+      const double log_ratio = 2.0 * (re - now_re);
       const bool accept = threshold[place] < log_ratio;
       if (accept || isnan(log_ratio)) {
-        now_re = new_re;
-        now_im = new_im;
+        now_re = re;
+        now_im = im;
       }
-      if (accept) {
+      if (accept)
         ++moved;
-        for (int s = threadIdx.x; s < sites; s += blockDim.x) {
-          const int ahead = s >= start ? s - start : s - start + sites;
-          if (ahead < extent) spins[s] = -spins[s];
-        }
-      }
-      __syncthreads();
+      else
+        flip_stretch(a.spins, sites, start, extent);
     }
-    for (int s = threadIdx.x; s < sites; s += blockDim.x) sigma[(long long)chain * sites + s] = (signed char)spins[s];
+    for (int s = threadIdx.x; s < sites; s += blockDim.x) sigma[(long long)chain * sites + s] = (signed char)a.spins[s];
     if (threadIdx.x == 0) {
       log_psi[(long long)parts * chain] = now_re;
       if (parts == 2) log_psi[2 * (long long)chain + 1] = now_im;
       accepted[chain] = moved;
     }
+    __syncthreads();
   }
 }

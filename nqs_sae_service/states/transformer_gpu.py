@@ -8,9 +8,10 @@ and 50 TFLOP/s that is bandwidth by a factor of two, and calls as small as one M
 in some 25 launches of 5 to 10 microseconds each) are launch latency by a factor of ten.
 
 Hence ``walk``: a whole sweep is one kernel. A block is a chain, its configuration's activations stay in shared memory (17
-kB at d = 72), weights come from the second-level cache: 4 bytes a parameter and proposal, 4 GB a sweep of 1024 chains and
-40 sites at 24,000 parameters, where a weight serves four tokens from a register. Where a configuration does not fit, or the
-weights are many, the chains move by the two small kernels of ``sampling.metropolis_gpu`` around ``log_psi``.
+kB at d = 72), weights come from the caches: 4 bytes a parameter and proposal, 4 GB a sweep of 1024 chains and 40 sites at
+24,000 parameters, where a weight serves up to ten tokens from a register. Where a configuration does not fit, or the weights
+are many, the chains move by the two small kernels of ``sampling.metropolis_gpu`` around ``log_psi``. ``log_psi`` itself is
+one such kernel while the weights fit the first-level cache.
 """
 
 from __future__ import annotations
@@ -29,16 +30,17 @@ from .state import State
 Array = Any
 
 _KERNELS = Kernels(Path(__file__).with_suffix(".cu"))
-_THREADS, _LANES = 256, 32
+_THREADS, _LANES = 256, 8
 _ROWS = _THREADS // _LANES
-_WALK_THREADS = 128
+_BLOCK_THREADS = 128  # about, of a kernel whose block is a configuration
 # Every chain reads every weight for every proposal: 1 GB a row of 1024 chains, at the speed of a second-level cache the time of
 # the launches that are saved. By counting, not by measurement.
 _WALK_PARAMETERS = 2**18
+_CACHED_PARAMETERS = 2**15  # weights that fit the first-level cache of a multiprocessor beside the activations
 _PASS = 2**14  # configurations at a time: enough that launches no longer count, few enough for any device
 _PIECES = 8  # as in the source
 
-# The packed arrays, in the order that ``walk`` takes them.
+# The packed arrays, in the order that ``evaluate`` and ``walk`` take them.
 _NAMES = (
     *("patch_w", "code", "proj_w", "proj_b", "pair", "out_w", "out_b", "up_w", "up_b", "down_w", "down_b"),
     *("head_w", "head_b", "head_gain", "head_shift", "zero"),
@@ -120,7 +122,7 @@ class GpuTransformer:
             self._flat("mix", out, v, bias, pair, out, *shape)
         else:
             _KERNELS.launch(
-                "attend", n * self.heads, (_WALK_THREADS,), v, bias, pair, out, *shape,
+                "attend", n * self.heads, (_BLOCK_THREADS,), v, bias, pair, out, *shape,
                 shared_bytes=4 * self.state.n_tokens**2,
             )  # fmt: skip
 
@@ -145,19 +147,34 @@ class GpuTransformer:
 
     def _rowwise(self, name: str, like: Array, *arguments: Any) -> None:
         """A kernel with some lanes per row of ``like``."""
-        _KERNELS.launch(name, -(-len(like) // _ROWS), (_LANES, _ROWS), *arguments, shared_bytes=4 * _THREADS)
+        _KERNELS.launch(name, -(-len(like) // _ROWS), (_LANES, _ROWS), *arguments, shared_bytes=8 * _THREADS)
 
 
 class WalkingTransformer(GpuTransformer):
     """A network so small that the activations of a configuration fit the shared memory of a block."""
 
     @property
-    def walk_bytes(self) -> int:
-        """Shared memory of a block of ``walk``."""
+    def block_threads(self) -> int:
+        """Threads of a block: a few for every channel, rounded up to a warp."""
+        each = max(1, round(_BLOCK_THREADS / self.state.width))
+        return min(_THREADS, -(-each * self.state.width // 32) * 32)
+
+    @property
+    def block_bytes(self) -> int:
+        """Shared memory of a block, as ``Activations`` in the source lays it out."""
         tokens, d = self.state.n_tokens, self.state.width
-        wide = max(tokens * max(self.channels, self.hidden), 2 * _WALK_THREADS)
-        part = max(tokens * _PIECES, tokens**2)
-        return 4 * (2 * tokens * d + wide + part + self.parts * d + self.state.n_sites)
+        wide = max(tokens * max(self.channels, self.hidden), 4 * self.block_threads)
+        part = max(2 * tokens * _PIECES, self.heads * tokens**2, 4 * _PIECES)
+        parts = (tokens * d, tokens * d, wide, part, self.parts * d, self.state.n_sites)
+        return 4 * sum(-(-part // 4) * 4 for part in parts)
+
+    def log_psi(self, sigma: Array) -> Array:
+        """log psi (n,) of configurations (n, n_sites) int8, in one launch while the weights are few."""
+        if self.state.n_parameters > _CACHED_PARAMETERS:
+            return super().log_psi(sigma)
+        log_psi = self.xp.empty((len(sigma), self.parts), dtype=self.xp.float64)
+        self._in_blocks("evaluate", len(sigma), (self.xp.ascontiguousarray(sigma), log_psi), (len(sigma),))
+        return log_psi.view(self.xp.complex128)[:, 0] if self.parts == 2 else log_psi[:, 0]
 
     def walk(
         self, sigma: Array, log_psi: Array, first: Array, length: Array, threshold: Array, ahead: bool = True
@@ -166,25 +183,20 @@ class WalkingTransformer(GpuTransformer):
 
         A block has no room to evaluate proposals ``ahead``.
         """
-        xp, state = self.xp, self.state
         proposals, chains = threshold.shape
-        accepted = xp.zeros(chains, dtype=xp.int32)
-        sizes = (
-            chains,
-            proposals,
-            state.n_tokens,
-            self.patch,
-            state.width,
-            self.hidden,
-            self.heads,
-            self.blocks,
-        )
-        _KERNELS.launch(
-            "walk", chains, (_WALK_THREADS,), sigma, log_psi.view(xp.float64), first, length, threshold, accepted,
-            *(self.arrays[name] for name in _NAMES), *sizes, self.parts, self.positional,
-            shared_bytes=self.walk_bytes,
-        )  # fmt: skip
+        accepted = self.xp.zeros(chains, dtype=self.xp.int32)
+        own = (sigma, log_psi.view(self.xp.float64))
+        self._in_blocks("walk", chains, own, (first, length, threshold, accepted, chains, proposals))
         return int(accepted.sum())
+
+    def _in_blocks(self, name: str, blocks: int, before: tuple[Any, ...], after: tuple[Any, ...]) -> None:
+        """A kernel whose block is a configuration; the network stands between its other arguments."""
+        state = self.state
+        sizes = (state.n_tokens, self.patch, state.width, self.hidden, self.heads, self.blocks, self.parts)
+        network = (*(self.arrays[name] for name in _NAMES), *sizes, self.positional)
+        _KERNELS.launch(
+            name, blocks, (self.block_threads,), *before, *network, *after, shared_bytes=self.block_bytes
+        )
 
 
 def fused_on_device(state: State, parameters: Array) -> GpuTransformer | None:
@@ -192,7 +204,7 @@ def fused_on_device(state: State, parameters: Array) -> GpuTransformer | None:
     twin = WalkingTransformer(state, parameters)
     if not twin.positional and 4 * state.n_tokens**2 > SHARED_BYTES:
         return None
-    walks = twin.walk_bytes <= SHARED_BYTES and state.n_parameters <= _WALK_PARAMETERS
+    walks = twin.block_bytes <= SHARED_BYTES and state.n_parameters <= _WALK_PARAMETERS
     return twin if walks else GpuTransformer(state, parameters)
 
 

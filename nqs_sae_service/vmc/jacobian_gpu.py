@@ -1,10 +1,11 @@
 """O-bar on a GPU, for any network made of bricks, and the solve of minSR there.
 
-The same matrix as ``jacobian.TapeJacobian``, by other means: a device has the memory to keep the tape of a step, and its
-BLAS wants few large products. O is made array by array of parameters from the per-sample gradients of the bricks, centred,
-and multiplied out in blocks of columns: 2 rows^2 n_parameters FLOPs in the precision of the network (twice what symmetry
-needs: cuBLAS has no faster half), each block's product added to T in float64, 24 rows^2 bytes. At 1024 samples with a phase
-and 24,448 parameters that is 0.2 TFLOP and 12 additions of 100 MB; the Cholesky factor takes rows^3 / 3 FLOPs in float64.
+The same matrix as ``jacobian.TapeJacobian``, by other means: launches, not operations, are what a device has few of. The
+tape of a step stays in memory, and its per-sample gradients are written side by side into one matrix of columns, which is
+centred at once and kept while it fits: 4 rows n_parameters bytes, 200 MB for 1024 samples with a phase and 24,448 parameters.
+What does not fit is made again, slab by slab, for every product. T takes rows^2 n_parameters FLOPs (symmetric half only) in
+double precision where the device has it at half the speed of float32 or better, else in short float32 sums that are added up
+in float64; the Cholesky factor takes rows^3 / 3 in float64.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from typing import Any
 import numpy as np
 
 from ..engine.arrays import namespace
+from ..engine.devices import doubles_are_fast, rows_that_fit
 from ..states import Wavefunction
-from ..states.state import Tape
+from ..states.primitives import Brick
 
 Array = Any
 
-COLUMNS = 2048  # of a product: float32 sums are no longer than this before they are added up in float64
+COLUMNS = 2048  # of a product in float32: its sums are no longer than this before they are added up in float64
+_COLUMNS_IN_DOUBLE = 2**14  # of a product in float64: its copy takes 8 rows bytes a column
 
 
 class DeviceJacobian:
@@ -29,26 +32,16 @@ class DeviceJacobian:
 
     def __init__(self, psi: Wavefunction, sigma: Array):
         self.psi, self.n, self.xp = psi, len(sigma), namespace(sigma)
+        self.groups = 2 if psi.state.complex_amplitude else 1
         size = psi.pass_rows(self.n)
         tapes = [psi.tape(sigma[start : start + size]) for start in range(0, self.n, size)]
-        self.passes = [(tape, tape.backward()) for tape in tapes]
+        self.passes = [(tape, tape.backward(parts=True)) for tape in tapes]
+        self.slabs = self._slabs(sigma)
+        self.kept = self._slab(self.slabs[0]) if len(self.slabs) == 1 else None
 
     def rows(self, values: Array) -> Array:
         """Real parts above imaginary ones when psi has a phase, real parts alone otherwise."""
-        return self._stacked(values) if self.psi.state.complex_amplitude else values.real
-
-    def _stacked(self, values: Array) -> Array:
-        xp = self.xp
-        return xp.concatenate([values.real, values.imag]) if xp.iscomplexobj(values) else values
-
-    def _blocks(self) -> Iterator[tuple[slice, Array]]:
-        """Centred, scaled columns of one parameter array after the other: (place in the flat vector, (rows, size))."""
-        for parts in zip(*(tape.gradients(deltas) for tape, deltas in self.passes), strict=True):
-            block = self.xp.concatenate([g for _, g in parts])
-            wide = np.complex128 if block.dtype.kind == "c" else np.float64
-            mean = block.mean(axis=0, dtype=wide).astype(block.dtype)
-            block = (block - mean) * block.real.dtype.type(1 / math.sqrt(self.n))
-            yield parts[0][0], self._stacked(block)
+        return self.xp.concatenate([values.real, values.imag]) if self.groups == 2 else values.real
 
     def product(self, vector: Array) -> Array:
         """O-bar vector (rows,)."""
@@ -56,36 +49,75 @@ class DeviceJacobian:
 
     def gram_and_product(self, vector: Array) -> tuple[Array, Array]:
         """T (rows, rows) and O-bar vector (rows,), float64."""
-        rows = self.n * (2 if self.psi.state.complex_amplitude else 1)
-        total, product = self.xp.zeros((rows, rows)), self.xp.zeros(rows)
+        from cupy.cublas import syrk
+
+        xp, rows = self.xp, self.groups * self.n
+        total, product = xp.zeros((rows, rows)), xp.zeros(rows)
+        wide = doubles_are_fast(xp)
+        step = _COLUMNS_IN_DOUBLE if wide else COLUMNS
         for place, block in self._blocks():
-            for start in range(0, block.shape[1], COLUMNS):
-                part = block[:, start : start + COLUMNS]
-                total += part @ part.T
             product += block @ vector[place].astype(block.dtype)
-        return total, product
+            for start in range(0, block.shape[1], step):
+                part = block[:, start : start + step]
+                part = part.astype(np.float64) if wide else xp.ascontiguousarray(part)
+                total += syrk("N", part, lower=True)
+        return total + xp.tril(total, -1).T, product
 
     def transposed_product(self, y: Array) -> Array:
-        """O-bar^T y (n_parameters,): one more sum over the tape, with every sample weighted by its y."""
-        weight = y[: self.n] - 1j * y[self.n :] if self.psi.state.complex_amplitude else y
-        weight = (weight - weight.mean()) / math.sqrt(self.n)
-        result = self.xp.zeros(self.psi.state.n_parameters)
-        start = 0
-        for tape, deltas in self.passes:
-            end = start + len(tape.log_psi)
-            _add_weighted(tape, deltas, weight[start:end], result)
-            start = end
+        """O-bar^T y (n_parameters,)."""
+        result = self.xp.empty(self.psi.state.n_parameters)
+        for place, block in self._blocks():
+            result[place] = y.astype(block.dtype) @ block
         return result
 
+    def _blocks(self) -> Iterator[tuple[slice, Array]]:
+        """All columns: (place in the flat vector, (rows, size))."""
+        return iter([self.kept]) if self.kept is not None else map(self._slab, self.slabs)
 
-def _add_weighted(tape: Tape, deltas: dict[str, Array], weight: Array, result: Array) -> None:
-    """result (n_parameters,) += Re sum_n weight_n O_n."""
-    scaled = {
-        name: delta * weight.astype(delta.dtype).reshape(-1, *(1,) * (delta.ndim - 1))
-        for name, delta in deltas.items()
-    }
-    for place, g in tape.gradients(scaled, total=True):
-        result[place] += g.real
+    def _slabs(self, like: Array) -> list[list[Brick]]:
+        """Neighbouring bricks whose columns are made together: all of them, or as many as the memory beside ``like`` holds."""
+        state = self.psi.state
+        bytes_per_column = self.groups * self.n * np.dtype(self.psi.parameters.dtype).itemsize
+        most = rows_that_fit(bytes_per_column, like, state.n_parameters, state.n_parameters)
+        slabs: list[list[Brick]] = []
+        width = most
+        for brick in state.bricks:
+            size = sum(math.prod(shape) for shape in brick.shapes().values())
+            if not size:
+                continue
+            if width + size > most:
+                slabs.append([])
+                width = 0
+            slabs[-1].append(brick)
+            width += size
+        return slabs
+
+    def _slab(self, bricks: list[Brick]) -> tuple[slice, Array]:
+        """Centred, scaled columns of some bricks: (place in the flat vector, (rows, size))."""
+        xp, layout = self.xp, self.psi.state.layout
+        places = [layout[name][0] for brick in bricks for name in brick.shapes()]
+        first, last = places[0].start, places[-1].stop
+        block = xp.empty((self.groups, self.n, last - first), self.psi.parameters.dtype)
+        start = 0
+        for tape, deltas in self.passes:
+            stop = start + len(tape.log_psi)
+            for brick in bricks:
+                x = tuple(tape.edges[name] for name in brick.inputs)
+                for name, g in brick.gradient(tape.weights, x, deltas[brick.output], False).items():
+                    place = layout[name][0]
+                    columns = block[:, start:stop, place.start - first : place.stop - first]
+                    columns[...] = self._grouped(g).reshape(columns.shape)
+            start = stop
+        block -= block.mean(axis=1, keepdims=True, dtype=np.float64).astype(block.dtype)
+        block *= block.dtype.type(1 / math.sqrt(self.n))
+        return slice(first, last), block.reshape(self.groups * self.n, -1)
+
+    def _grouped(self, values: Array) -> Array:
+        """Per-sample values (n, ...), complex or by parts, as (group, n, ...)."""
+        xp = self.xp
+        if xp.iscomplexobj(values):
+            return xp.stack([values.real, values.imag])
+        return values if self.groups == 2 else values[None]
 
 
 def solve_on_device(gram: Array, shift: float, rhs: Array) -> Array:

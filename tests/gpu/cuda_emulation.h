@@ -21,6 +21,10 @@ struct dim3 {
 };
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+
 #define __global__
 #define __device__
 #define __host__

@@ -275,6 +275,15 @@ def _solve_triangular(a, b, trans=0, lower=False):
     )
 
 
+def _syrk(trans, a, lower=False):
+    """One triangle of a a^T, zeros in the other, in the order of the columns as cuBLAS has it."""
+    CALLS.add(("cupy.cublas.syrk", frozenset({"trans", "lower"}), ""))
+    assert trans == "N"
+    assert lower
+    a = _inside(a, "syrk")
+    return _outside(np.asfortranarray(np.tril(a @ a.T)))
+
+
 class _Module(ModuleType):
     def __getattr__(self, name):
         if name.startswith("__") or name in _ABSENT:
@@ -296,7 +305,7 @@ class _NoStream:
         pass
 
 
-def make_module(free_bytes=2**33, devices=1, raw_module=None):
+def make_module(free_bytes=2**33, devices=1, raw_module=None, singles_per_double=2):
     """A module to put into ``sys.modules["cupy"]``, with its submodules."""
     cupy = _Module("cupy")
     cupy.__spec__ = ModuleSpec("cupy", None)
@@ -313,6 +322,8 @@ def make_module(free_bytes=2**33, devices=1, raw_module=None):
         getDevice=lambda: 0,
         getDeviceProperties=lambda device: {"name": b"Pretended GPU"},
         memGetInfo=lambda: (free_bytes, 2 * free_bytes),
+        cudaDevAttrSingleToDoublePrecisionPerfRatio=87,
+        deviceGetAttribute=lambda attribute, device: {87: singles_per_double}[attribute],
     )
     cupy.cuda = SimpleNamespace(runtime=runtime, Stream=SimpleNamespace(null=_NoStream()))
     cupy.get_default_memory_pool = lambda: SimpleNamespace(free_bytes=lambda: 0)
@@ -321,11 +332,13 @@ def make_module(free_bytes=2**33, devices=1, raw_module=None):
     cupy.linalg = SimpleNamespace(cholesky=_cholesky, **linalg)
     if raw_module is not None:
         cupy.RawModule = raw_module
+    blas = ModuleType("cupy.cublas")
+    blas.syrk = _syrk
     cupyx = ModuleType("cupyx")
     scipy, solvers = ModuleType("cupyx.scipy"), ModuleType("cupyx.scipy.linalg")
     solvers.solve_triangular = _solve_triangular
     cupyx.scipy, scipy.linalg = scipy, solvers
-    return {"cupy": cupy, "cupyx": cupyx, "cupyx.scipy": scipy, "cupyx.scipy.linalg": solvers}
+    return {"cupy": cupy, "cupy.cublas": blas, "cupyx": cupyx, "cupyx.scipy": scipy, "cupyx.scipy.linalg": solvers}
 
 
 @contextmanager

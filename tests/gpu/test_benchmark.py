@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 
 
 @pytest.fixture(scope="module")
-def benchmark():
+def script():
     spec = importlib.util.spec_from_file_location("benchmarks_gpu", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -22,13 +22,13 @@ def benchmark():
 
 
 @pytest.fixture
-def tiny(benchmark):
-    return benchmark.Network(8, 2, 1, sites=8, patch=2, chains=16)
+def tiny(script):
+    return script.Network(8, 2, 1, sites=8, patch=2, chains=16)
 
 
-def test_without_a_gpu_it_says_so_in_one_line_and_ends_with_2(benchmark, capsys, tmp_path):
+def test_without_a_gpu_it_says_so_in_one_line_and_ends_with_2(script, capsys, tmp_path):
     with pretended_gpu(devices=0):
-        assert benchmark.main(["--results", str(tmp_path / "nothing")]) == 2
+        assert script.main(["--results", str(tmp_path / "nothing")]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert len(captured.err.splitlines()) == 1
@@ -36,17 +36,17 @@ def test_without_a_gpu_it_says_so_in_one_line_and_ends_with_2(benchmark, capsys,
     assert not (tmp_path / "nothing").exists()
 
 
-def test_all_checks_pass_on_a_device_that_is_right(benchmark, tiny, one_device):
+def test_all_checks_pass_on_a_device_that_is_right(script, tiny, one_device):
     found = [
-        *benchmark.checks(one_device, tiny, 24),
-        *benchmark.dictionary_checks(one_device, (6, 24, 3), 24),
+        *script.checks(one_device, tiny, 24),
+        *script.dictionary_checks(one_device, (6, 24, 3), 24),
     ]
     assert len(found) == 10
     assert [check.what for check in found if not check.passed] == []
 
 
 @pytest.mark.parametrize("broken", ["normalise", "walk", "segment_sums"])
-def test_a_kernel_that_does_nothing_is_seen(benchmark, tiny, pretended, monkeypatch, broken):
+def test_a_kernel_that_does_nothing_is_seen(script, tiny, pretended, monkeypatch, broken):
     from nqs_sae_service.engine import cuda
 
     right = cuda.Kernels.launch
@@ -58,27 +58,27 @@ def test_a_kernel_that_does_nothing_is_seen(benchmark, tiny, pretended, monkeypa
     monkeypatch.setattr(cuda.Kernels, "launch", launch)
     with np.errstate(all="ignore"):
         found = [
-            *benchmark.checks(pretended, tiny, 24),
-            *benchmark.dictionary_checks(pretended, (6, 24, 3), 24),
+            *script.checks(pretended, tiny, 24),
+            *script.dictionary_checks(pretended, (6, 24, 3), 24),
         ]
     assert not all(check.passed for check in found)
 
 
-def test_a_whole_run_writes_its_tables(benchmark, tiny, pretended, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(benchmark, "NETWORKS", (tiny,))
-    monkeypatch.setattr(benchmark, "DICTIONARIES", ((6, 24, 3),))
-    monkeypatch.setattr(benchmark, "REPEATS", 1)
+def test_a_whole_run_writes_its_tables(script, tiny, pretended, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(script, "NETWORKS", (tiny,))
+    monkeypatch.setattr(script, "DICTIONARIES", ((6, 24, 3),))
+    monkeypatch.setattr(script, "REPEATS", 1)
     monkeypatch.setattr(
-        benchmark,
+        script,
         "measure_ceilings",
-        lambda device, measure=benchmark.measure_ceilings: measure(device, 16, 64),
+        lambda device, measure=script.measure_ceilings: measure(device, 16, 64),
     )
-    small = lambda device, shape, ceilings, times=benchmark.sae_times: times(device, shape, ceilings, 32, 1)  # noqa: E731
-    monkeypatch.setattr(benchmark, "sae_times", small)
-    vmc = lambda device, network, ceilings, times=benchmark.vmc_times: times(device, network, ceilings, 1)  # noqa: E731
-    monkeypatch.setattr(benchmark, "vmc_times", vmc)
-    monkeypatch.setattr(benchmark, "netket_times", lambda networks: iter(()))
-    assert benchmark.main(["--results", str(tmp_path)]) == 0
+    small = lambda device, shape, ceilings, times=script.sae_times: times(device, shape, ceilings, 32, 1)  # noqa: E731
+    monkeypatch.setattr(script, "sae_times", small)
+    vmc = lambda device, network, ceilings, times=script.vmc_times: times(device, network, ceilings, 1)  # noqa: E731
+    monkeypatch.setattr(script, "vmc_times", vmc)
+    monkeypatch.setattr(script, "netket_times", lambda networks: iter(()))
+    assert script.main(["--results", str(tmp_path)]) == 0
     data = json.loads((tmp_path / "gpu-pretended-gpu.json").read_text(encoding="utf-8"))
     assert {timing["phase"] for timing in data["timings"]} >= {
         "sampling, one sweep",
@@ -93,10 +93,10 @@ def test_a_whole_run_writes_its_tables(benchmark, tiny, pretended, monkeypatch, 
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "gpu-pretended-gpu.md")
 
 
-def test_floors_are_counted(benchmark):
+def test_floors_are_counted(script):
     """The 40-site network of width 32: 0.42 MFLOP a configuration."""
-    state = benchmark.Network(32, 4, 2).trainer(benchmark.choose_device("cpu")).state
-    assert benchmark.network_flops(state) == pytest.approx(0.42e6, rel=0.03)
-    ceilings = benchmark.Ceilings(copy=1e12, sgemm=1e13, dgemm=1e13, launch=1e-6)
+    state = script.Network(32, 4, 2).trainer(script.choose_device("cpu")).state
+    assert script.network_flops(state) == pytest.approx(0.42e6, rel=0.03)
+    ceilings = script.Ceilings(copy=1e12, sgemm=1e13, dgemm=1e13, launch=1e-6)
     assert ceilings.floor(1e13, 1e10) == 1.0
     assert ceilings.floor(1e10, 1e12) == 1.0
