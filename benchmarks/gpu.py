@@ -372,7 +372,9 @@ def netket_times(networks: Sequence[Network], repeats: int = REPEATS) -> Iterato
             *((f"whole step, {method}", partial(vmc.step, method)) for method in ("dense", "on_the_fly")),
         ]
         for phase, work in phases:
-            yield Timing(network.name, f"{where}: {phase}", repeated(work, HOST, repeats), 0.0, 0.0, float("nan"))
+            yield Timing(
+                network.name, f"{where}: {phase}", repeated(work, HOST, repeats), 0.0, 0.0, float("nan")
+            )
 
 
 # ---- the report ------------------------------------------------------------------------------------------------------

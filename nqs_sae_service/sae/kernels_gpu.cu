@@ -19,72 +19,154 @@ __device__ unsigned ordered(float x) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-const int DIGITS = 256;
+// The inverse of ``ordered``.
+__device__ float of_key(unsigned key) { return __uint_as_float(key & 0x80000000u ? key & 0x7FFFFFFFu : ~key); }
+
+const int DIGITS = 2048;      // of a key at a time, eleven bits
+const int GROUP = 16;         // threads whose sums are added up first
+const int CANDIDATES = 1024;  // entries whose places can be found by comparing each with each
+const int FEW = 256;          // where that costs less than one digit more
+
+// One digit of the k-th largest key: among the keys that agree with ``bits`` under ``mask`` the digit at which ``wanted`` of them are
+// reached from above. found: that digit, how many entries with it are wanted, how many there are. count: DIGITS, own: two per thread.
+__device__ void next_digit(const float* row, const float* bias, int features, unsigned bits, unsigned mask, int shift, int wanted,
+                           int* count, int* own, int* found) {
+  const int thread = threadIdx.x, threads = blockDim.x;
+  for (int d = thread; d < DIGITS; d += threads) count[d] = 0;
+  __syncthreads();
+  for (int j = thread; j < features; j += threads) {
+    const unsigned key = ordered(row[j] + bias[j]);
+    if ((key & mask) == bits) atomicAdd(&count[key >> shift & (DIGITS - 1u)], 1);
+  }
+  __syncthreads();
+  // Every thread adds up a stretch of digits, then some add up groups of threads: all know what lies above their own stretch.
+  const int stretch = (DIGITS + threads - 1) / threads, begin = min(DIGITS, thread * stretch), end = min(DIGITS, begin + stretch);
+  const int group = thread / GROUP, groups = (threads + GROUP - 1) / GROUP;
+  int mine = 0, above = 0;
+  for (int d = begin; d < end; ++d) mine += count[d];
+  own[thread] = mine;
+  __syncthreads();
+  if (thread < groups) {
+    int sum = 0;
+    for (int i = thread * GROUP; i < min(threads, (thread + 1) * GROUP); ++i) sum += own[i];
+    own[threads + thread] = sum;
+  }
+  __syncthreads();
+  for (int i = thread + 1; i < min(threads, (group + 1) * GROUP); ++i) above += own[i];
+  for (int g = group + 1; g < groups; ++g) above += own[threads + g];
+  if (above < wanted && wanted <= above + mine) {
+    int digit = end - 1, left = wanted - above;
+    for (; count[digit] < left; --digit) left -= count[digit];
+    found[0] = digit;
+    found[1] = left;
+    found[2] = count[digit];
+  }
+  __syncthreads();
+}
+
+// Selection among at most CANDIDATES entries, those with (key & mask) >= bits: gathered in any order, placed by counting which are
+// ahead and which of the chosen have a lower index.
+__device__ void select_few(const float* row, const float* bias, float* values, int* indices, int features, int k, bool positive,
+                           unsigned bits, unsigned mask, int* memory, int* counter) {
+  unsigned* key = (unsigned*)memory;
+  int *index = memory + CANDIDATES, *chosen = index + CANDIDATES;
+  const int thread = threadIdx.x, threads = blockDim.x;
+  if (thread == 0) *counter = 0;
+  __syncthreads();
+  for (int j = thread; j < features; j += threads) {
+    const float v = row[j] + bias[j];
+    if ((ordered(v) & mask) < bits || (positive && v <= 0.0f)) continue;
+    const int place = atomicAdd(counter, 1);
+    key[place] = ordered(v);
+    index[place] = j;
+  }
+  __syncthreads();
+  const int n = *counter;
+  for (int q = thread; q < n; q += threads) {
+    int ahead = 0;
+    for (int p = 0; p < n; ++p) ahead += key[p] > key[q] || (key[p] == key[q] && index[p] < index[q]);
+    chosen[q] = ahead < k;
+  }
+  __syncthreads();
+  for (int q = thread; q < n; q += threads) {
+    if (!chosen[q]) continue;
+    int place = 0;
+    for (int p = 0; p < n; ++p) place += chosen[p] && index[p] < index[q];
+    values[place] = of_key(key[q]);
+    indices[place] = index[q];
+  }
+  for (int q = n + thread; q < k; q += threads) {
+    values[q] = 0.0f;
+    indices[q] = -1;
+  }
+  __syncthreads();
+}
+
+// Selection where many entries tie with the k-th largest key: every thread goes twice through a stretch of neighbouring entries; it
+// counts what is selected, and writes it behind what the threads before it have selected. room: places for entries that tie.
+__device__ void select_among_ties(const float* row, const float* bias, float* values, int* indices, int features, int k,
+                                  bool positive, unsigned kth, int room, int* own) {
+  const int thread = threadIdx.x, threads = blockDim.x, stretch = (features + threads - 1) / threads;
+  const int begin = min(features, thread * stretch), end = min(features, begin + stretch);
+  int *above = own, *tied = own + threads;
+  above[thread] = tied[thread] = 0;
+  for (int j = begin; j < end; ++j) {
+    const float v = row[j] + bias[j];
+    const bool in = !(positive && v <= 0.0f);
+    above[thread] += in && ordered(v) > kth;
+    tied[thread] += in && ordered(v) == kth;
+  }
+  __syncthreads();
+  int before = 0, ties = 0, total = 0, all_ties = 0;
+  for (int i = 0; i < threads; ++i) {
+    before += i < thread ? above[i] : 0;
+    ties += i < thread ? tied[i] : 0;
+    total += above[i];
+    all_ties += tied[i];
+  }
+  total += min(room, all_ties);
+  int place = before + min(room, ties);
+  for (int j = begin; j < end; ++j) {
+    const float v = row[j] + bias[j];
+    if (positive && v <= 0.0f) continue;
+    const unsigned key = ordered(v);
+    if (key < kth || (key == kth && ties++ >= room)) continue;
+    values[place] = v;
+    indices[place++] = j;
+  }
+  for (int q = total + thread; q < k; q += threads) {
+    values[q] = 0.0f;
+    indices[q] = -1;
+  }
+  __syncthreads();
+}
 
 // The k largest entries of z[row] + bias above the floor: values and indices ascending by index, the lower index wins a tie.
-// One block a row. The k-th largest is found digit by digit (four histograms of eight bits); then every thread goes twice through
-// a stretch of neighbouring entries: it counts what is selected, and writes it behind what the threads before it have selected.
+// One block a row. The leading digits of the k-th largest key, most often one, leave few candidates; these are compared.
 extern "C" __global__ void select_top(const float* z, const float* bias, float* values, int* indices, int n, int features, int k,
                                       int positive) {
   extern __shared__ float memory[];
-  int* count = (int*)memory;       // DIGITS
-  int* above = count + DIGITS;     // one per thread
-  int* tied = above + blockDim.x;  // one per thread
-  int* found = tied + blockDim.x;  // digit, entries still wanted
-  const int thread = threadIdx.x, threads = blockDim.x, stretch = (features + threads - 1) / threads;
-  const int begin = min(features, thread * stretch), end = min(features, begin + stretch);
+  int* count = (int*)memory;  // max(DIGITS, 3 CANDIDATES)
+  int* own = count + max(DIGITS, 3 * CANDIDATES);
+  int* found = own + 2 * blockDim.x;  // 4
+  const int shifts[3] = {21, 10, 0};
   for (long long r = blockIdx.x; r < n; r += gridDim.x) {
     const float* row = z + r * features;
-    unsigned kth = 0, mask = 0;
-    if (thread == 0) found[1] = k;
-    for (int shift = 24; shift >= 0; shift -= 8) {
-      for (int d = thread; d < DIGITS; d += threads) count[d] = 0;
-      __syncthreads();
-      for (int j = thread; j < features; j += threads) {
-        const unsigned key = ordered(row[j] + bias[j]);
-        if ((key & mask) == kth) atomicAdd(&count[key >> shift & 255u], 1);
-      }
-      __syncthreads();
-      if (thread == 0) {
-        int digit = DIGITS - 1, wanted = found[1];
-        for (; digit > 0 && count[digit] < wanted; --digit) wanted -= count[digit];
-        found[0] = digit;
-        found[1] = wanted;
-      }
-      __syncthreads();
-      kth |= (unsigned)found[0] << shift;
-      mask |= 255u << shift;
-    }
-    const int room = found[1];  // places for entries that tie with the k-th largest
-    above[thread] = tied[thread] = 0;
-    for (int j = begin; j < end; ++j) {
-      const float v = row[j] + bias[j];
-      const bool in = !(positive && v <= 0.0f);
-      above[thread] += in && ordered(v) > kth;
-      tied[thread] += in && ordered(v) == kth;
+    unsigned bits = 0, mask = 0;
+    int wanted = k, candidates = features;
+    for (int digit = 0; digit < 3 && candidates > FEW; ++digit) {
+      const int shift = shifts[digit];
+      next_digit(row, bias, features, bits, mask, shift, wanted, count, own, found);
+      bits |= (unsigned)found[0] << shift;  // the last digit overlaps the one before it, and agrees
+      mask |= (DIGITS - 1u) << shift;
+      wanted = found[1];
+      candidates = k - wanted + found[2];
     }
     __syncthreads();
-    int before = 0, ties = 0, total = 0, all_ties = 0;
-    for (int i = 0; i < threads; ++i) {
-      before += i < thread ? above[i] : 0;
-      ties += i < thread ? tied[i] : 0;
-      total += above[i];
-      all_ties += tied[i];
-    }
-    total += min(room, all_ties);
-    int place = before + min(room, ties);
-    for (int j = begin; j < end; ++j) {
-      const float v = row[j] + bias[j];
-      if (positive && v <= 0.0f) continue;
-      const unsigned key = ordered(v);
-      if (key < kth || (key == kth && ties++ >= room)) continue;
-      values[r * k + place] = v;
-      indices[r * k + place++] = j;
-    }
-    for (int q = total + thread; q < k; q += threads) {
-      values[r * k + q] = 0.0f;
-      indices[r * k + q] = -1;
-    }
+    if (candidates <= CANDIDATES)
+      select_few(row, bias, values + r * k, indices + r * k, features, k, positive, bits, mask, count, found + 3);
+    else
+      select_among_ties(row, bias, values + r * k, indices + r * k, features, k, positive, bits, wanted, own);
   }
 }
 

@@ -21,8 +21,9 @@ from ..engine.cuda import Kernels
 Array = Any
 
 _KERNELS = Kernels(Path(__file__).with_suffix(".cu"))
-_THREADS, _LANES, _DIGITS = 256, 32, 256
+_THREADS, _LANES = 256, 32
 _ROWS = _THREADS // _LANES
+_SELECTION_BYTES = 4 * (3 * 1024 + 2 * _THREADS + 4)  # as ``select_top`` lays it out
 # Of z at a time: 16 MB, which stay in the second-level cache of the GPUs meant here (40 MB and more).
 _CACHED_ELEMENTS = 2**22
 
@@ -38,13 +39,12 @@ def encode_topk(
     n, features = len(x), len(encoder)
     values, indices = xp.empty((n, k), dtype=xp.float32), xp.empty((n, k), dtype=xp.int32)
     rows = max(1, _CACHED_ELEMENTS // features)
-    shared = 4 * (_DIGITS + 2 * _THREADS + 2)
     for first in range(0, n, rows):
         block = slice(first, first + rows)
         z = (x[block] - decoder_bias) @ encoder.T
         _KERNELS.launch(
             "select_top", len(z), (_THREADS,), z, encoder_bias, values[block], indices[block], *z.shape, k, positive,
-            shared_bytes=shared,
+            shared_bytes=_SELECTION_BYTES,
         )  # fmt: skip
     return values, indices
 

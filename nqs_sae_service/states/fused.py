@@ -102,6 +102,14 @@ class Factorised(Jacobian, Protocol):
 
 
 @runtime_checkable
+class Columns(Fused, Protocol):
+    """A twin that writes out per-sample derivatives, where there is memory for all of them."""
+
+    def columns(self, sigma: Array) -> Array:
+        """d log psi / d theta of configurations (n, n_sites), not centred: (part, n, n_parameters), real and imaginary part."""
+
+
+@runtime_checkable
 class Differentiates(Fused, Protocol):
     """A twin with its own per-sample derivatives."""
 

@@ -214,30 +214,27 @@ struct Activations {
   __device__ static int padded(int floats) { return (floats + 3) / 4 * 4; }
 };
 
-// What ``dense`` does for tiles of TILE tokens and one channel: a weight is read once for all tokens of its tile, four inputs of a
-// token in one access. Rows beyond the last token repeat it and are not written.
+// What ``dense`` does for tiles of TILE tokens (at most all of them) and one channel: a weight is read once for all tokens of its
+// tile, four inputs of a token in one access. The last tile begins earlier where it would reach beyond the last token, and leaves
+// what the one before it has done.
 template <int TILE>
 __device__ void dense_tiles(const float* in, const float* weight, const float* bias, float* out, int tokens, int fan_in, int fan_out,
                             bool add, bool activate) {
   const int groups = (tokens + TILE - 1) / TILE;
   for (int task = threadIdx.x; task < groups * fan_out; task += blockDim.x) {
-    const int c = task % fan_out, t0 = task / fan_out * TILE;
-    const float* row[TILE];
+    const int c = task % fan_out, first = task / fan_out * TILE, t0 = min(first, tokens - TILE);
+    const float* rows = in + t0 * fan_in;
+    const float* w = weight + c;
     float sum[TILE];
 #pragma unroll
-    for (int i = 0; i < TILE; ++i) {
-      row[i] = in + min(t0 + i, tokens - 1) * fan_in;
-      sum[i] = bias[c];
-    }
-    const float* w = weight + c;
+    for (int i = 0; i < TILE; ++i) sum[i] = bias[c];
     int k = 0;
     if (fan_in % 4 == 0) {
-#pragma unroll 2
       for (; k < fan_in; k += 4, w += 4 * fan_out) {
         const float w0 = __ldg(w), w1 = __ldg(w + fan_out), w2 = __ldg(w + 2 * fan_out), w3 = __ldg(w + 3 * fan_out);
 #pragma unroll
         for (int i = 0; i < TILE; ++i) {
-          const float4 four = *(const float4*)(row[i] + k);
+          const float4 four = *(const float4*)(rows + i * fan_in + k);
           sum[i] += four.x * w0;
           sum[i] += four.y * w1;
           sum[i] += four.z * w2;
@@ -247,28 +244,26 @@ __device__ void dense_tiles(const float* in, const float* weight, const float* b
     }
     for (; k < fan_in; ++k, w += fan_out) {
 #pragma unroll
-      for (int i = 0; i < TILE; ++i) sum[i] += row[i][k] * *w;
+      for (int i = 0; i < TILE; ++i) sum[i] += rows[i * fan_in + k] * *w;
     }
+    float* place = out + t0 * fan_out + c;
 #pragma unroll
-    for (int i = 0; i < TILE; ++i) {
-      if (t0 + i >= tokens) break;
-      float* place = out + (t0 + i) * fan_out + c;
-      *place = activate ? gelu(sum[i]) : add ? *place + sum[i] : sum[i];
-    }
+    for (int i = 0; i < TILE; ++i, place += fan_out)
+      if (t0 + i >= first) *place = activate ? gelu(sum[i]) : add ? *place + sum[i] : sum[i];
   }
   __syncthreads();
 }
 
 // out[t][c] (+)= sum_k in[t][k] weight[k][c] + bias[c], or gelu of it, for all tokens of one configuration; tiles as large as they
-// can be while every thread has one.
-__device__ void dense(const float* in, const float* weight, const float* bias, float* out, int tokens, int fan_in, int fan_out,
-                      bool add, bool activate) {
-  const int groups = max(1, (int)blockDim.x / fan_out), tile = (tokens + groups - 1) / groups;
-  if (tile > 5)
+// can be while every thread has one. Not inlined: a kernel then needs no more registers than its largest tile.
+__attribute__((noinline)) __device__ void dense(const float* in, const float* weight, const float* bias, float* out, int tokens,
+                                                int fan_in, int fan_out, bool add, bool activate) {
+  const int groups = max(1, (int)blockDim.x / fan_out), tile = min(tokens, (tokens + groups - 1) / groups);
+  if (tile > 5 && tokens >= 10)
     dense_tiles<10>(in, weight, bias, out, tokens, fan_in, fan_out, add, activate);
-  else if (tile > 3)
+  else if (tile > 3 && tokens >= 5)
     dense_tiles<5>(in, weight, bias, out, tokens, fan_in, fan_out, add, activate);
-  else if (tile > 1)
+  else if (tile > 1 && tokens >= 3)
     dense_tiles<3>(in, weight, bias, out, tokens, fan_in, fan_out, add, activate);
   else
     dense_tiles<1>(in, weight, bias, out, tokens, fan_in, fan_out, add, activate);
@@ -401,11 +396,12 @@ __device__ void load_spins(const signed char* sigma, float* spins, int sites) {
 }
 
 // log_psi (n, parts) of sigma (n, sites).
-extern "C" __global__ void evaluate(const signed char* sigma, double* log_psi, const float* patch_w, const float* code, const float* proj_w,
-                                    const float* proj_b, const float* pair, const float* out_w, const float* out_b, const float* up_w,
-                                    const float* up_b, const float* down_w, const float* down_b, const float* head_w,
-                                    const float* head_b, const float* head_gain, const float* head_shift, const float* zero, int tokens,
-                                    int patch, int width, int hidden, int heads, int blocks, int parts, int positional, int n) {
+extern "C" __global__ void __launch_bounds__(256, 4)
+    evaluate(const signed char* sigma, double* log_psi, const float* patch_w, const float* code, const float* proj_w,
+             const float* proj_b, const float* pair, const float* out_w, const float* out_b, const float* up_w,
+             const float* up_b, const float* down_w, const float* down_b, const float* head_w,
+             const float* head_b, const float* head_gain, const float* head_shift, const float* zero, int tokens,
+             int patch, int width, int hidden, int heads, int blocks, int parts, int positional, int n) {
   extern __shared__ float memory[];
   const Network net = {patch_w, code, proj_w, proj_b, pair, out_w, out_b, up_w, up_b, down_w, down_b, head_w, head_b, head_gain,
                        head_shift, zero, tokens, patch, width, hidden, heads, blocks, parts, positional != 0};
@@ -423,12 +419,13 @@ extern "C" __global__ void evaluate(const signed char* sigma, double* log_psi, c
 }
 
 // Metropolis proposals of every chain, in place on sigma (chains, sites) and log_psi (chains, parts): see ``Walks.walk``.
-extern "C" __global__ void walk(signed char* sigma, double* log_psi, const float* patch_w, const float* code, const float* proj_w,
-                                const float* proj_b, const float* pair, const float* out_w, const float* out_b, const float* up_w,
-                                const float* up_b, const float* down_w, const float* down_b, const float* head_w,
-                                const float* head_b, const float* head_gain, const float* head_shift, const float* zero, int tokens,
-                                int patch, int width, int hidden, int heads, int blocks, int parts, int positional, const long long* first, const long long* length,
-                                const double* threshold, int* accepted, int chains, int proposals) {
+extern "C" __global__ void __launch_bounds__(256, 4)
+    walk(signed char* sigma, double* log_psi, const float* patch_w, const float* code, const float* proj_w,
+         const float* proj_b, const float* pair, const float* out_w, const float* out_b, const float* up_w,
+         const float* up_b, const float* down_w, const float* down_b, const float* head_w,
+         const float* head_b, const float* head_gain, const float* head_shift, const float* zero, int tokens,
+         int patch, int width, int hidden, int heads, int blocks, int parts, int positional, const long long* first, const long long* length,
+         const double* threshold, int* accepted, int chains, int proposals) {
   extern __shared__ float memory[];
   const Network net = {patch_w, code, proj_w, proj_b, pair, out_w, out_b, up_w, up_b, down_w, down_b, head_w, head_b, head_gain,
                        head_shift, zero, tokens, patch, width, hidden, heads, blocks, parts, positional != 0};

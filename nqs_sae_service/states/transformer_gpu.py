@@ -26,6 +26,7 @@ from ..engine.cuda import SHARED_BYTES, Kernels
 from ..engine.devices import rows_that_fit
 from .primitives import Attention, Mix, circulant
 from .state import State
+from .transformer_jacobian_gpu import per_sample_columns
 
 Array = Any
 
@@ -36,7 +37,9 @@ _BLOCK_THREADS = 128  # about, of a kernel whose block is a configuration
 # Every chain reads every weight for every proposal: 1 GB a row of 1024 chains, at the speed of a second-level cache the time of
 # the launches that are saved. By counting, not by measurement.
 _WALK_PARAMETERS = 2**18
-_CACHED_PARAMETERS = 2**15  # weights that fit the first-level cache of a multiprocessor beside the activations
+_CACHED_PARAMETERS = (
+    2**15
+)  # weights that fit the first-level cache of a multiprocessor beside the activations
 _PASS = 2**14  # configurations at a time: enough that launches no longer count, few enough for any device
 _PIECES = 8  # as in the source
 
@@ -51,7 +54,7 @@ class GpuTransformer:
     """Parameters of a transformer packed for the kernels: the fast twin of the bricks for float32 parameters on a device."""
 
     def __init__(self, state: State, parameters: Array):
-        self.state, self.xp = state, namespace(parameters)
+        self.state, self.xp, self.parameters = state, namespace(parameters), parameters
         mixer = next(brick for brick in state.bricks if isinstance(brick, (Attention, Mix)))
         self.heads, self.positional = mixer.heads, isinstance(mixer, Mix)
         self.parts = 2 if state.complex_amplitude else 1
@@ -87,6 +90,10 @@ class GpuTransformer:
         return self._passes(
             lambda x: self._head(self._through(self._copied(x), _depth(layer), self.blocks)), stream
         )
+
+    def columns(self, sigma: Array) -> Array:
+        """Per-sample derivatives: see ``states.fused.Columns``."""
+        return per_sample_columns(self.state, self.parameters, sigma)
 
     def _copied(self, stream: Array) -> Array:
         return self.xp.array(stream, dtype=self.xp.float32, order="C")

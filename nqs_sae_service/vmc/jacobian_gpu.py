@@ -1,11 +1,11 @@
 """O-bar on a GPU, for any network made of bricks, and the solve of minSR there.
 
-The same matrix as ``jacobian.TapeJacobian``, by other means: launches, not operations, are what a device has few of. The
-tape of a step stays in memory, and its per-sample gradients are written side by side into one matrix of columns, which is
-centred at once and kept while it fits: 4 rows n_parameters bytes, 200 MB for 1024 samples with a phase and 24,448 parameters.
-What does not fit is made again, slab by slab, for every product. T takes rows^2 n_parameters FLOPs (symmetric half only) in
-double precision where the device has it at half the speed of float32 or better, else in short float32 sums that are added up
-in float64; the Cholesky factor takes rows^3 / 3 in float64.
+The same matrix as ``jacobian.TapeJacobian``, by other means: launches, not operations, are what a device has few of. All
+columns stand side by side in one matrix, which is kept while it fits: 4 rows n_parameters bytes, 200 MB for 1024 samples with
+a phase and 24,448 parameters. A fast twin with the ability ``Columns`` writes it in one launch; otherwise it is written from
+the bricks' tape, and what does not fit is made again, slab by slab, for every product. T takes rows^2 n_parameters FLOPs
+(symmetric half only) in double precision where the device has it at half the speed of float32 or better, else in short
+float32 sums that are added up in float64; the Cholesky factor takes rows^3 / 3 in float64.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ import numpy as np
 from ..engine.arrays import namespace
 from ..engine.devices import doubles_are_fast, rows_that_fit
 from ..states import Wavefunction
+from ..states.fused import Columns
 from ..states.primitives import Brick
 
 Array = Any
 
-COLUMNS = 2048  # of a product in float32: its sums are no longer than this before they are added up in float64
+COLUMNS = (
+    2048  # of a product in float32: its sums are no longer than this before they are added up in float64
+)
 _COLUMNS_IN_DOUBLE = 2**14  # of a product in float64: its copy takes 8 rows bytes a column
 
 
@@ -33,10 +36,15 @@ class DeviceJacobian:
     def __init__(self, psi: Wavefunction, sigma: Array):
         self.psi, self.n, self.xp = psi, len(sigma), namespace(sigma)
         self.groups = 2 if psi.state.complex_amplitude else 1
+        self.kept: tuple[slice, Array] | None
+        self.slabs = self._slabs(sigma)
+        columns = psi.twin(Columns)  # type: ignore[type-abstract]
+        if columns is not None and len(self.slabs) == 1:
+            self.kept = self._centred(slice(0, psi.state.n_parameters), columns.columns(sigma))
+            return
         size = psi.pass_rows(self.n)
         tapes = [psi.tape(sigma[start : start + size]) for start in range(0, self.n, size)]
         self.passes = [(tape, tape.backward(parts=True)) for tape in tapes]
-        self.slabs = self._slabs(sigma)
         self.kept = self._slab(self.slabs[0]) if len(self.slabs) == 1 else None
 
     def rows(self, values: Array) -> Array:
@@ -45,7 +53,8 @@ class DeviceJacobian:
 
     def product(self, vector: Array) -> Array:
         """O-bar vector (rows,)."""
-        return sum(block @ vector[place].astype(block.dtype) for place, block in self._blocks())
+        products = (block @ vector[place].astype(block.dtype) for place, block in self._blocks())
+        return sum(products) / math.sqrt(self.n)
 
     def gram_and_product(self, vector: Array) -> tuple[Array, Array]:
         """T (rows, rows) and O-bar vector (rows,), float64."""
@@ -59,16 +68,20 @@ class DeviceJacobian:
             product += block @ vector[place].astype(block.dtype)
             for start in range(0, block.shape[1], step):
                 part = block[:, start : start + step]
-                part = part.astype(np.float64) if wide else xp.ascontiguousarray(part)
-                total += syrk("N", part, lower=True)
-        return total + xp.tril(total, -1).T, product
+                if wide:
+                    syrk("N", part.astype(np.float64), out=total, beta=1.0, lower=True)
+                    continue
+                total += syrk(
+                    "N", xp.ascontiguousarray(part), out=xp.zeros((rows, rows), part.dtype), lower=True
+                )
+        return (total + xp.tril(total, -1).T) / self.n, product / math.sqrt(self.n)
 
     def transposed_product(self, y: Array) -> Array:
         """O-bar^T y (n_parameters,)."""
         result = self.xp.empty(self.psi.state.n_parameters)
         for place, block in self._blocks():
             result[place] = y.astype(block.dtype) @ block
-        return result
+        return result / math.sqrt(self.n)
 
     def _blocks(self) -> Iterator[tuple[slice, Array]]:
         """All columns: (place in the flat vector, (rows, size))."""
@@ -93,7 +106,7 @@ class DeviceJacobian:
         return slabs
 
     def _slab(self, bricks: list[Brick]) -> tuple[slice, Array]:
-        """Centred, scaled columns of some bricks: (place in the flat vector, (rows, size))."""
+        """Centred columns of some bricks: (place in the flat vector, (rows, size))."""
         xp, layout = self.xp, self.psi.state.layout
         places = [layout[name][0] for brick in bricks for name in brick.shapes()]
         first, last = places[0].start, places[-1].stop
@@ -108,9 +121,12 @@ class DeviceJacobian:
                     columns = block[:, start:stop, place.start - first : place.stop - first]
                     columns[...] = self._grouped(g).reshape(columns.shape)
             start = stop
+        return self._centred(slice(first, last), block)
+
+    def _centred(self, place: slice, block: Array) -> tuple[slice, Array]:
+        """Columns (group, n, size) as rows, without their means over each group; not yet divided by sqrt(n)."""
         block -= block.mean(axis=1, keepdims=True, dtype=np.float64).astype(block.dtype)
-        block *= block.dtype.type(1 / math.sqrt(self.n))
-        return slice(first, last), block.reshape(self.groups * self.n, -1)
+        return place, block.reshape(self.groups * self.n, -1)
 
     def _grouped(self, values: Array) -> Array:
         """Per-sample values (n, ...), complex or by parts, as (group, n, ...)."""

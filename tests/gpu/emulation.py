@@ -39,7 +39,9 @@ _ELEMENTS = {
     "unsigned char": np.uint8,
     "bool": np.bool_,
 }
-_KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(\w+)\s*\(([^)]*)\)', re.S)
+_KERNEL = re.compile(
+    r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\s*\(([^)]*)\)', re.S
+)
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 

@@ -275,13 +275,17 @@ def _solve_triangular(a, b, trans=0, lower=False):
     )
 
 
-def _syrk(trans, a, lower=False):
-    """One triangle of a a^T, zeros in the other, in the order of the columns as cuBLAS has it."""
-    CALLS.add(("cupy.cublas.syrk", frozenset({"trans", "lower"}), ""))
+def _syrk(trans, a, out, alpha=1.0, beta=0.0, lower=False):
+    """One triangle of a a^T + beta out, in place; the other is left alone."""
+    CALLS.add(("cupy.cublas.syrk", frozenset({"trans", "out", "beta", "lower"}), ""))
     assert trans == "N"
     assert lower
-    a = _inside(a, "syrk")
-    return _outside(np.asfortranarray(np.tril(a @ a.T)))
+    a, result = _inside(a, "syrk"), _inside(out, "syrk")
+    assert a.dtype == result.dtype
+    assert result.flags.c_contiguous
+    triangle = np.tril_indices(len(a))
+    result[triangle] = (a @ a.T + beta * result)[triangle]
+    return out
 
 
 class _Module(ModuleType):
@@ -338,7 +342,13 @@ def make_module(free_bytes=2**33, devices=1, raw_module=None, singles_per_double
     scipy, solvers = ModuleType("cupyx.scipy"), ModuleType("cupyx.scipy.linalg")
     solvers.solve_triangular = _solve_triangular
     cupyx.scipy, scipy.linalg = scipy, solvers
-    return {"cupy": cupy, "cupy.cublas": blas, "cupyx": cupyx, "cupyx.scipy": scipy, "cupyx.scipy.linalg": solvers}
+    return {
+        "cupy": cupy,
+        "cupy.cublas": blas,
+        "cupyx": cupyx,
+        "cupyx.scipy": scipy,
+        "cupyx.scipy.linalg": solvers,
+    }
 
 
 @contextmanager

@@ -41,6 +41,19 @@ def test_selection_with_ties(device, arrays, k, positive):
         assert not values[row, len(expected) :].any()
 
 
+@pytest.mark.parametrize("k", [1, 300, 2000])
+@pytest.mark.parametrize("steps", [2, 10**6], ids=["ties", "no ties"])
+def test_selection_from_many_features(device, rng, k, steps):
+    """Digits of the keys decide: one where values differ, all of them and the places of equal ones where many tie."""
+    bias = (np.round(rng.normal(size=3000) * steps) / steps).astype(np.float32)
+    nothing = np.zeros((2, 1), np.float32), np.zeros((3000, 1), np.float32), bias, np.zeros(1, np.float32)
+    values, indices = (array.get()[1] for array in kernels_gpu.encode_topk(*map(device.put, nothing), k))
+    expected = np.flatnonzero(select_topk(bias[None], k)[0] & (bias > 0))
+    np.testing.assert_array_equal(indices[: len(expected)], expected)
+    np.testing.assert_array_equal(values[: len(expected)], bias[expected])
+    assert (indices[len(expected) :] == -1).all()
+
+
 def test_selection_equals_the_cpu_kernel_and_sees_nan(device, rng):
     x = rng.normal(size=(N, WIDTH)).astype(np.float32)
     encoder, bias = rng.normal(size=(FEATURES, WIDTH)).astype(np.float32), np.zeros(FEATURES, np.float32)

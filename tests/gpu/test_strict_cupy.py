@@ -74,7 +74,9 @@ def test_everything_that_was_asked_for_exists_in_cupy(chain_calls):
     assert len(calls) > 40
     for path, keywords, types in sorted(calls, key=str):
         module, _, name = path.rpartition(".")
-        if module.startswith("cupyx.") or module == "cupy.cublas":  # load libraries that are not here; their source says as much
+        if (
+            module.startswith("cupyx.") or module == "cupy.cublas"
+        ):  # load libraries that are not here; their source says as much
             assert keywords <= _parameters_in_source(module, name), (path, keywords)
             continue
         function = getattr(importlib.import_module(module), name)
