@@ -355,7 +355,7 @@ def _timing(
 
 def netket_times(networks: Sequence[Network], repeats: int = REPEATS) -> Iterator[Timing]:
     """VMC_SR of NetKet (minSR, both of its ways) with the same architecture, chains and samples; nothing where it is not
-    installed."""
+    installed. In float32 like this package: left alone JAX rounds the factors of products to ten bits (TF32)."""
     sys.path.insert(0, str(Path(__file__).parent / "peers"))
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
@@ -363,6 +363,7 @@ def netket_times(networks: Sequence[Network], repeats: int = REPEATS) -> Iterato
         from netket_server import Vmc
     except ImportError:
         return
+    jax.config.update("jax_default_matmul_precision", "highest")
     where = f"NetKet on {jax.devices()[0].device_kind}"
     for network in networks:
         vmc = Vmc(network.work())

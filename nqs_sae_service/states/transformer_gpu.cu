@@ -424,8 +424,8 @@ extern "C" __global__ void __launch_bounds__(256, 4)
          const float* proj_b, const float* pair, const float* out_w, const float* out_b, const float* up_w,
          const float* up_b, const float* down_w, const float* down_b, const float* head_w,
          const float* head_b, const float* head_gain, const float* head_shift, const float* zero, int tokens,
-         int patch, int width, int hidden, int heads, int blocks, int parts, int positional, const long long* first, const long long* length,
-         const double* threshold, int* accepted, int chains, int proposals) {
+         int patch, int width, int hidden, int heads, int blocks, int parts, int positional, const long long* first,
+         const long long* length, const double* threshold, int* accepted, int chains, int proposals) {
   extern __shared__ float memory[];
   const Network net = {patch_w, code, proj_w, proj_b, pair, out_w, out_b, up_w, up_b, down_w, down_b, head_w, head_b, head_gain,
                        head_shift, zero, tokens, patch, width, hidden, heads, blocks, parts, positional != 0};

@@ -10,8 +10,8 @@ in some 25 launches of 5 to 10 microseconds each) are launch latency by a factor
 Hence ``walk``: a whole sweep is one kernel. A block is a chain, its configuration's activations stay in shared memory (17
 kB at d = 72), weights come from the caches: 4 bytes a parameter and proposal, 4 GB a sweep of 1024 chains and 40 sites at
 24,000 parameters, where a weight serves up to ten tokens from a register. Where a configuration does not fit, or the weights
-are many, the chains move by the two small kernels of ``sampling.metropolis_gpu`` around ``log_psi``. ``log_psi`` itself is
-one such kernel while the weights fit the first-level cache.
+are many, the chains move by the two small kernels of ``sampling.metropolis_gpu`` around ``log_psi``, which otherwise is one
+such kernel, too.
 """
 
 from __future__ import annotations
@@ -37,9 +37,6 @@ _BLOCK_THREADS = 128  # about, of a kernel whose block is a configuration
 # Every chain reads every weight for every proposal: 1 GB a row of 1024 chains, at the speed of a second-level cache the time of
 # the launches that are saved. By counting, not by measurement.
 _WALK_PARAMETERS = 2**18
-_CACHED_PARAMETERS = (
-    2**15
-)  # weights that fit the first-level cache of a multiprocessor beside the activations
 _PASS = 2**14  # configurations at a time: enough that launches no longer count, few enough for any device
 _PIECES = 8  # as in the source
 
@@ -176,9 +173,7 @@ class WalkingTransformer(GpuTransformer):
         return 4 * sum(-(-part // 4) * 4 for part in parts)
 
     def log_psi(self, sigma: Array) -> Array:
-        """log psi (n,) of configurations (n, n_sites) int8, in one launch while the weights are few."""
-        if self.state.n_parameters > _CACHED_PARAMETERS:
-            return super().log_psi(sigma)
+        """log psi (n,) of configurations (n, n_sites) int8, in one launch."""
         log_psi = self.xp.empty((len(sigma), self.parts), dtype=self.xp.float64)
         self._in_blocks("evaluate", len(sigma), (self.xp.ascontiguousarray(sigma), log_psi), (len(sigma),))
         return log_psi.view(self.xp.complex128)[:, 0] if self.parts == 2 else log_psi[:, 0]

@@ -2,15 +2,19 @@
 // Shapes, costs and the layout of ``places`` are in transformer_jacobian_gpu.py; the twin in float64 is the bricks' tape.
 //
 // A block goes forward and keeps what the way back needs in its own stretch of global memory, which the caches hold; then it goes
-// back once for the real and once for the imaginary part of log psi. Weights are the flat vector of parameters itself.
+// back once for the real and once for the imaginary part of log psi. Weights are the flat vector of parameters itself; the way back
+// reads a copy with every matrix transposed, so that neighbouring threads read neighbouring numbers.
 
 __device__ const float EPSILON = 1e-6f;
 __device__ const float SLOPE = 0.7978845608028654f, CUBIC = 0.044715f;
 
+// Of functions called many times: a kernel then needs no more registers than the largest of them.
+#define NOINLINE __attribute__((noinline))
+
 struct Shape {
   int tokens, patch, width, hidden, heads, blocks, parts;
   bool positional, invariant;
-  const float* parameters;
+  const float *parameters, *transposed;
   const int* places;
 
   __device__ int pairs() const { return heads * tokens * tokens; }
@@ -73,7 +77,7 @@ __device__ float gelu_slope(float x) {
 // ---- Forward -------------------------------------------------------------------------------------------------------------------
 
 // y = unit(x) gain + shift, rows of ``width``; a thread takes a row.
-__device__ void normalise(const float* x, const float* gain, const float* shift, Norm norm, float* y, int rows, int width) {
+NOINLINE __device__ void normalise(const float* x, const float* gain, const float* shift, Norm norm, float* y, int rows, int width) {
   for (int r = threadIdx.x; r < rows; r += blockDim.x) {
     const float* row = x + r * width;
     float mean = 0.0f, square = 0.0f;
@@ -90,7 +94,8 @@ __device__ void normalise(const float* x, const float* gain, const float* shift,
 }
 
 // out (+)= in W + b for all rows.
-__device__ void affine(const float* in, const float* weight, const float* bias, float* out, int rows, int fan_in, int fan_out, bool add) {
+NOINLINE __device__ void affine(const float* in, const float* weight, const float* bias, float* out, int rows, int fan_in, int fan_out,
+                                bool add) {
   for (int o = threadIdx.x; o < rows * fan_out; o += blockDim.x) {
     const float* row = in + o / fan_out * fan_in;
     float sum = bias[o % fan_out];
@@ -173,7 +178,8 @@ __device__ void complex_tanh(double a, double b, float* real, float* imaginary) 
 // ---- Backward: ``row`` is the row of O of this sample and part, delta what d log psi / d (output) is --------------------------------
 
 // Derivatives by W and b of y = x W + b: sums over the rows of x (outer) delta, and of delta.
-__device__ void affine_columns(const float* x, const float* delta, float* weight, float* bias, int rows, int fan_in, int fan_out) {
+NOINLINE __device__ void affine_columns(const float* x, const float* delta, float* weight, float* bias, int rows, int fan_in,
+                                        int fan_out) {
   for (int task = threadIdx.x; task < fan_in * fan_out; task += blockDim.x) {
     const int i = task / fan_out, o = task % fan_out;
     float sum = 0.0f;
@@ -187,20 +193,20 @@ __device__ void affine_columns(const float* x, const float* delta, float* weight
   }
 }
 
-// out (+)= delta W^T, rows of ``fan_in``.
-__device__ void affine_back(const float* delta, const float* weight, float* out, int rows, int fan_in, int fan_out, bool add) {
+// out (+)= delta W^T, rows of ``fan_in``; weight is W^T.
+NOINLINE __device__ void affine_back(const float* delta, const float* weight, float* out, int rows, int fan_in, int fan_out, bool add) {
   for (int task = threadIdx.x; task < rows * fan_in; task += blockDim.x) {
-    const float *own = delta + task / fan_in * fan_out, *w = weight + task % fan_in * fan_out;
+    const float *own = delta + task / fan_in * fan_out, *w = weight + task % fan_in;
     float sum = 0.0f;
-    for (int o = 0; o < fan_out; ++o) sum += own[o] * w[o];
+    for (int o = 0; o < fan_out; ++o) sum += own[o] * w[o * fan_in];
     out[task] = add ? out[task] + sum : sum;
   }
   __syncthreads();
 }
 
 // Derivatives by gain and shift of y = unit(x) gain + shift, and out (+)= delta by x.
-__device__ void normalise_back(const float* delta, Norm norm, const float* gain, float* d_gain, float* d_shift, float* out, int rows,
-                               int width, bool add) {
+NOINLINE __device__ void normalise_back(const float* delta, Norm norm, const float* gain, float* d_gain, float* d_shift, float* out,
+                                        int rows, int width, bool add) {
   for (int c = threadIdx.x; c < width; c += blockDim.x) {
     float of_gain = 0.0f, of_shift = 0.0f;
     for (int r = 0; r < rows; ++r) {
@@ -299,28 +305,29 @@ __device__ void backward_block(const Shape& s, const Kept& k, int first_place, c
   const int tokens = s.tokens, d = s.width;
   auto p = [&](int which) { return s.array(first_place + which); };
   auto columns = [&](int which) { return row + s.places[first_place + which]; };
+  auto back = [&](int which) { return s.transposed + s.places[first_place + which]; };
   for (int i = threadIdx.x; i < tokens * s.hidden; i += blockDim.x) w.hidden[i] = gelu(k.u[i]);
   __syncthreads();
   affine_columns(w.hidden, w.dx, columns(DOWN), columns(DOWN_BIAS), tokens, s.hidden, d);
-  affine_back(w.dx, p(DOWN), w.dhidden, tokens, s.hidden, d, false);
+  affine_back(w.dx, back(DOWN), w.dhidden, tokens, s.hidden, d, false);
   for (int i = threadIdx.x; i < tokens * s.hidden; i += blockDim.x) w.dhidden[i] *= gelu_slope(k.u[i]);
   rebuild(k.second, p(GAIN_2), p(SHIFT_2), w.y, tokens, d);
   affine_columns(w.y, w.dhidden, columns(UP), columns(UP_BIAS), tokens, d, s.hidden);
-  affine_back(w.dhidden, p(UP), w.dy, tokens, d, s.hidden, false);
+  affine_back(w.dhidden, back(UP), w.dy, tokens, d, s.hidden, false);
   normalise_back(w.dy, k.second, p(GAIN_2), columns(GAIN_2), columns(SHIFT_2), w.dx, tokens, d, true);
 
   affine_columns(k.mixed, w.dx, columns(OUT), columns(OUT_BIAS), tokens, d, d);
-  affine_back(w.dx, p(OUT), w.dm, tokens, d, d, false);
+  affine_back(w.dx, back(OUT), w.dm, tokens, d, d, false);
   mix_back(s, k, p(PAIR), w);
   rebuild(k.first, p(GAIN_1), p(SHIFT_1), w.y, tokens, d);
   affine_columns(w.y, w.dv, columns(VALUE), columns(VALUE_BIAS), tokens, d, d);
-  affine_back(w.dv, p(VALUE), w.dy, tokens, d, d, false);
+  affine_back(w.dv, back(VALUE), w.dy, tokens, d, d, false);
   if (!s.positional) {
     scores_back(s, k, w);
     affine_columns(w.y, w.dq, columns(QUERY), columns(QUERY_BIAS), tokens, d, d);
     affine_columns(w.y, w.dk, columns(KEY), columns(KEY_BIAS), tokens, d, d);
-    affine_back(w.dq, p(QUERY), w.dy, tokens, d, d, true);
-    affine_back(w.dk, p(KEY), w.dy, tokens, d, d, true);
+    affine_back(w.dq, back(QUERY), w.dy, tokens, d, d, true);
+    affine_back(w.dk, back(KEY), w.dy, tokens, d, d, true);
   }
   if (s.places[first_place + PAIR] >= 0) pair_columns(s, w.dpair, columns(PAIR));
   normalise_back(w.dy, k.first, p(GAIN_1), columns(GAIN_1), columns(SHIFT_1), w.dx, tokens, d, true);
@@ -346,10 +353,12 @@ __device__ void embedding_columns(const Shape& s, const signed char* sigma, cons
 
 // out (parts, n, n_parameters): d Re log psi / d theta, and d Im log psi / d theta where there are two parts.
 // scratch: ``floats`` per block of threads.
-extern "C" __global__ void differentiate(const signed char* sigma, const float* parameters, const int* places, float* scratch,
-                                         float* out, int n, int n_parameters, int floats, int tokens, int patch, int width, int hidden,
-                                         int heads, int blocks, int parts, int positional, int invariant) {
-  const Shape s = {tokens, patch, width, hidden, heads, blocks, parts, positional != 0, invariant != 0, parameters, places};
+extern "C" __global__ void __launch_bounds__(256, 4)
+    differentiate(const signed char* sigma, const float* parameters, const float* transposed, const int* places, float* scratch,
+                  float* out, int n, int n_parameters, int floats, int tokens, int patch, int width, int hidden, int heads,
+                  int blocks, int parts, int positional, int invariant) {
+  const Shape s = {tokens, patch, width, hidden, heads, blocks, parts, positional != 0, invariant != 0, parameters, transposed,
+                   places};
   const int stream = tokens * width, head = EMBEDDING_PLACES + blocks * BLOCK_PLACES;
   for (int r = blockIdx.x; r < n; r += gridDim.x) {
     const signed char* spins = sigma + (long long)r * tokens * patch;
@@ -359,7 +368,8 @@ extern "C" __global__ void differentiate(const signed char* sigma, const float* 
     const Norm norm = memory.norm(1, width);
     const Norm part_norm[2] = {memory.norm(1, width), memory.norm(1, width)};
     const Work w = {memory.take(stream), memory.take(tokens * hidden), memory.take(stream), memory.take(stream), memory.take(stream),
-                    memory.take(stream), memory.take(stream), memory.take(stream), memory.take(tokens * hidden), memory.take(s.pairs())};
+                    memory.take(stream), memory.take(stream), memory.take(stream), memory.take(tokens * hidden),
+                    memory.take(s.pairs())};
     float* const first_block = memory.next;
 
     embed(s, spins, x);
@@ -391,7 +401,7 @@ extern "C" __global__ void differentiate(const signed char* sigma, const float* 
         normalise_back(delta, part_norm[part], s.array(own + PART_GAIN), row + places[own + PART_GAIN], row + places[own + PART_SHIFT],
                        unit_delta, 1, width, false);
         affine_columns(x, unit_delta, row + places[own + PART], row + places[own + PART_BIAS], 1, width, width);
-        affine_back(unit_delta, s.array(own + PART), w.dy, 1, width, width, part > 0);
+        affine_back(unit_delta, transposed + places[own + PART], w.dy, 1, width, width, part > 0);
       }
       normalise_back(w.dy, norm, s.array(head + HEAD_GAIN), row + places[head + HEAD_GAIN], row + places[head + HEAD_SHIFT], delta, 1,
                      width, false);

@@ -9,14 +9,15 @@ thousands of log psi of a step, so the kernel is plain: a thread per output, no 
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..engine.arrays import namespace
+from ..engine.arrays import beside, namespace
 from ..engine.cuda import Kernels
-from .primitives import Attention, Mix
+from .primitives import Attention, Dense, Mix
 from .state import State
 
 Array = Any
@@ -33,7 +34,7 @@ def per_sample_columns(state: State, parameters: Array, sigma: Array) -> Array:
     xp = namespace(sigma)
     mixer = next(brick for brick in state.bricks if isinstance(brick, (Attention, Mix)))
     positional, parts = isinstance(mixer, Mix), 2 if state.complex_amplitude else 1
-    depth = sum(name.startswith("residual_") for name in state.layers)
+    depth = _depth(state)
     patch, hidden = (
         state.layout[f"{name}.weight"][1][place] for name, place in (("embedding", 0), ("mlp_1.up", 1))
     )
@@ -41,12 +42,17 @@ def per_sample_columns(state: State, parameters: Array, sigma: Array) -> Array:
     blocks = min(len(sigma), _BLOCKS)
     scratch = xp.empty(blocks * floats, dtype=xp.float32)
     out = xp.empty((parts, len(sigma), state.n_parameters), dtype=xp.float32)
+    places, transposed = (beside(array, sigma) for array in (_places(state), _transposition(state)))
     _KERNELS.launch(
-        "differentiate", blocks, (_THREADS,), xp.ascontiguousarray(sigma), parameters, xp.asarray(_places(state, depth)),
-        scratch, out, len(sigma), state.n_parameters, floats, state.n_tokens, patch, state.width, hidden, mixer.heads, depth, parts,
-        positional, mixer.translation_invariant,
+        "differentiate", blocks, (_THREADS,), xp.ascontiguousarray(sigma), parameters, parameters[transposed], places, scratch,
+        out, len(sigma), state.n_parameters, floats, state.n_tokens, patch, state.width, hidden, mixer.heads, depth,
+        parts, positional, mixer.translation_invariant,
     )  # fmt: skip
     return out
+
+
+def _depth(state: State) -> int:
+    return sum(name.startswith("residual_") for name in state.layers)
 
 
 def _scratch_floats(state: State, depth: int, hidden: int, heads: int, positional: bool) -> int:
@@ -59,8 +65,21 @@ def _scratch_floats(state: State, depth: int, hidden: int, heads: int, positiona
     return stream + head + work + depth * kept
 
 
-def _places(state: State, depth: int) -> np.ndarray:
+@cache
+def _transposition(state: State) -> np.ndarray:
+    """Index (n_parameters,) int64 that transposes every matrix within the flat vector."""
+    index = np.arange(state.n_parameters)
+    for brick in state.bricks:
+        if isinstance(brick, Dense):
+            place, shape = state.layout[f"{brick.name}.weight"]
+            index[place] = index[place].reshape(shape).T.ravel()
+    return index
+
+
+@cache
+def _places(state: State) -> np.ndarray:
     """Where the arrays of parameters begin in the flat vector, -1 for what the network does not have, int32."""
+    depth = _depth(state)
     names = ["embedding.weight", "embedding.bias", "position.code"]
     mix = "weight" if "attention_1.mix.weight" in state.layout else "bias"
     for i in range(1, depth + 1):
