@@ -454,13 +454,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         *(vmc_times(device, n, ceilings) for n in NETWORKS),
         *(sae_times(device, s, ceilings) for s in DICTIONARIES),
     )
-    try:
-        for part in (*works, netket_times(NETWORKS)):
-            for timing in part:
-                timings.append(timing)
-                print(f"{timing.work}, {timing.phase}: {1e3 * timing.median:.3g} ms", flush=True)
-    finally:  # what was measured stays, whatever a peer does
-        print(write(options.results, device.name, found, ceilings, timings))
+    for part in (*works, netket_times(NETWORKS)):
+        for timing in part:
+            timings.append(timing)
+            print(f"{timing.work}, {timing.phase}: {1e3 * timing.median:.3g} ms", flush=True)
+        tables = write(
+            options.results, device.name, found, ceilings, timings
+        )  # what was measured stays, whatever comes next
+    print(tables)
     return 0
 
 
