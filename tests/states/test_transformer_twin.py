@@ -44,10 +44,19 @@ def test_abilities():
 
 
 @pytest.mark.parametrize(
-    ("name", "rows"), [("distances", 5), ("pairs", 25), ("large patches", 0), ("softmax", 0)]
+    ("name", "terms", "weights"),
+    [
+        ("distances", (1, 16, 5, 80), 0),
+        ("pairs", (5, 16, 5, 80), 0),
+        ("large patches", (0, 0, 0, 0), 0),
+        ("softmax", (0, 0, 0, 0), 5),
+        ("softmax, open", (0, 0, 0, 0), 25),
+    ],
 )
-def test_the_first_attention_is_tabulated_where_it_can_be(name, rows):
-    assert len(wave(name).fused.table.term) == rows
+def test_the_first_block_is_tabulated_where_it_can_be(name, terms, weights):
+    """By distance or by pair of tokens; patches of ten spins have too many states."""
+    table = wave(name).fused.table
+    assert (table.term.shape, len(table.weight)) == (terms, weights)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
