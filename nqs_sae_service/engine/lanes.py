@@ -1,8 +1,8 @@
 """Sums of products of configurations that lie side by side, with the sums in registers.
 
 Attention multiplies numbers that differ from configuration to configuration: no matrix product, and so small that a loop over
-configurations spends its time on loads, stores and on the question whether its arrays overlap. ``add_products`` is written
-in vectors of ``LANES`` configurations instead, four sums at a time, so that every loaded number is used twice.
+configurations spends its time on loads, stores and the question whether its arrays overlap. ``add_products`` is written in
+vectors of ``LANES`` configurations instead, four sums at a time, so that every loaded number is used twice.
 """
 
 from __future__ import annotations

@@ -30,11 +30,12 @@ from ..engine.vector import cos_sin32, exp32, gelu32
 from .fused import ALIGNMENT
 from .primitives import LAYER_NORM_EPSILON
 from .state import State
-from .transformer_packing import Packing, Table, Weights
+from .transformer_packing import NO_TABLE, Packing, Table
 
 _CACHE_BYTES = 400 * 1024  # share of a core's second-level cache that a block may fill
 # Blocks of configurations are powers of two up to ALIGNMENT, so that aligned calls always cut at block boundaries.
 _HIDDEN_ROWS = 64  # of the feed-forward network at a time: hidden units stay in the first-level cache
+_ADDITION = 6.5  # FLOPs of a product in the time of adding one channel of a term, measured
 _AHEAD = 8  # proposals of a chain in a block of few chains: more are rarely needed
 # Blocks are handed to threads in this many pieces per thread, so that a slow core does not hold up the rest.
 _PIECES_PER_THREAD = 16
@@ -59,11 +60,9 @@ class Scratch(NamedTuple):
     score: np.ndarray  # (2, T, B): of two queries
     total: np.ndarray  # (B,)
     channel: np.ndarray  # (3, d)
-    group: (
-        np.ndarray
-    )  # (configurations, T, d + h): streams and hidden units of the first block, where tabulated
-    written: np.ndarray  # (configurations T, d)
-    code: np.ndarray  # (T, B) int64: states of the patches, where softmax attention is tabulated
+    group: np.ndarray  # (a few, T, d + h): streams and hidden units of the first block, where tabulated
+    written: np.ndarray  # (a few T, d): what its feed-forward network adds to the stream
+    code: np.ndarray  # (T, B) int64: states of the patches, where the first block is tabulated
 
 
 @njit()
@@ -114,12 +113,21 @@ def _normalise(x, out):
 
 @njit()
 def _add_bias(x, bias):
-    """x (rows, d) += bias (1, d), or bias (token, d) to as many rows of each token."""
-    each = len(x) // len(bias)
+    """x (rows, d) += bias (d,)."""
     for r in range(len(x)):
-        row, own = x[r], bias[r // each]
+        row = x[r]
         for c in range(row.size):
-            row[c] += own[c]
+            row[c] += bias[c]
+
+
+@njit()
+def _add_and_normalise(x, bias, out):
+    """x (rows, d) += bias (token, d), the same for as many rows of each token; out = LayerNorm of it, as ``_normalise``."""
+    each = len(x) // len(bias)
+    for t in range(len(bias)):
+        own = slice(t * each, (t + 1) * each)
+        _add_bias(x[own], bias[t])
+        _normalise(x[own], out[own])
 
 
 @njit()
@@ -242,7 +250,10 @@ def _look_up_weights(table, h, i, code, weight):
 
 @njit()
 def _first_softmax(w, table, s):
-    """x after the first attention from the states of the patches: embedding, weights and values looked up."""
+    """x after the first attention, but for its bias: embedding, weights and values of the patches' states are looked up.
+
+    T d (2 + 2 T) + 2 T d^2 FLOPs and T^2 heads look-ups, but no queries and keys, and no exponential.
+    """
     tokens, d = w.position.shape
     block = len(s.summed)
     for t in range(tokens):
@@ -277,7 +288,7 @@ def _add_to_rows(x, bias):
 
 @njit()
 def _attention(w, l, s):
-    """x += attention(x) of block ``l``."""
+    """x += attention(x) of block ``l``, but for its bias, which ``_feed_forward`` adds."""
     _normalise(s.x, s.h)
     gemm(True, True, 1.0, w.projection[l], s.h, 0.0, s.v)
     if len(s.v) > len(s.mixed):
@@ -286,14 +297,13 @@ def _attention(w, l, s):
     else:
         _mix(s.v, w.pair[l], s.mixed)
     gemm(True, False, 1.0, s.mixed, w.out[l], 1.0, s.x)
-    _add_bias(s.x, w.out_bias[l])
 
 
 @njit()
 def _feed_forward(w, l, s, only_sum):
-    """x += mlp(x) of block ``l``; or, if only the sum over tokens is wanted, the hidden units summed over tokens."""
+    """x += bias of the attention, then mlp(x), of block ``l``; if ``only_sum``, the hidden units summed over tokens instead."""
     rows, block = len(s.x), len(s.summed)
-    _normalise(s.x, s.h)
+    _add_and_normalise(s.x, w.out_bias[l], s.h)
     if only_sum:
         for b in range(len(s.hidden_sum)):
             for c in range(s.hidden_sum.shape[1]):
@@ -315,7 +325,7 @@ def _feed_forward(w, l, s, only_sum):
         if not only_sum:
             gemm(False, False, 1.0, u, w.down[l], 1.0, s.x[start:stop])
     if not only_sum:
-        _add_bias(s.x, w.down_bias[l : l + 1])
+        _add_bias(s.x, w.down_bias[l])
 
 
 @njit()
@@ -379,7 +389,7 @@ def _head(w, s, complete, count, real, imaginary, phase):
     two_parts = len(w.head) == 2
     for p in range(len(w.head)):
         gemm(False, False, 1.0, s.unit, w.head[p], 0.0, s.summed)
-        _add_bias(s.summed, w.head_bias[p : p + 1])
+        _add_bias(s.summed, w.head_bias[p])
         _normalise(s.summed, s.part[p])
         for b in range(len(s.summed)):
             for c in range(s.part.shape[2]):
@@ -438,21 +448,16 @@ def _sum_terms(table, codes, x):
 
 
 @njit()
-def _change_terms(table, codes, before, x, changed):
-    """changed <- x (token, d + h) of states ``before`` with the terms of ``codes``; may be x. 3 T (d + h) loads per change."""
-    moved = False
+def _change_terms(table, codes, before, x):
+    """x (token, d + h) of states ``before`` becomes that of ``codes``, in place: 2 T (d + h) additions per changed token."""
     for t in range(codes.size):
         if codes[t] == before[t]:
             continue
         old, new = table.term[table.source[t], before[t]], table.term[table.source[t], codes[t]]
         for i in range(len(x)):
-            place = table.place[t, i]
-            source, target, less, more = changed[i] if moved else x[i], changed[i], old[place], new[place]
-            for c in range(source.size):
-                target[c] = source[c] + (more[c] - less[c])
-        moved = True
-    if not moved:
-        _copy(x, changed)
+            row, less, more = x[i], old[table.place[t, i]], new[table.place[t, i]]
+            for c in range(row.size):
+                row[c] += more[c] - less[c]
 
 
 @njit()
@@ -530,7 +535,7 @@ def _sum_hidden(group, x, hidden_sum):
 
 @njit()
 def _first_positional(w, table, s, count, sums, states, origin):
-    """The first block for configurations in the states ``s.code``: x after it, or all that ``_head`` wants if it is the only one.
+    """The first block for configurations in states ``s.code``: x after it, or all that ``_head`` wants if it is the only one.
 
     Configuration b starts from the sums of terms ``sums[origin[b]]`` (token, d + h) of another one in ``states[origin[b]]``
     (token,), or from nothing if origin[b] < 0. A few at a time stay in the first-level cache; the product has as many rows
@@ -543,10 +548,12 @@ def _first_positional(w, table, s, count, sums, states, origin):
         last = min(first + size, count)
         group = s.group[: last - first]
         for b in range(first, last):
+            codes, target = s.code[:, b], group[b - first]
             if origin[b] < 0:
-                _sum_terms(table, s.code[:, b], group[b - first])
+                _sum_terms(table, codes, target)
             else:
-                _change_terms(table, s.code[:, b], states[origin[b]], sums[origin[b]], group[b - first])
+                _copy(sums[origin[b]], target)
+                _change_terms(table, codes, states[origin[b]], target)
         _activate(group, w.up_bias[0])
         if len(w.up) == 1:
             _sum_hidden(group, x[:, first:last], s.hidden_sum[first:last])
@@ -576,8 +583,10 @@ def forward(w, table, sigma, stream, real, imaginary, embed, first, last, head, 
     ``head``, which makes log psi of it: real, imaginary (n,) float64.
 
     FLOPs per configuration: tokens (2 patch d + L (4 d^2 + 4 d h + 2 tokens d)), with 8 d^2 and twice the attention term for
-    full attention; less 4 tokens d^2 in the first block where its attention is tabulated, and 2 (tokens - 1) d h in the last
-    when log psi is wanted. Memory traffic: the int8 configuration in, log psi out.
+    full attention; 2 (tokens - 1) d h less in the last block when log psi is wanted. Where the first block is tabulated it
+    costs tokens^2 (d + h) additions in place of the tokens (4 d^2 + 2 d h + 2 tokens d) FLOPs up to the hidden units of
+    positional attention, or 6 tokens d^2, the scores and the exponentials of full attention less. Memory traffic: the int8
+    configuration in, log psi out; the table stays in the second- or third-level cache.
     """
     n = len(sigma) if embed else len(stream)
     tokens, channels = len(w.position), table.term.shape[3]
@@ -637,7 +646,7 @@ def _accept(table, patch, proposed, sigma, codes, states, sums):
     sigma[:] = proposed
     if table.term.size > 0:
         _codes(sigma, patch, codes)
-        _change_terms(table, codes, states, sums, sums)
+        _change_terms(table, codes, states, sums)
         states[:] = codes
 
 
@@ -687,9 +696,10 @@ def _walk_block(w, table, s, sigma, real, first, length, threshold, ahead):
 def walk(w, table, sigma, real, first, length, threshold, each, block, ahead):
     """Metropolis proposals of ``states.fused.Walks.walk`` on log|psi| alone, ``real`` (chains,) float64; accepted per block.
 
-    ``each`` chains share a block of ``block`` configurations that stays in the cache for all proposals. A proposal costs one
-    forward pass less the first attention. Where there are fewer chains than places and ``ahead`` is set, later proposals of a
-    chain are evaluated with the next one: they count if all before them are rejected.
+    ``each`` chains share a block of ``block`` configurations that stays in the cache for all proposals. A proposal costs as
+    much as in ``flipped``. Where there are fewer chains than places and ``ahead`` is set, later proposals of a chain are
+    evaluated with the next one: they count if all before them are rejected. Sums of terms follow the chains: n accepted moves
+    leave them off by at most n + T roundings.
     """
     chains = len(sigma)
     blocks = (chains + each - 1) // each
@@ -708,7 +718,7 @@ def flipped(w, table, sigma, signs, pairs, real, imaginary, block, pieces):
     """log psi of sigma[pairs[p, 0]] * signs[pairs[p, 1]]: real, imaginary (pairs,) float64.
 
     sigma (n, n_sites), signs (flips, n_sites) int8, pairs (pairs, 2) int64, those of a sample next to each other: they start
-    from its first attention, each for 2 tokens d additions for every token that changes.
+    from its sums of terms, each for 2 tokens (d + h) additions and 12 tokens (d + h) bytes for every token that changes.
     """
     tokens, channels = len(w.position), table.term.shape[3]
     blocks = (len(pairs) + block - 1) // block
@@ -744,8 +754,15 @@ class FusedTransformer:
         packing = Packing(state, parameters)
         self.state, self.complex, self.depth = state, state.complex_amplitude, packing.depth
         self.weights, self.table = packing.weights(), packing.table()
+        self.table_of_sums = self._table_of_sums()
         self.smallest_block = LANES if packing.full else 1
         self.block = self._block_size()
+
+    def _table_of_sums(self) -> Table:
+        """The table for configurations that start from no other one: summing T (d + h) terms per token must be worth it."""
+        tokens, d, hidden = self.state.n_tokens, self.state.width, self.weights.up.shape[2]
+        worth = tokens * (d + hidden) * _ADDITION < 2 * d * hidden + 4 * d * d
+        return self.table if worth or self.table.term.size == 0 else NO_TABLE
 
     def _block_size(self) -> int:
         channels = self.weights.projection.shape[2]
@@ -769,7 +786,7 @@ class FusedTransformer:
         for start in range(0, n, size):
             rows = slice(start, start + size)
             forward(
-                self.weights, self.table, sigma[rows], stream[rows], real[rows], imaginary[rows],
+                self.weights, self.table_of_sums, sigma[rows], stream[rows], real[rows], imaginary[rows],
                 embed, first, last, head, self.block, self._pieces(min(size, n - start)),
             )  # fmt: skip
         return real + 1j * imaginary if self.complex else real

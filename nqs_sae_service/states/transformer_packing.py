@@ -15,10 +15,8 @@ from .primitives import LAYER_NORM_EPSILON, Attention, Mix, circulant
 from .state import State
 
 _LARGEST_PATCH = 8  # spins of a patch whose states are tabulated
-_TABLE_BYTES = 4 * 1024 * 1024  # of a table: a few fit the third-level cache
-_SPREAD = (
-    60.0  # at most: how far below the highest possible score of a query its highest actual score may lie
-)
+_TABLE_BYTES = 4 * 1024 * 1024  # of a table: larger ones leave the third-level cache
+_SPREAD = 60.0  # of the highest score of a query below the highest one in any states, at most
 _TINY = 1e-37  # exponentials below are zero: denormal numbers are slow
 
 
@@ -27,9 +25,7 @@ class Weights(NamedTuple):
 
     patch: np.ndarray  # (patch, d)
     position: np.ndarray  # (T, d): embedding bias, position code
-    projection: (
-        np.ndarray
-    )  # (L, d, d): values; (L, d, 3 d): queries / sqrt(d / heads), keys, values side by side
+    projection: np.ndarray  # (L, d, d): values; (L, d, 3 d): queries / sqrt(d / heads), keys, values
     query_bias: np.ndarray  # (L, d)
     pair: np.ndarray  # (L, heads, T, T): positional weights, or biases of the scores
     out: np.ndarray  # (L, d, d)
@@ -52,16 +48,15 @@ class Table(NamedTuple):
     LayerNorm and the map to the hidden units, is linear but for the size of the token: unit(x) U = scale(x) (x - mean x) U. So
     a term has d channels of x, less their mean, and behind them the h channels of (x - mean x) U.
 
-    Softmax attention: the weight of token j for token i depends on the states of these two patches but for the normalisation.
+    Softmax attention: but for the normalisation the weight of token j for token i depends on the states of these two patches.
+    The maximum taken off the scores is that over all tokens j in all states: it depends on token i and its state alone.
     """
 
     term: np.ndarray  # (source, 2^b, term, d + h): of token j for token i at [source[j], :, place[j, i]]
     source: np.ndarray  # (T,) int64
-    stream: np.ndarray  # (T, 2^b, d): embedding and the bias of the output
+    stream: np.ndarray  # (T, 2^b, d): the embedding
     value: np.ndarray  # (T, d, 2^b)
-    weight: (
-        np.ndarray
-    )  # (pair, heads, 2^b 2^b), states of i and j: exp(score - maximum over j and its state), at place[j, i]
+    weight: np.ndarray  # (pair, heads, 2^b 2^b) for states of i, j: exp(score - maximum), at place[j, i]
     place: np.ndarray  # (T, T) int64
 
 
@@ -108,7 +103,9 @@ class Packing:
         gain, bias = w[f"{a}.norm.gain"], w[f"{a}.norm.bias"]
         folded = [_folded(gain, bias, w[f"{a}.{n}.weight"], w[f"{a}.{n}.bias"]) for n in names]
         if self.full:
-            folded[0] = tuple(part / np.sqrt(self.width // self.heads) for part in folded[0])  # type: ignore[assignment]
+            weight, bias = folded[0]
+            scale = 1 / np.sqrt(self.width // self.heads)
+            folded[0] = weight * scale, bias * scale
         return np.concatenate([f[0] for f in folded], axis=1), np.concatenate([f[1] for f in folded])
 
     def _pairs(self, i: int) -> np.ndarray:
@@ -149,66 +146,66 @@ class Packing:
         pairs, states = self.tokens if self.invariant else self.tokens**2, 2**patch
         size = self.heads * states**2 if self.full else states * (self.width + hidden)
         if patch > _LARGEST_PATCH or 4 * pairs * size > _TABLE_BYTES:
-            return self._nothing()
+            return NO_TABLE
         bits = np.arange(states)[:, None] >> np.arange(patch)[::-1] & 1
         stream = (2.0 * bits - 1) @ self.w["embedding.weight"] + self._position()[:, None]
-        return self._softmax(stream) if self.full else self._positional(stream)
+        return self._softmax_table(stream) if self.full else self._positional_table(stream)
 
-    def _nothing(self, **fields) -> Table:
-        no_place = np.empty((0, 0), np.int64)
-        empty = Table(*(np.empty((0,) * n, np.float32) for n in (4, 1, 3, 3, 3)), no_place)._replace(  # type: ignore[call-arg]
-            source=np.empty(0, np.int64)
-        )
-        return empty._replace(
-            **{
-                name: np.ascontiguousarray(array, np.int64 if name in ("source", "place") else np.float32)
-                for name, array in fields.items()
-            }
-        )
-
-    def _positional(self, stream: np.ndarray) -> Table:
-        """Of the stream (T, 2^b, d) at the embedding. FLOPs: 2 pairs 2^b d h."""
-        source = np.zeros(self.tokens, np.int64) if self.invariant else np.arange(self.tokens)
+    def _positional_table(self, stream: np.ndarray) -> Table:
+        """From the embedding (T, 2^b, d) of all states; 2 pairs 2^b d h FLOPs."""
+        tokens, states, d = stream.shape
+        source = np.zeros(tokens, np.int64) if self.invariant else np.arange(tokens)
         own = np.unique(source)
-        values = (_unit(stream[own]) @ self._projection(1)[0]).reshape(
-            len(own), stream.shape[1], self.heads, -1
+        values = (_unit(stream[own]) @ self._projection(1)[0]).reshape(len(own), states, self.heads, -1)
+        written = np.einsum(
+            "jshc,hcd->jshd", values, self.w["attention_1.out.weight"].reshape(self.heads, -1, d)
         )
-        written = self.w["attention_1.out.weight"].reshape(self.heads, -1, self.width)
-        written = np.einsum("jshc,hcd->jshd", values, written)
         term = np.einsum("hij,jshd->jsid", self._pairs(1)[:, :, own], written)
-        layer = self._layer(1)
-        term[own, :, own] += stream[own] + layer[4][own, None]  # a token brings its own stream and bias along
+        _, _, _, _, out_bias, up, *_ = self._layer(1)
+        term[own, :, own] += stream[own] + out_bias[own, None]  # a token brings its own stream and bias along
         term -= term.mean(axis=3, keepdims=True)
-        rows = np.arange(self.tokens)
-        place = circulant(np, self.tokens).T if self.invariant else np.repeat(rows[None], self.tokens, axis=0)
-        return self._nothing(term=np.concatenate([term, term @ layer[5]], axis=3), source=source, place=place)
+        place = circulant(np, tokens).T if self.invariant else np.tile(np.arange(tokens), (tokens, 1))
+        return NO_TABLE._replace(
+            term=np.concatenate([term, term @ up], axis=3).astype(np.float32),
+            source=source,
+            place=np.ascontiguousarray(place),
+        )
 
-    def _softmax(self, stream: np.ndarray) -> Table:
-        """Of the stream (T, 2^b, d) at the embedding. FLOPs: 2 pairs 2^b 2^b d."""
-        d, states = self.width, stream.shape[1]
+    def _softmax_table(self, stream: np.ndarray) -> Table:
+        """From the embedding (T, 2^b, d) of all states; 2 pairs 2^b 2^b d FLOPs.
+
+        Nothing is tabulated where the exponentials of all scores that a query really has could be tiny.
+        """
+        tokens, states, d = stream.shape
         weight, bias = self._projection(1)
-        unit = _unit(stream)
-        query, key, value = np.split(unit @ weight, 3, axis=2)
-        query = (query + bias[:d]).reshape(self.tokens, states, self.heads, -1)
-        key = key.reshape(self.tokens, states, self.heads, -1)
-        others = 1 if self.invariant else self.tokens
+        query, key, value = np.split(_unit(stream) @ weight, 3, axis=2)
+        query = (query + bias[:d]).reshape(tokens, states, self.heads, -1)
+        key = key.reshape(tokens, states, self.heads, -1)
+        others, over_j = (1, (0, 1)) if self.invariant else (tokens, (1,))  # distances i - 0, or all pairs
         score = np.einsum("ishc,jthc->ijhst", query, key[:others], optimize=True)
         score += self._pairs(1).transpose(1, 2, 0)[:, :others, :, None, None]
-        over_j = (0, 1) if self.invariant else (1,)
         highest = score.max(axis=(*over_j, 4), keepdims=True)
-        if not (highest - score.min(axis=4, keepdims=True).max(axis=over_j, keepdims=True)).max() < _SPREAD:
-            return self._nothing()
-        place = (
-            circulant(np, self.tokens)
-            if self.invariant
-            else np.arange(self.tokens**2).reshape(self.tokens, -1)
-        ).T
-        exponential = np.exp(score - highest)
-        exponential[exponential < _TINY] = 0.0
-        return self._nothing(
-            stream=stream + self._layer(1)[4][:, None], value=value.transpose(0, 2, 1),
-            weight=exponential.reshape(len(score) * others, self.heads, -1), place=place,
-        )  # fmt: skip
+        reached = score.min(axis=4, keepdims=True).max(axis=over_j, keepdims=True)
+        if not (highest - reached).max() < _SPREAD:
+            return NO_TABLE
+        exponential = np.exp(score - highest).reshape(tokens * others, self.heads, -1)
+        pairs = np.arange(tokens**2).reshape(tokens, tokens)
+        return NO_TABLE._replace(
+            stream=stream.astype(np.float32),
+            value=np.ascontiguousarray(value.transpose(0, 2, 1), np.float32),
+            weight=np.where(exponential < _TINY, 0.0, exponential).astype(np.float32),
+            place=np.ascontiguousarray((circulant(np, tokens) if self.invariant else pairs).T),
+        )
+
+
+NO_TABLE = Table(
+    term=np.empty((0, 0, 0, 0), np.float32),
+    source=np.empty(0, np.int64),
+    stream=np.empty((0, 0, 0), np.float32),
+    value=np.empty((0, 0, 0), np.float32),
+    weight=np.empty((0, 0, 0), np.float32),
+    place=np.empty((0, 0), np.int64),
+)
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
