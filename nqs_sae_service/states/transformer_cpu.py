@@ -4,9 +4,13 @@ A block of configurations stays in the second-level cache from the embedding to 
 thread per block, blocks in parallel), everything between is a vectorised loop. What does not change the result is not computed:
 
 - LayerNorm gains, biases of values and keys, and the biases written to the residual stream are folded into neighbouring maps;
-- a patch of b spins has 2^b states, so what positional attention makes of it in the first block is looked up (``Table``);
+- a patch of b spins has 2^b states, so what the first block makes of it is looked up (``Table``): positional attention up to
+  the hidden units, which are sums over tokens, or the weights and values of softmax attention;
 - after the last block only the sum over tokens is wanted, so its last map acts once on the sum of the hidden units;
-- configurations that differ from another one in a few tokens start from the first attention of that one.
+- configurations that differ from another one in a few tokens start from the sums over tokens of that one.
+
+Streams are rows of channels, token by token; between its projections attention works on the transposed, configurations side by
+side: positional weights are matrices then, and softmax a loop over neighbours.
 
 Every block has the same number of rows, the last one padded: the bits depend on a configuration's place in its block (the BLAS
 treats rows differently), but neither on its neighbours nor on the number of threads.
@@ -20,17 +24,18 @@ from typing import NamedTuple
 import numpy as np
 
 from ..engine.blas import gemm
-from ..engine.jit import njit, numba, prange
+from ..engine.jit import EXACT, njit, numba, prange
+from ..engine.lanes import LANES, add_products
 from ..engine.vector import cos_sin32, exp32, gelu32
 from .fused import ALIGNMENT
-from .primitives import LAYER_NORM_EPSILON, Attention, Mix, circulant
+from .primitives import LAYER_NORM_EPSILON
 from .state import State
+from .transformer_packing import NO_TABLE, Packing, Table
 
 _CACHE_BYTES = 400 * 1024  # share of a core's second-level cache that a block may fill
 # Blocks of configurations are powers of two up to ALIGNMENT, so that aligned calls always cut at block boundaries.
 _HIDDEN_ROWS = 64  # of the feed-forward network at a time: hidden units stay in the first-level cache
-_TABLE_BYTES = 512 * 1024  # of a table that is looked up: more would leave the second-level cache
-_LARGEST_PATCH = 8  # spins of a patch whose states are tabulated
+_ADDITION = 6.5  # FLOPs of a product in the time of adding one channel of a term, measured
 _AHEAD = 8  # proposals of a chain in a block of few chains: more are rarely needed
 # Blocks are handed to threads in this many pieces per thread, so that a slow core does not hold up the rest.
 _PIECES_PER_THREAD = 16
@@ -40,69 +45,51 @@ _f4 = np.float32
 _EPSILON = _f4(LAYER_NORM_EPSILON)
 
 
-class Weights(NamedTuple):
-    """Parameters as the kernels want them, float32: width d, hidden h, tokens T, L blocks, LayerNorms folded."""
-
-    patch: np.ndarray  # (patch, d)
-    position: np.ndarray  # (T, d): embedding bias, position code
-    projection: np.ndarray  # (L, d, d): values; (L, d, 3 d): queries, keys, values side by side
-    query_bias: np.ndarray  # (L, d)
-    pair: (
-        np.ndarray
-    )  # (L, T, T, d): positional weights spread over channels; (L, heads, T, T): biases of the scores
-    out: np.ndarray  # (L, d, d)
-    out_bias: np.ndarray  # (L, T, d), with what the bias of the values turns into
-    up: np.ndarray  # (L, d, h)
-    up_bias: np.ndarray  # (L, h)
-    down: np.ndarray  # (L, h, d)
-    down_bias: np.ndarray  # (L, d)
-    head: np.ndarray  # (1 or 2, d, d): real, imaginary part
-    head_bias: np.ndarray
-    head_gain: np.ndarray
-    head_shift: np.ndarray  # (1 or 2, d)
-    heads: int
-
-
-class Table(NamedTuple):
-    """What token j in state c of its patch adds to the stream of token i after positional attention in the first block."""
-
-    term: np.ndarray  # (pair, 2^b, d), or nothing
-    place: np.ndarray  # (T, T) int64: the pair of i and j
-
-
 class Scratch(NamedTuple):
-    """Work space of a block of B configurations. Token t of configuration b is row t B + b."""
+    """Work space of a block of B configurations. Token t of configuration b is row t B + b, or column where transposed."""
 
     x: np.ndarray  # (rows, d): the residual stream
     h: np.ndarray  # (rows, d)
-    v: np.ndarray  # (rows, d): values; (3 d, rows): queries, keys and values, transposed
-    mixed: np.ndarray  # (rows, d), or (d, rows) after the transposed values
+    v: np.ndarray  # (d, rows): values; (3 d, rows): queries, keys and values
+    mixed: np.ndarray  # (d, rows)
     u: np.ndarray  # (_HIDDEN_ROWS, h)
-    hidden_sum: np.ndarray  # (block, h)
-    summed: np.ndarray  # (block, d)
-    unit: np.ndarray  # (block, d)
-    part: np.ndarray  # (2, block, d)
-    score: np.ndarray  # (T + 2, block)
+    hidden_sum: np.ndarray  # (B, h)
+    summed: np.ndarray  # (B, d)
+    unit: np.ndarray  # (B, d)
+    part: np.ndarray  # (2, B, d)
+    score: np.ndarray  # (2, T, B): of two queries
+    total: np.ndarray  # (B,)
     channel: np.ndarray  # (3, d)
+    group: np.ndarray  # (a few, T, d + h): streams and hidden units of the first block, where tabulated
+    written: np.ndarray  # (a few T, d): what its feed-forward network adds to the stream
+    code: np.ndarray  # (T, B) int64: states of the patches, where the first block is tabulated
 
 
 @njit()
-def _scratch(w, block):
+def _scratch(w, table, block):
     tokens, d = w.position.shape
     rows, hidden = block * tokens, w.up.shape[2]
-    full = w.projection.shape[2] > d
+    group = 0
+    if table.term.size > 0:
+        group = 1
+        while 2 * group <= block and 2 * group * tokens <= _HIDDEN_ROWS:
+            group *= 2
     return Scratch(
         np.zeros((rows, d), np.float32),
         np.zeros((rows, d), np.float32),
-        np.zeros((3 * d, rows) if full else (rows, d), np.float32),
-        np.zeros((d, rows) if full else (rows, d), np.float32),
+        np.zeros((w.projection.shape[2], rows), np.float32),
+        np.zeros((d, rows), np.float32),
         np.zeros((min(rows, _HIDDEN_ROWS), hidden), np.float32),
         np.zeros((block, hidden), np.float32),
         np.zeros((block, d), np.float32),
         np.zeros((block, d), np.float32),
         np.zeros((2, block, d), np.float32),
-        np.zeros((tokens + 2, block), np.float32),
+        np.zeros((2, tokens, block), np.float32),
+        np.zeros(block, np.float32),
         np.zeros((3, d), np.float32),
+        np.zeros((group, tokens, d + hidden), np.float32),
+        np.zeros((group * tokens, d), np.float32),
+        np.zeros((tokens, block), np.int64),
     )
 
 
@@ -126,12 +113,21 @@ def _normalise(x, out):
 
 @njit()
 def _add_bias(x, bias):
-    """x (rows, d) += bias (1, d), or bias (token, d) to as many rows of each token."""
-    each = len(x) // len(bias)
+    """x (rows, d) += bias (d,)."""
     for r in range(len(x)):
-        row, own = x[r], bias[r // each]
+        row = x[r]
         for c in range(row.size):
-            row[c] += own[c]
+            row[c] += bias[c]
+
+
+@njit()
+def _add_and_normalise(x, bias, out):
+    """x (rows, d) += bias (token, d), the same for as many rows of each token; out = LayerNorm of it, as ``_normalise``."""
+    each = len(x) // len(bias)
+    for t in range(len(bias)):
+        own = slice(t * each, (t + 1) * each)
+        _add_bias(x[own], bias[t])
+        _normalise(x[own], out[own])
 
 
 @njit()
@@ -144,90 +140,170 @@ def _copy(x, y):
 
 @njit()
 def _mix(v, weight, out):
-    """out_i = sum_j weight_ij v_j with the weights spread over channels: weight (token, token, width)."""
-    tokens, d = len(weight), v.shape[1]
-    block = len(v) // tokens
+    """out_i = sum_j weight[h, i, j] v_j in every head h; v, out (d, T B), weight (heads, T, T). One product per channel."""
+    heads, tokens, _ = weight.shape
+    d, block = len(v), v.shape[1] // tokens
+    for c in range(d):
+        value, target = v[c].reshape(tokens, block), out[c].reshape(tokens, block)
+        gemm(False, False, 1.0, weight[c * heads // d], value, 0.0, target)
+
+
+@njit(fastmath=EXACT)
+def _exponentials(score, top):
+    """score_j <- exp(score_j - max_j score_j); score (T, B), top (B,) is scratch."""
+    tokens, block = score.shape
     for b in range(block):
-        for i in range(tokens):
-            row = out[i * block + b]
-            for c in range(d):
-                row[c] = weight[i, 0, c] * v[b, c]
-            for j in range(1, tokens):
-                value = v[j * block + b]
-                for c in range(d):
-                    row[c] += weight[i, j, c] * value[c]
+        top[b] = score[0, b]
+    for j in range(1, tokens):
+        row = score[j]
+        for b in range(block):
+            top[b] = max(top[b], row[b])
+    for j in range(tokens):
+        row = score[j]
+        for b in range(block):
+            row[b] = exp32(row[b] - top[b])
+
+
+@njit(fastmath=EXACT)
+def _divide_by_sum(weight, total):
+    """weight_j <- weight_j / sum_j weight_j; weight (T, B), total (B,) is scratch."""
+    tokens, block = weight.shape
+    for b in range(block):
+        total[b] = _f4(0)
+    for j in range(tokens):
+        row = weight[j]
+        for b in range(block):
+            total[b] += row[b]
+    for b in range(block):
+        total[b] = _f4(1) / total[b]
+    for j in range(tokens):
+        row = weight[j]
+        for b in range(block):
+            row[b] *= total[b]
 
 
 @njit()
-def _attend(qkv, query_bias, bias, heads, out, score):
-    """out = softmax(q k^T / sqrt(d_head) + bias) v in every head; qkv (3 width, rows): queries above keys above values.
+def _scores(qkv, bias, h, d, i0, i1, score):
+    """score[x, j] = q_i k_j + bias[h, i, j] in head h for the queries i0, i1; qkv (3 d, T, B), score (2, T, B), both flat."""
+    heads, tokens, _ = bias.shape
+    rows, dh = score.size // 2, d // heads
+    block = rows // tokens
+    q, k = h * dh * rows, (d + h * dh) * rows
+    for j0 in range(0, tokens, 2):
+        j1 = min(j0 + 1, tokens - 1)
+        start = bias[h, i0, j0], bias[h, i0, j1], bias[h, i1, j0], bias[h, i1, j1]
+        for b in range(0, block, LANES):
+            queries, keys = (q + i0 * block + b, q + i1 * block + b), (k + j0 * block + b, k + j1 * block + b)
+            first, second = j0 * block + b, j1 * block + b
+            places = first, second, rows + first, rows + second
+            add_products(qkv, queries, rows, qkv, keys, rows, dh, start, score, places)
 
-    Every innermost loop runs over the configurations of the block, side by side in a row of qkv. score (token + 2, block) is
-    scratch.
+
+@njit()
+def _weighted_values(weight, tokens, v, channel, h, dh, i0, i1, out):
+    """out_i = sum_j weight[x, j] v_j in head h for the queries i0, i1.
+
+    weight (2, T, B), v (channels, T, B) from ``channel`` on, out (d, T, B), all flat.
     """
-    d, tokens = len(out), bias.shape[1]
-    block, dh = out.shape[1] // tokens, d // heads
-    scale = _f4(1) / math.sqrt(_f4(dh))
-    top, total = score[tokens], score[tokens + 1]
+    rows, zero = weight.size // 2, _f4(0)
+    block = rows // tokens
+    for c0 in range(h * dh, (h + 1) * dh, 2):
+        c1 = min(c0 + 1, (h + 1) * dh - 1)
+        for b in range(0, block, LANES):
+            values = (channel + c0) * rows + b, (channel + c1) * rows + b
+            first, second = c0 * rows + b, c1 * rows + b
+            places = first + i0 * block, second + i0 * block, first + i1 * block, second + i1 * block
+            add_products(
+                weight, (b, rows + b), block, v, values, block, tokens, (zero, zero, zero, zero), out, places
+            )
+
+
+@njit()
+def _attend(qkv, bias, heads, out, score, total):
+    """out = softmax(q k^T + bias) v in every head, the scale of the scores in q.
+
+    qkv (3 d, T B): queries above keys above values; bias (heads, T, T), out (d, T B). Two queries at a time: where their
+    number is odd the last one comes twice. 4 T d FLOPs and T heads exponentials per row.
+    """
+    tokens, d = bias.shape[1], len(out)
+    flat, weights, target = qkv.reshape(-1), score.reshape(-1), out.reshape(-1)
     for h in range(heads):
-        for i in range(tokens):
-            for j in range(tokens):
-                row = score[j]
-                for b in range(block):
-                    row[b] = bias[h, i, j]
-            for c in range(h * dh, (h + 1) * dh):
-                query, key = qkv[c, i * block : (i + 1) * block], qkv[d + c]
-                for b in range(block):
-                    total[b] = (query[b] + query_bias[c]) * scale
-                for j in range(tokens):
-                    row, own = score[j], key[j * block : (j + 1) * block]
-                    for b in range(block):
-                        row[b] += total[b] * own[b]
+        for i0 in range(0, tokens, 2):
+            i1 = min(i0 + 1, tokens - 1)
+            _scores(flat, bias, h, d, i0, i1, weights)
+            for x in range(2):
+                _exponentials(score[x], total)
+                _divide_by_sum(score[x], total)
+            _weighted_values(weights, tokens, flat, 2 * d, h, d // heads, i0, i1, target)
+
+
+@njit()
+def _look_up_weights(table, h, i, code, weight):
+    """weight_j, not normalised, of query i in head h for configurations in states ``code`` (T, B) of their patches."""
+    states, (tokens, block) = table.stream.shape[1], code.shape
+    own = code[i]
+    for j in range(tokens):
+        row, other, entry = weight[j], code[j], table.weight[table.place[j, i], h]
+        for b in range(block):
+            row[b] = entry[own[b] * states + other[b]]
+
+
+@njit()
+def _first_softmax(w, table, s):
+    """x after the first attention, but for its bias: embedding, weights and values of the patches' states are looked up.
+
+    T d (2 + 2 T) + 2 T d^2 FLOPs and T^2 heads look-ups, but no queries and keys, and no exponential.
+    """
+    tokens, d = w.position.shape
+    block = len(s.summed)
+    for t in range(tokens):
+        for b in range(block):
+            row, own = s.x[t * block + b], table.stream[t, s.code[t, b]]
+            for c in range(d):
+                row[c] = own[c]
+    for j in range(tokens):
+        for c in range(d):
+            entry, row = table.value[j, c], s.v[c]
             for b in range(block):
-                top[b], total[b] = score[0, b], _f4(0)
-            for j in range(1, tokens):
-                row = score[j]
-                for b in range(block):
-                    top[b] = max(top[b], row[b])
-            for j in range(tokens):
-                row = score[j]
-                for b in range(block):
-                    row[b] = exp32(row[b] - top[b])
-                    total[b] += row[b]
-            for b in range(block):
-                total[b] = _f4(1) / total[b]
-            for c in range(h * dh, (h + 1) * dh):
-                target, value = out[c, i * block : (i + 1) * block], qkv[2 * d + c]
-                for b in range(block):
-                    target[b] = _f4(0)
-                for j in range(tokens):
-                    row, own = score[j], value[j * block : (j + 1) * block]
-                    for b in range(block):
-                        target[b] += row[b] * own[b]
-                for b in range(block):
-                    target[b] *= total[b]
+                row[j * block + b] = entry[s.code[j, b]]
+    values, weights, target = s.v.reshape(-1), s.score.reshape(-1), s.mixed.reshape(-1)
+    for h in range(w.heads):
+        for i0 in range(0, tokens, 2):
+            i1 = min(i0 + 1, tokens - 1)
+            for x in range(2):
+                _look_up_weights(table, h, i1 if x == 1 else i0, s.code, s.score[x])
+                _divide_by_sum(s.score[x], s.total)
+            _weighted_values(weights, tokens, values, 0, h, d // w.heads, i0, i1, target)
+    gemm(True, False, 1.0, s.mixed, w.out[0], 1.0, s.x)
+
+
+@njit()
+def _add_to_rows(x, bias):
+    """x (channel, columns) += bias (channel,)."""
+    for c in range(len(bias)):
+        row, own = x[c], bias[c]
+        for r in range(row.size):
+            row[r] += own
 
 
 @njit()
 def _attention(w, l, s):
-    """x += attention(x) of block ``l``."""
+    """x += attention(x) of block ``l``, but for its bias, which ``_feed_forward`` adds."""
     _normalise(s.x, s.h)
-    full = w.projection.shape[2] > w.position.shape[1]
-    if full:
-        gemm(True, True, 1.0, w.projection[l], s.h, 0.0, s.v)
-        _attend(s.v, w.query_bias[l], w.pair[l], w.heads, s.mixed, s.score)
+    gemm(True, True, 1.0, w.projection[l], s.h, 0.0, s.v)
+    if len(s.v) > len(s.mixed):
+        _add_to_rows(s.v, w.query_bias[l])
+        _attend(s.v, w.pair[l], w.heads, s.mixed, s.score, s.total)
     else:
-        gemm(False, False, 1.0, s.h, w.projection[l], 0.0, s.v)
         _mix(s.v, w.pair[l], s.mixed)
-    gemm(full, False, 1.0, s.mixed, w.out[l], 1.0, s.x)
-    _add_bias(s.x, w.out_bias[l])
+    gemm(True, False, 1.0, s.mixed, w.out[l], 1.0, s.x)
 
 
 @njit()
 def _feed_forward(w, l, s, only_sum):
-    """x += mlp(x) of block ``l``; or, if only the sum over tokens is wanted, the hidden units summed over tokens."""
+    """x += bias of the attention, then mlp(x), of block ``l``; if ``only_sum``, the hidden units summed over tokens instead."""
     rows, block = len(s.x), len(s.summed)
-    _normalise(s.x, s.h)
+    _add_and_normalise(s.x, w.out_bias[l], s.h)
     if only_sum:
         for b in range(len(s.hidden_sum)):
             for c in range(s.hidden_sum.shape[1]):
@@ -249,7 +325,7 @@ def _feed_forward(w, l, s, only_sum):
         if not only_sum:
             gemm(False, False, 1.0, u, w.down[l], 1.0, s.x[start:stop])
     if not only_sum:
-        _add_bias(s.x, w.down_bias[l : l + 1])
+        _add_bias(s.x, w.down_bias[l])
 
 
 @njit()
@@ -313,7 +389,7 @@ def _head(w, s, complete, count, real, imaginary, phase):
     two_parts = len(w.head) == 2
     for p in range(len(w.head)):
         gemm(False, False, 1.0, s.unit, w.head[p], 0.0, s.summed)
-        _add_bias(s.summed, w.head_bias[p : p + 1])
+        _add_bias(s.summed, w.head_bias[p])
         _normalise(s.summed, s.part[p])
         for b in range(len(s.summed)):
             for c in range(s.part.shape[2]):
@@ -350,41 +426,53 @@ def _codes(sigma, patch, codes):
 
 
 @njit()
-def _attended(table, codes, x):
-    """x (token, d): the stream after the first attention, as a sum of table rows."""
-    tokens, d = x.shape
-    for i in range(tokens):
-        row = x[i]
-        for c in range(d):
-            row[c] = _f4(0)
-        for j in range(tokens):
-            term = table.term[table.place[i, j], codes[j]]
-            for c in range(d):
-                row[c] += term[c]
-
-
-@njit()
-def _change_attended(table, token, before, after, x):
-    """Replace the contribution of one token to x (token, d)."""
+def _sum_terms(table, codes, x):
+    """x (token, d + h): the stream after the first attention and what goes to the hidden units, as sums of terms."""
     for i in range(len(x)):
-        row, place = x[i], table.place[i, token]
-        old, new = table.term[place, before], table.term[place, after]
+        row = x[i]
         for c in range(row.size):
-            row[c] += new[c] - old[c]
+            row[c] = _f4(0)
+    for j in range(0, codes.size - 1, 2):
+        own, other = table.term[table.source[j], codes[j]], table.term[table.source[j + 1], codes[j + 1]]
+        for i in range(len(x)):
+            row, one, two = x[i], own[table.place[j, i]], other[table.place[j + 1, i]]
+            for c in range(row.size):
+                row[c] += one[c] + two[c]
+    if codes.size % 2 == 1:
+        last = codes.size - 1
+        own = table.term[table.source[last], codes[last]]
+        for i in range(len(x)):
+            row, one = x[i], own[table.place[last, i]]
+            for c in range(row.size):
+                row[c] += one[c]
 
 
 @njit()
-def _embed(w, sigma, x):
-    """x (token, d): the embedding of one configuration."""
-    patch = len(w.patch)
-    for t in range(len(x)):
-        row = x[t]
-        for c in range(row.size):
-            row[c] = w.position[t, c]
-        for p in range(patch):
-            spin = _f4(sigma[t * patch + p])
+def _change_terms(table, codes, before, x):
+    """x (token, d + h) of states ``before`` becomes that of ``codes``, in place: 2 T (d + h) additions per changed token."""
+    for t in range(codes.size):
+        if codes[t] == before[t]:
+            continue
+        old, new = table.term[table.source[t], before[t]], table.term[table.source[t], codes[t]]
+        for i in range(len(x)):
+            row, less, more = x[i], old[table.place[t, i]], new[table.place[t, i]]
             for c in range(row.size):
-                row[c] += spin * w.patch[p, c]
+                row[c] += more[c] - less[c]
+
+
+@njit()
+def _embed(w, s, sigma):
+    """x: the embedding of configurations (count, n_sites)."""
+    patch, block = len(w.patch), len(s.summed)
+    for b in range(len(sigma)):
+        for t in range(len(w.position)):
+            row, position = s.x[t * block + b], w.position[t]
+            for c in range(row.size):
+                row[c] = position[c]
+            for p in range(patch):
+                spin, own = _f4(sigma[b, t * patch + p]), w.patch[p]
+                for c in range(row.size):
+                    row[c] += spin * own[c]
 
 
 @njit()
@@ -394,12 +482,96 @@ def _configuration(s, b, tokens):
 
 
 @njit()
-def _log_psi_of_block(w, s, attended, count, real, imaginary, phase):
-    """log psi of configurations whose stream starts at the embedding, or after the first attention if ``attended``."""
-    depth = len(w.up)
-    if attended:
+def _enter(w, table, s, sigma):
+    """Put configurations (count, n_sites) in their places: their embedding or, where tabulated, the states of their patches."""
+    if table.place.size == 0:
+        _embed(w, s, sigma)
+        return
+    for b in range(len(sigma)):
+        for t in range(len(w.position)):
+            s.code[t, b] = _state_of_patch(sigma[b], t, len(w.patch))
+
+
+@njit()
+def _activate(group, bias):
+    """group (configuration, token, d + h): the terms of the hidden units become the hidden units."""
+    d = group.shape[2] - bias.size
+    for q in range(len(group)):
+        for i in range(group.shape[1]):
+            x, u = group[q, i, :d], group[q, i, d:]
+            square = _f4(0)
+            for c in range(d):
+                square += x[c] * x[c]
+            scale = _f4(1) / math.sqrt(square / _f4(d) + _EPSILON)
+            for c in range(bias.size):
+                u[c] = gelu32(u[c] * scale + bias[c])
+
+
+@njit()
+def _leave_group(group, written, bias, x):
+    """x[token, configuration] = what is in ``group``, plus what its feed-forward network has ``written``, plus ``bias``."""
+    for q in range(len(group)):
+        for i in range(group.shape[1]):
+            row, own, other = x[i, q], group[q, i], written[q * group.shape[1] + i]
+            for c in range(bias.size):
+                row[c] = own[c] + other[c] + bias[c]
+
+
+@njit()
+def _sum_hidden(group, x, hidden_sum):
+    """x[token, configuration] = what is in ``group``, and the sums of its hidden units over tokens."""
+    d = x.shape[2]
+    for q in range(len(group)):
+        total = hidden_sum[q]
+        for c in range(total.size):
+            total[c] = _f4(0)
+        for i in range(group.shape[1]):
+            row, own, hidden = x[i, q], group[q, i], group[q, i, d:]
+            for c in range(d):
+                row[c] = own[c]
+            for c in range(total.size):
+                total[c] += hidden[c]
+
+
+@njit()
+def _first_positional(w, table, s, count, sums, states, origin):
+    """The first block for configurations in states ``s.code``: x after it, or all that ``_head`` wants if it is the only one.
+
+    Configuration b starts from the sums of terms ``sums[origin[b]]`` (token, d + h) of another one in ``states[origin[b]]``
+    (token,), or from nothing if origin[b] < 0. A few at a time stay in the first-level cache; the product has as many rows
+    where there are fewer, so that bits depend on places alone.
+    """
+    tokens, d = w.position.shape
+    size, block = len(s.group), len(s.summed)
+    x, rows = s.x.reshape(tokens, block, d), s.group.reshape(size * tokens, -1)
+    for first in range(0, count, size):
+        last = min(first + size, count)
+        group = s.group[: last - first]
+        for b in range(first, last):
+            codes, target = s.code[:, b], group[b - first]
+            if origin[b] < 0:
+                _sum_terms(table, codes, target)
+            else:
+                _copy(sums[origin[b]], target)
+                _change_terms(table, codes, states[origin[b]], target)
+        _activate(group, w.up_bias[0])
+        if len(w.up) == 1:
+            _sum_hidden(group, x[:, first:last], s.hidden_sum[first:last])
+            continue
+        gemm(False, False, 1.0, rows[:, d:], w.down[0], 0.0, s.written)
+        _leave_group(group, s.written, w.down_bias[0], x[:, first:last])
+
+
+@njit()
+def _log_psi_of_block(w, table, s, count, sums, states, origin, real, imaginary, phase):
+    """log psi of the first ``count`` configurations, which have been put in their places; see ``_first_positional``."""
+    depth, done = len(w.up), min(1, table.place.size)
+    if table.term.size > 0:
+        _first_positional(w, table, s, count, sums, states, origin)
+    elif done == 1:
+        _first_softmax(w, table, s)
         _feed_forward(w, 0, s, depth == 1)
-    _blocks(w, s, 1 if attended else 0, depth, True)
+    _blocks(w, s, done, depth, True)
     _head(w, s, False, count, real, imaginary, phase)
 
 
@@ -411,50 +583,38 @@ def forward(w, table, sigma, stream, real, imaginary, embed, first, last, head, 
     ``head``, which makes log psi of it: real, imaginary (n,) float64.
 
     FLOPs per configuration: tokens (2 patch d + L (4 d^2 + 4 d h + 2 tokens d)), with 8 d^2 and twice the attention term for
-    full attention; less 4 tokens d^2 in the first block where its attention is tabulated, and 2 (tokens - 1) d h in the last
-    when log psi is wanted. Memory traffic: the int8 configuration in, log psi out.
+    full attention; 2 (tokens - 1) d h less in the last block when log psi is wanted. Where the first block is tabulated it
+    costs tokens^2 (d + h) additions in place of the tokens (4 d^2 + 2 d h + 2 tokens d) FLOPs up to the hidden units of
+    positional attention, or 6 tokens d^2, the scores and the exponentials of full attention less. Memory traffic: the int8
+    configuration in, log psi out; the table stays in the second- or third-level cache.
     """
     n = len(sigma) if embed else len(stream)
-    tokens = len(w.position)
+    tokens, channels = len(w.position), table.term.shape[3]
     blocks = (n + block - 1) // block
     for piece in prange(pieces):
-        s = _scratch(w, block)
-        codes = np.zeros(tokens, np.int64)
+        s = _scratch(w, table, block)
+        sums, states = np.zeros((0, tokens, channels), np.float32), np.zeros((0, tokens), np.int64)
+        origin = np.full(block, -1)
         for ib in range(piece * blocks // pieces, (piece + 1) * blocks // pieces):
             start = ib * block
             count = min(block, n - start)
-            attended = embed and head and table.term.size > 0
-            for b in range(count):
-                x = _configuration(s, b, tokens)
-                if attended:
-                    _codes(sigma[start + b], len(w.patch), codes)
-                    _attended(table, codes, x)
-                elif embed:
-                    _embed(w, sigma[start + b], x)
-                else:
-                    _copy(stream[start + b], x)
             if embed and head:
-                _log_psi_of_block(w, s, attended, count, real[start:], imaginary[start:], True)
+                _enter(w, table, s, sigma[start : start + count])
+                _log_psi_of_block(
+                    w, table, s, count, sums, states, origin, real[start:], imaginary[start:], True
+                )
                 continue
+            if embed:
+                _embed(w, s, sigma[start : start + count])
+            else:
+                for b in range(count):
+                    _copy(stream[start + b], _configuration(s, b, tokens))
             _blocks(w, s, first, last, head)
             if head:
                 _head(w, s, first == last, count, real[start:], imaginary[start:], True)
                 continue
             for b in range(count):
                 _copy(_configuration(s, b, tokens), stream[start + b])
-
-
-@njit()
-def _start_from_base(w, table, sigma, x, base_codes, base, codes):
-    """Stream x (token, d) of a configuration; if tabulated, from the attended ``base`` of one in states ``base_codes``."""
-    if table.term.size == 0:
-        _embed(w, sigma, x)
-        return
-    _copy(base, x)
-    _codes(sigma, len(w.patch), codes)
-    for t in range(len(x)):
-        if codes[t] != base_codes[t]:
-            _change_attended(table, t, base_codes[t], codes[t], x)
 
 
 @njit()
@@ -481,16 +641,13 @@ def _next_proposals(upcoming, rows, ahead, owner, proposal):
 
 
 @njit()
-def _accept(table, patch, proposed, sigma, codes, base_codes, base):
-    """sigma <- proposed, with the states of its patches and its attended stream."""
+def _accept(table, patch, proposed, sigma, codes, states, sums):
+    """sigma <- proposed, with the states of its patches and its sums of terms."""
     sigma[:] = proposed
-    if table.term.size == 0:
-        return
-    _codes(sigma, patch, codes)
-    for t in range(codes.size):
-        if codes[t] != base_codes[t]:
-            _change_attended(table, t, base_codes[t], codes[t], base)
-            base_codes[t] = codes[t]
+    if table.term.size > 0:
+        _codes(sigma, patch, codes)
+        _change_terms(table, codes, states, sums)
+        states[:] = codes
 
 
 @njit()
@@ -498,17 +655,17 @@ def _walk_block(w, table, s, sigma, real, first, length, threshold, ahead):
     """All proposals of the chains of one block, those of a chain in order; number accepted."""
     chains, rows, accepted = len(sigma), len(first), 0
     block = len(s.summed)
-    tokens, d = w.position.shape
+    tokens, channels = len(w.position), table.term.shape[3]
     fresh, nothing = np.zeros(block), np.zeros(0)
     proposed = np.empty((block, sigma.shape[1]), np.int8)
     owner, proposal = np.empty(block, np.int64), np.empty(block, np.int64)
     upcoming, moved = np.zeros(chains, np.int64), np.zeros(chains, np.int64)
-    codes, base_codes = np.zeros(tokens, np.int64), np.zeros((chains, tokens), np.int64)
-    base = np.zeros((chains, tokens, d), np.float32)
+    codes, states = np.zeros(tokens, np.int64), np.zeros((chains, tokens), np.int64)
+    sums = np.zeros((chains, tokens, channels), np.float32)
     if table.term.size > 0:
         for b in range(chains):
-            _codes(sigma[b], len(w.patch), base_codes[b])
-            _attended(table, base_codes[b], base[b])
+            _codes(sigma[b], len(w.patch), states[b])
+            _sum_terms(table, states[b], sums[b])
     slots = _next_proposals(upcoming, rows, ahead, owner, proposal)
     turn = 0
     while slots > 0:
@@ -517,10 +674,8 @@ def _walk_block(w, table, s, sigma, real, first, length, threshold, ahead):
             b, r = owner[q], proposal[q]
             proposed[q] = sigma[b]
             _flip_stretch(proposed[q], first[r, b], length[r, b])
-            _start_from_base(
-                w, table, proposed[q], _configuration(s, q, tokens), base_codes[b], base[b], codes
-            )
-        _log_psi_of_block(w, s, table.term.size > 0, slots, fresh, nothing, False)
+        _enter(w, table, s, proposed[:slots])
+        _log_psi_of_block(w, table, s, slots, sums, states, owner, fresh, nothing, False)
         for q in range(slots):
             b, r = owner[q], proposal[q]
             if moved[b] == turn:  # proposals after an accepted one started from where the chain no longer is
@@ -530,7 +685,7 @@ def _walk_block(w, table, s, sigma, real, first, length, threshold, ahead):
             if threshold[r, b] < ratio:
                 accepted += 1
                 real[b], moved[b] = fresh[q], turn
-                _accept(table, len(w.patch), proposed[q], sigma[b], codes, base_codes[b], base[b])
+                _accept(table, len(w.patch), proposed[q], sigma[b], codes, states[b], sums[b])
             elif math.isnan(ratio):
                 real[b] = ratio
         slots = _next_proposals(upcoming, rows, ahead, owner, proposal)
@@ -541,16 +696,17 @@ def _walk_block(w, table, s, sigma, real, first, length, threshold, ahead):
 def walk(w, table, sigma, real, first, length, threshold, each, block, ahead):
     """Metropolis proposals of ``states.fused.Walks.walk`` on log|psi| alone, ``real`` (chains,) float64; accepted per block.
 
-    ``each`` chains share a block of ``block`` configurations that stays in the cache for all proposals. A proposal costs one
-    forward pass less the first attention. Where there are fewer chains than places and ``ahead`` is set, later proposals of a
-    chain are evaluated with the next one: they count if all before them are rejected.
+    ``each`` chains share a block of ``block`` configurations that stays in the cache for all proposals. A proposal costs as
+    much as in ``flipped``. Where there are fewer chains than places and ``ahead`` is set, later proposals of a chain are
+    evaluated with the next one: they count if all before them are rejected. Sums of terms follow the chains: n accepted moves
+    leave them off by at most n + T roundings.
     """
     chains = len(sigma)
     blocks = (chains + each - 1) // each
     accepted = np.zeros(blocks, np.int64)
     for ib in prange(blocks):
         own = slice(ib * each, min(chains, (ib + 1) * each))
-        s = _scratch(w, block)
+        s = _scratch(w, table, block)
         accepted[ib] = _walk_block(
             w, table, s, sigma[own], real[own], first[:, own], length[:, own], threshold[:, own], ahead
         )
@@ -562,125 +718,30 @@ def flipped(w, table, sigma, signs, pairs, real, imaginary, block, pieces):
     """log psi of sigma[pairs[p, 0]] * signs[pairs[p, 1]]: real, imaginary (pairs,) float64.
 
     sigma (n, n_sites), signs (flips, n_sites) int8, pairs (pairs, 2) int64, those of a sample next to each other: they start
-    from its first attention, each for 2 tokens d additions for every token that changes.
+    from its sums of terms, each for 2 tokens (d + h) additions and 12 tokens (d + h) bytes for every token that changes.
     """
-    tokens, d = w.position.shape
+    tokens, channels = len(w.position), table.term.shape[3]
     blocks = (len(pairs) + block - 1) // block
     for piece in prange(pieces):
-        s = _scratch(w, block)
-        codes, base_codes = np.zeros(tokens, np.int64), np.zeros(tokens, np.int64)
-        base, connected = np.zeros((tokens, d), np.float32), np.zeros(sigma.shape[1], np.int8)
+        s = _scratch(w, table, block)
+        states, origin = np.zeros((block, tokens), np.int64), np.zeros(block, np.int64)
+        sums = np.zeros((block, tokens, channels), np.float32)
+        connected = np.zeros((block, sigma.shape[1]), np.int8)
         for ib in range(piece * blocks // pieces, (piece + 1) * blocks // pieces):
             start = ib * block
-            count, present = min(block, len(pairs) - start), -1
+            count, samples = min(block, len(pairs) - start), 0
             for b in range(count):
                 sample, flip = pairs[start + b]
-                if sample != present and table.term.size > 0:
-                    present = sample
-                    _codes(sigma[sample], len(w.patch), base_codes)
-                    _attended(table, base_codes, base)
-                for i in range(connected.size):
-                    connected[i] = sigma[sample, i] * signs[flip, i]
-                _start_from_base(w, table, connected, _configuration(s, b, tokens), base_codes, base, codes)
-            _log_psi_of_block(w, s, table.term.size > 0, count, real[start:], imaginary[start:], True)
-
-
-def _folded(gain, bias, weight, weight_bias) -> tuple[np.ndarray, np.ndarray]:
-    """Dense(LayerNorm(x)) = unit(x) (gain W) + (bias W + b)."""
-    return gain[:, None] * weight, bias @ weight + weight_bias
-
-
-class _Packing:
-    """From the named parameters of a transformer, in float64, to ``Weights`` and ``Table``."""
-
-    def __init__(self, state: State, parameters: np.ndarray):
-        self.w = {name: array.astype(np.float64) for name, array in state.unpack(parameters).items()}
-        self.tokens, self.width, self.depth = (
-            state.n_tokens,
-            state.width,
-            sum(name.startswith("residual_") for name in state.layers),
-        )
-        mix = next(brick for brick in state.bricks if isinstance(brick, (Attention, Mix)))
-        self.heads, self.invariant = mix.heads, mix.translation_invariant
-        self.full = "attention_1.query.weight" in self.w
-        self.parts = ("real", "imaginary") if state.complex_amplitude else ("real",)
-
-    def weights(self) -> Weights:
-        """All weights, folded and rounded to float32."""
-        w, layers = self.w, [self._layer(i) for i in range(1, self.depth + 1)]
-        stacked = [np.stack(group) for group in zip(*layers, strict=True)]
-        dense = [
-            _folded(w["head.norm.gain"], w["head.norm.bias"], w[f"head.{p}.weight"], w[f"head.{p}.bias"])
-            for p in self.parts
-        ]
-        norms = [(w[f"head.{p}_norm.gain"], w[f"head.{p}_norm.bias"]) for p in self.parts]
-        head = [np.stack(group) for group in (*zip(*dense, strict=True), *zip(*norms, strict=True))]
-        arrays = (w["embedding.weight"], self._position(), *stacked, *head)
-        return Weights(*(np.ascontiguousarray(a, dtype=np.float32) for a in arrays), self.heads)  # type: ignore[call-arg, arg-type]
-
-    def _position(self) -> np.ndarray:
-        return self.w.get("position.code", np.zeros((self.tokens, self.width))) + self.w["embedding.bias"]
-
-    def _projection(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Weights and biases of queries, keys and values side by side, or of values alone."""
-        w, a = self.w, f"attention_{i}"
-        names = ("query", "key", "value") if self.full else ("value",)
-        gain, bias = w[f"{a}.norm.gain"], w[f"{a}.norm.bias"]
-        folded = [_folded(gain, bias, w[f"{a}.{n}.weight"], w[f"{a}.{n}.bias"]) for n in names]
-        return np.concatenate([f[0] for f in folded], axis=1), np.concatenate([f[1] for f in folded])
-
-    def _pairs(self, i: int) -> np.ndarray:
-        """Positional weights or biases of the scores, (heads, token, token)."""
-        stored = self.w.get(f"attention_{i}.mix.bias" if self.full else f"attention_{i}.mix.weight")
-        if stored is None:
-            return np.zeros((self.heads, self.tokens, self.tokens))
-        return stored[:, circulant(np, self.tokens)] if self.invariant else stored
-
-    def _layer(self, i: int):
-        """One entry of every per-block field of ``Weights``, in their order.
-
-        A bias of the keys shifts all scores of a query alike and drops out. Full attention weights sum to one, positional ones
-        to a number per token and head: the bias of the values becomes a bias of the output, per token.
-        """
-        w, a, m, d = self.w, f"attention_{i}", f"mlp_{i}", self.width
-        projection, bias = self._projection(i)
-        pairs, of_values = self._pairs(i), bias[-d:].reshape(self.heads, -1)
-        share = np.ones((self.heads, self.tokens)) if self.full else pairs.sum(axis=2)
-        mixed = (share.T[:, :, None] * of_values).reshape(self.tokens, d)
-        spread = pairs if self.full else np.repeat(pairs, d // self.heads, axis=0).transpose(1, 2, 0)
-        up = _folded(w[f"{m}.norm.gain"], w[f"{m}.norm.bias"], w[f"{m}.up.weight"], w[f"{m}.up.bias"])
-        out, out_bias = w[f"{a}.out.weight"], mixed @ w[f"{a}.out.weight"] + w[f"{a}.out.bias"]
-        query_bias = bias[:d] if self.full else np.zeros(d)
-        return (
-            projection,
-            query_bias,
-            spread,
-            out,
-            out_bias,
-            *up,
-            w[f"{m}.down.weight"],
-            w[f"{m}.down.bias"],
-        )
-
-    def table(self) -> Table:
-        """The first attention as a table, where it is positional, a patch has few states and the table fits into the cache."""
-        patch, d = self.w["embedding.weight"].shape
-        places = self.tokens if self.invariant else self.tokens**2
-        if self.full or patch > _LARGEST_PATCH or 4 * places * d * 2**patch > _TABLE_BYTES:
-            return Table(np.empty((0, 0, 0), np.float32), np.empty((0, 0), np.int64))
-        bits = np.arange(2**patch)[:, None] >> np.arange(patch)[::-1] & 1
-        stream = (2.0 * bits - 1) @ self.w["embedding.weight"] + self._position()[:, None]
-        centred = stream - stream.mean(axis=2, keepdims=True)
-        unit = centred / np.sqrt((centred**2).mean(axis=2, keepdims=True) + LAYER_NORM_EPSILON)
-        values = (unit @ self._projection(1)[0]).reshape(self.tokens, len(bits), self.heads, -1)
-        written = self.w["attention_1.out.weight"].reshape(self.heads, -1, d)
-        term = np.einsum("hij,jshd->ijsd", self._pairs(1), np.einsum("jshc,hcd->jshd", values, written))
-        own = np.arange(self.tokens)
-        term[own, own] += stream + self._layer(1)[4][:, None]  # a token brings its own stream and bias along
-        if self.invariant:
-            return Table(np.ascontiguousarray(term[:, 0], np.float32), circulant(np, self.tokens))
-        term, place = term.reshape(-1, len(bits), d), np.arange(self.tokens**2).reshape(self.tokens, -1)
-        return Table(np.ascontiguousarray(term, np.float32), place)
+                if b == 0 or sample != pairs[start + b - 1, 0]:
+                    samples += 1
+                    if table.term.size > 0:
+                        _codes(sigma[sample], len(w.patch), states[samples - 1])
+                        _sum_terms(table, states[samples - 1], sums[samples - 1])
+                origin[b] = samples - 1
+                for i in range(connected.shape[1]):
+                    connected[b, i] = sigma[sample, i] * signs[flip, i]
+            _enter(w, table, s, connected[:count])
+            _log_psi_of_block(w, table, s, count, sums, states, origin, real[start:], imaginary[start:], True)
 
 
 class FusedTransformer:
@@ -690,15 +751,25 @@ class FusedTransformer:
     """
 
     def __init__(self, state: State, parameters: np.ndarray):
-        packing = _Packing(state, parameters)
+        packing = Packing(state, parameters)
         self.state, self.complex, self.depth = state, state.complex_amplitude, packing.depth
         self.weights, self.table = packing.weights(), packing.table()
+        self.table_of_sums = self._table_of_sums()
+        self.smallest_block = LANES if packing.full else 1
         self.block = self._block_size()
+
+    def _table_of_sums(self) -> Table:
+        """The table for configurations that start from no other one: summing T (d + h) terms per token must be worth it."""
+        tokens, d, hidden = self.state.n_tokens, self.state.width, self.weights.up.shape[2]
+        worth = tokens * (d + hidden) * _ADDITION < 2 * d * hidden + 4 * d * d
+        return self.table if worth or self.table.term.size == 0 else NO_TABLE
 
     def _block_size(self) -> int:
         channels = self.weights.projection.shape[2]
         bytes_per_row = 4 * (3 * self.state.width + channels)
-        fitting = max(1, min(ALIGNMENT, _CACHE_BYTES // (bytes_per_row * self.state.n_tokens)))
+        fitting = max(
+            self.smallest_block, min(ALIGNMENT, _CACHE_BYTES // (bytes_per_row * self.state.n_tokens))
+        )
         return 1 << (fitting.bit_length() - 1)
 
     def _at_once(self, calls: int = 1) -> int:
@@ -715,7 +786,7 @@ class FusedTransformer:
         for start in range(0, n, size):
             rows = slice(start, start + size)
             forward(
-                self.weights, self.table, sigma[rows], stream[rows], real[rows], imaginary[rows],
+                self.weights, self.table_of_sums, sigma[rows], stream[rows], real[rows], imaginary[rows],
                 embed, first, last, head, self.block, self._pieces(min(size, n - start)),
             )  # fmt: skip
         return real + 1j * imaginary if self.complex else real
@@ -746,7 +817,7 @@ class FusedTransformer:
         each = (
             min(self.block, max(1, -(-len(sigma) // 2))) if ahead else self.block
         )  # at least two blocks at work
-        places = min(self.block, 1 << (_AHEAD * each - 1).bit_length())
+        places = max(self.smallest_block, min(self.block, 1 << (_AHEAD * each - 1).bit_length()))
         rows = max(1, self._at_once() // max(1, len(sigma)))
         for start in range(0, len(first), rows):
             now = slice(start, start + rows)

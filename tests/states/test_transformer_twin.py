@@ -7,6 +7,7 @@ from nqs_sae_service.physics.lattices import Chain
 from nqs_sae_service.sampling.metropolis import _walk
 from nqs_sae_service.states import Transformer
 from nqs_sae_service.states.fused import Flips, Streams, Walks
+from nqs_sae_service.states.primitives import LAYER_NORM_EPSILON
 
 # Tabulated by distance, by pair of tokens, not tabulated (patches of 10 spins, softmax attention), one block only.
 NETWORKS = {
@@ -44,10 +45,19 @@ def test_abilities():
 
 
 @pytest.mark.parametrize(
-    ("name", "rows"), [("distances", 5), ("pairs", 25), ("large patches", 0), ("softmax", 0)]
+    ("name", "terms", "weights"),
+    [
+        ("distances", (1, 16, 5, 80), 0),
+        ("pairs", (5, 16, 5, 80), 0),
+        ("large patches", (0, 0, 0, 0), 0),
+        ("softmax", (0, 0, 0, 0), 5),
+        ("softmax, open", (0, 0, 0, 0), 25),
+    ],
 )
-def test_the_first_attention_is_tabulated_where_it_can_be(name, rows):
-    assert len(wave(name).fused.table.term) == rows
+def test_the_first_block_is_tabulated_where_it_can_be(name, terms, weights):
+    """By distance or by pair of tokens; patches of ten spins have too many states."""
+    table = wave(name).fused.table
+    assert (table.term.shape, len(table.weight)) == (terms, weights)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -72,8 +82,93 @@ def test_flips_start_from_the_sample_they_change(name):
     np.testing.assert_allclose(np.exp(psi.fused.log_psi_flipped(sigma, signs, pairs) - exact), 1, atol=2e-4)
 
 
+@pytest.mark.parametrize("name", ["distances", "pairs"])
+def test_terms_add_up_to_the_first_block(name):
+    """Float64 bricks: the stream after the first attention, less its mean, and its product with the map to hidden units."""
+    psi, sigma = wave(name), spins(6)
+    plain = psi.state.bind(psi.parameters.astype(np.float64)).reference
+    stream = plain.stream_at(sigma, "embedding") + plain.stream_at(sigma, "attention_1")
+    centred = stream - stream.mean(axis=2, keepdims=True)
+    w, d = psi.state.unpack(psi.parameters.astype(np.float64)), psi.state.width
+    hidden = centred @ (w["mlp_1.norm.gain"][:, None] * w["mlp_1.up.weight"])
+    table, tokens = psi.fused.table, psi.state.n_tokens
+    codes = (sigma.reshape(6, tokens, 4) > 0) @ np.array([8, 4, 2, 1])
+    j = np.arange(tokens)
+    sums = np.stack(
+        [[table.term[table.source[j], own[j], table.place[j, i]].sum(axis=0) for i in j] for own in codes]
+    )
+    np.testing.assert_allclose(sums[..., :d], centred, atol=1e-5)
+    np.testing.assert_allclose(sums[..., d:], hidden, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["softmax", "softmax, open"])
+def test_tabulated_weights_are_those_of_softmax(name):
+    """Float64: scores of queries and keys, straight from the parameters; only normalised weights are defined."""
+    psi, sigma = wave(name), spins(6)
+    state, w = psi.state, psi.state.unpack(psi.parameters.astype(np.float64))
+    plain = state.bind(psi.parameters.astype(np.float64)).reference
+    x = plain.stream_at(sigma, "embedding")
+    x = (x - x.mean(axis=2, keepdims=True)) / np.sqrt(x.var(axis=2, keepdims=True) + LAYER_NORM_EPSILON)
+    x = x * w["attention_1.norm.gain"] + w["attention_1.norm.bias"]
+    heads, tokens, table = 2, state.n_tokens, psi.fused.table
+    q, k = (
+        (x @ w[f"attention_1.{n}.weight"] + w[f"attention_1.{n}.bias"]).reshape(6, tokens, heads, -1)
+        for n in ("query", "key")
+    )
+    score = np.einsum("nihc,njhc->nhij", q, k) / np.sqrt(q.shape[3])
+    if "attention_1.mix.bias" in w:  # by distance
+        distance = np.subtract.outer(np.arange(tokens), np.arange(tokens)) % tokens
+        score += w["attention_1.mix.bias"][:, distance]
+    expected = np.exp(score - score.max(axis=3, keepdims=True))
+    expected /= expected.sum(axis=3, keepdims=True)
+    codes = (sigma.reshape(6, tokens, 4) > 0) @ np.array([8, 4, 2, 1])
+    pair = codes[:, :, None] * 16 + codes[:, None, :]  # (n, i, j)
+    found = table.weight[table.place.T[None], :, pair].transpose(0, 3, 1, 2)
+    assert found.min() >= 0
+    assert found.max() <= 1
+    np.testing.assert_allclose(found / found.sum(axis=3, keepdims=True), expected, atol=1e-6)
+
+
+def test_scores_too_far_apart_are_not_tabulated():
+    """Queries a hundred times as large: exponentials below the highest possible score would vanish."""
+    state = wave("softmax").state
+    parameters = wave("softmax").parameters.copy()
+    state.unpack(parameters)["attention_1.query.weight"][...] *= 100
+    psi, sigma = state.bind(parameters), spins(20)
+    assert psi.fused.table.weight.size == 0
+    exact = state.bind(parameters.astype(np.float64)).reference.log_psi(sigma)
+    np.testing.assert_allclose(np.exp(psi.log_psi(sigma) - exact), 1, atol=5e-3)
+
+
+def test_many_tokens_are_summed_only_near_a_known_configuration():
+    """Of 20 tokens the terms of a whole configuration cost more than the product that they replace, those of a flip less."""
+    record = Transformer(attention="positional", patch=2, width=16, heads=2, translation_invariant=False)
+    state = record.build(Chain(kind="chain", length=40).build())
+    psi = state.bind(state.initial_parameters(0))
+    sigma = np.random.default_rng(1).choice(np.array([-1, 1], np.int8), size=(5, 40))
+    assert psi.fused.table.term.size > 0
+    assert psi.fused.table_of_sums.term.size == 0
+    signs = np.stack([np.ones(40, np.int8), -np.ones(40, np.int8), 1 - 2 * np.eye(40, dtype=np.int8)[7]])
+    pairs = np.stack(np.divmod(np.arange(15), 3), axis=1)
+    exact = psi.reference.log_psi(sigma[pairs[:, 0]] * signs[pairs[:, 1]])
+    np.testing.assert_allclose(psi.fused.log_psi_flipped(sigma, signs, pairs), exact, atol=2e-5)
+    np.testing.assert_allclose(psi.log_psi(sigma), exact[::3], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_bits_depend_on_the_place_in_a_block_alone(name):
+    """Neither on the neighbours nor on how many there are."""
+    psi, sigma = wave(name), spins(64)
+    whole = psi.log_psi(sigma)
+    others = spins(64, seed=5)
+    for count in (1, 3, 6, 33):
+        np.testing.assert_array_equal(psi.log_psi(sigma[:count]), whole[:count])
+    mixed = np.where(np.arange(64)[:, None] % 3 == 0, sigma, others)
+    np.testing.assert_array_equal(psi.log_psi(mixed)[::3], whole[::3])
+
+
 def test_long_walks_do_not_drift():
-    """Contributions to the first attention are replaced thousands of times; the sum of them must not lose its digits."""
+    """After n accepted moves a sum of terms is off by at most n + T roundings of its size, in practice by about sqrt(n)."""
     psi, sigma = wave("pairs"), spins(4)
     log_psi = psi.log_psi(sigma)
     first, length, _ = proposals(4, 3000)
@@ -85,7 +180,7 @@ def test_long_walks_do_not_drift():
     again = spins(4)
     transformer_cpu.walk(psi.fused.weights, psi.fused.table, again, real, first, length, always, 4, 4, False)
     np.testing.assert_array_equal(again, sigma)
-    np.testing.assert_allclose(real, psi.reference.log_psi(sigma).real, atol=1e-3)
+    np.testing.assert_allclose(real, psi.reference.log_psi(sigma).real, atol=2e-4)
 
 
 def test_calls_are_cut_without_changing_the_bits(monkeypatch):
