@@ -293,7 +293,8 @@ def vmc_times(
     forwards = network.chains * network.sites * network_flops(state)
     rows, p = 2.0 * network.chains, state.n_parameters
     derivatives = 3 * network.chains * network_flops(state) + 8.0 * network.chains * p
-    gram = 2.0 * rows**2 * p
+    # The symmetric half, in the faster of both precisions.
+    gram = rows**2 * p * ceilings.sgemm / max(ceilings.sgemm, ceilings.dgemm)
     xp = device.xp
     (energies,) = local_values(psi, [trainer.hamiltonian], chains.sigma, chains.log_psi)
     jacobian = DeviceJacobian(psi, chains.sigma)
