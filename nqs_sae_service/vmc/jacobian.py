@@ -12,10 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 
-from ..engine.blas import add_syrk
 from ..engine.jit import numba
 from ..states import Wavefunction
 from ..states.primitives import Brick, Dense
@@ -23,27 +23,46 @@ from .gram import (
     COLUMNS,
     accumulate_rank_one,
     add_lower,
+    add_tiles,
     centre_columns,
+    lanes,
     mirror,
     outer_columns,
+    outer_product,
     weighted_outer,
 )
 
 PASS = 128  # samples on one tape: their edges stay in the shared cache
-# Lanes add up pieces of columns side by side, each in its own matrix and order: their number must not follow the threads.
-_LANES = 8
-_LANES_BYTES = 2**28
-_PIECES = 4  # that a lane adds up in the precision of the network before it is emptied into float64
+_ROUNDS = 2  # products of COLUMNS columns that are summed in the precision of the network, before they go into float64
+_NEGLIGIBLE = 8  # singular values of the inputs of a map, in units of rounding, that count as zero
 
 Piece = tuple[
     Dense | None, int, int
 ]  # a dense map, or None for the narrow columns; first and last (row of its weights)
 
 
+def _basis(x: np.ndarray) -> np.ndarray | None:
+    """Orthonormal basis (channel, rank) of the rows of x (m, channel) up to rounding; None where the rank is full."""
+    floor = (_NEGLIGIBLE * np.finfo(x.dtype).eps) ** 2
+
+    def gram(rows: np.ndarray) -> np.ndarray:
+        rows = rows.astype(np.float64)
+        return rows.T @ rows
+
+    few = gram(x[: 4 * x.shape[1]])
+    with suppress(np.linalg.LinAlgError):  # the cheap test: no eigenvalue below the floor
+        np.linalg.cholesky(few - 2 * floor * np.trace(few) * np.eye(len(few)))
+        return None
+    values, vectors = np.linalg.eigh(gram(x))
+    kept = values > floor * values.sum()
+    return None if kept.all() else vectors[:, kept].astype(x.dtype)
+
+
 class TapeJacobian:
     """O-bar of configurations ``sigma`` (n, n_sites): rows of Re O-bar above those of Im O-bar when psi has a phase.
 
-    Memory: n token (fan_in + 2 fan_out) numbers per dense map, rows x 1024 per thread for columns at work, lanes x rows^2.
+    Memory: n token (fan_in + 2 fan_out) numbers per dense map; for T rows x 2048 x lanes (1 to 4, about 4096 / rows) for
+    columns at work, as much for sums, T itself.
     """
 
     def __init__(self, psi: Wavefunction, sigma: np.ndarray):
@@ -52,6 +71,7 @@ class TapeJacobian:
         self.dtype = psi.parameters.dtype
         self.inputs: dict[str, np.ndarray] = {}  # edge -> (n, token, fan_in)
         self.deltas: dict[str, np.ndarray] = {}  # edge -> (rows, token, fan_out)
+        self.distilled: dict[str, np.ndarray] = {}  # edge -> (n, token, rank)
         self.rank_one: dict[
             str, tuple[np.ndarray, np.ndarray]
         ] = {}  # dense map -> (n, fan_in + 1), (rows, fan_out)
@@ -66,36 +86,83 @@ class TapeJacobian:
     def gram_and_product(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """T (rows, rows) and O-bar vector (rows,), float64."""
         rows = self.groups * self.n
-        total, product = np.zeros((rows, rows)), self._other_product(vector)
-        lanes = max(2, min(_LANES, _LANES_BYTES // (self.dtype.itemsize * rows**2)))
-        sums, products = np.empty((lanes, rows, rows), self.dtype), np.zeros((lanes, rows))
-        pieces = list(self._pieces())
+        total, count = np.zeros((rows, rows)), lanes(rows)
+        sums = np.empty((count, rows, rows), self.dtype)
+        blocks = list(self._blocks(count * COLUMNS))
+        block = np.empty(rows * max((width for _, width in blocks), default=0), self.dtype)
         with ThreadPoolExecutor(numba.get_num_threads()) as pool:
-            for start in range(0, len(pieces), lanes * _PIECES):
-                now = pieces[start : start + lanes * _PIECES]
-                busy = min(lanes, len(now))
-                list(
-                    pool.map(
-                        lambda i, now=now: self._lane(now[i::lanes], vector, sums[i], products[i]),
-                        range(busy),
-                    )
-                )
-                add_lower(sums[:busy], total)
+            for number, (pieces, width) in enumerate(blocks):
+                columns = block[: rows * width].reshape(rows, width)
+                self._fill(pieces, columns)
+                add_tiles(columns, sums, float(number % _ROUNDS > 0), pool.map)
+                if number % _ROUNDS == _ROUNDS - 1 or number == len(blocks) - 1:
+                    add_lower(sums, total)
         for x, delta in self.rank_one.values():
             accumulate_rank_one(x, delta, self.n, total)
         mirror(total, 1 / self.n)
-        return total, self._centred(product + products.sum(axis=0))
+        return total, self.product(vector)
 
-    def _lane(self, pieces: list[Piece], vector: np.ndarray, total: np.ndarray, product: np.ndarray) -> None:
-        """Lower triangle of ``total`` <- block block^T of all pieces, one after the other; ``product`` grows by O vector."""
-        for number, piece in enumerate(pieces):
-            add_syrk(self._columns(piece, vector, product), float(number > 0), total)
+    def _blocks(self, columns: int) -> Iterator[tuple[list[Piece], int]]:
+        """All columns that have to be multiplied out, as blocks of about equal width and at most about ``columns``."""
+        parts = [(None, self.narrow.shape[1], 1)] + [
+            (brick, self._distilled(brick.inputs[0]).shape[2], brick.fan_out)
+            for brick in self._dense()
+            if brick.name not in self.rank_one
+        ]
+        left = sum(size * each for _, size, each in parts)
+        remaining = -(-left // columns)
+        room, pieces, width = 0.0, [], 0
+        for brick, size, each in parts:
+            first = 0
+            while first < size:
+                if not pieces:
+                    room = left / remaining
+                last = min(size, first + max(1, round((room - width) / each)))
+                pieces.append((brick, first, last))
+                width += (last - first) * each
+                first = last
+                if width + each / 2 >= room:
+                    yield pieces, width
+                    left, remaining, pieces, width = left - width, max(1, remaining - 1), [], 0
+        if pieces:
+            yield pieces, width
+
+    def _fill(self, pieces: list[Piece], block: np.ndarray) -> None:
+        """The centred columns of some pieces, side by side."""
+        place = 0
+        for brick, first, last in pieces:
+            if brick is None:
+                block[:, place : place + last - first] = self.narrow[:, first:last]
+                place += last - first
+                continue
+            delta = self.deltas[brick.output]
+            outer_columns(self._distilled(brick.inputs[0]), delta, first, last, block, place)
+            place += (last - first) * delta.shape[2]
+
+    def _distilled(self, edge: str) -> np.ndarray:
+        """An input (n, token, fan_in) in fewer channels if it spans fewer: T sees scalar products only, so any basis does.
+
+        A patch of b spins, embedded and normalised, spans b + 2 dimensions at most however wide the network. What is left
+        out is, squared, a rounding error of T.
+        """
+        if edge not in self.distilled:
+            x = self.inputs[edge]
+            basis = _basis(x.reshape(-1, x.shape[2]))
+            self.distilled[edge] = x if basis is None else x @ basis
+        return self.distilled[edge]
 
     def product(self, vector: np.ndarray) -> np.ndarray:
         """O-bar vector (rows,)."""
-        product = self._other_product(vector)
-        for piece in self._pieces():
-            self._columns(piece, vector, product)
+        product = self.narrow @ vector[self.narrow_places]
+        for brick in self._dense():
+            place, bias = self._places(brick)
+            weights = vector[place].reshape(brick.fan_in, -1)
+            if brick.name not in self.rank_one:
+                outer_product(self.inputs[brick.inputs[0]], self.deltas[brick.output], weights, product)
+                continue
+            x, delta = self.rank_one[brick.name]
+            along = x[:, :-1] @ weights + x[:, -1:] * vector[bias]
+            product += (delta.reshape(self.groups, self.n, -1) * along).sum(axis=2).ravel()
         return self._centred(product)
 
     def transposed_product(self, y: np.ndarray) -> np.ndarray:
@@ -126,38 +193,6 @@ class TapeJacobian:
     def _places(self, brick: Dense) -> tuple[slice, slice]:
         layout = self.psi.state.layout
         return layout[f"{brick.name}.weight"][0], layout[f"{brick.name}.bias"][0]
-
-    def _pieces(self) -> Iterator[Piece]:
-        """All columns that have to be multiplied out, in pieces."""
-        for brick in self._dense():
-            if brick.name in self.rank_one:
-                continue
-            step = max(1, COLUMNS // brick.fan_out)
-            yield from ((brick, a, min(brick.fan_in, a + step)) for a in range(0, brick.fan_in, step))
-        width = self.narrow.shape[1]
-        yield from ((None, a, min(width, a + COLUMNS)) for a in range(0, width, COLUMNS))
-
-    def _columns(self, piece: Piece, vector: np.ndarray, product: np.ndarray) -> np.ndarray:
-        """The centred columns (rows, size) of a piece; ``product`` grows by their product with ``vector``, up to centring."""
-        brick, first, last = piece
-        if brick is None:
-            return np.ascontiguousarray(self.narrow[:, first:last])  # their product is among the others'
-        x, delta = self.inputs[brick.inputs[0]], self.deltas[brick.output]
-        start = self._places(brick)[0].start
-        place = slice(start + first * brick.fan_out, start + last * brick.fan_out)
-        block = np.empty((len(delta), place.stop - place.start), self.dtype)
-        outer_columns(x, delta, first, last, vector[place], block, product)
-        return block
-
-    def _other_product(self, vector: np.ndarray) -> np.ndarray:
-        """O vector (rows,), up to centring, without the dense maps of full rank."""
-        product = self.narrow @ vector[self.narrow_places]
-        for brick in self._dense():
-            if brick.name in self.rank_one:
-                (x, delta), (place, bias) = self.rank_one[brick.name], self._places(brick)
-                along = x[:, :-1] @ vector[place].reshape(brick.fan_in, -1) + x[:, -1:] * vector[bias]
-                product += (delta.reshape(self.groups, self.n, -1) * along).sum(axis=2).ravel()
-        return product
 
     def _record(self, sigma: np.ndarray) -> None:
         """Tapes of all samples, pass by pass; NumPy lets go of the interpreter inside, so passes run side by side."""
