@@ -92,7 +92,9 @@ class Dense(Brick):
         return {f"{self.name}.weight": (self.fan_in, self.fan_out), f"{self.name}.bias": (self.fan_out,)}
 
     def forward(self, w, x):
-        return _rows(x, lambda rows: rows @ w[f"{self.name}.weight"]) + w[f"{self.name}.bias"]
+        y = _rows(x, lambda rows: rows @ w[f"{self.name}.weight"])
+        y += w[f"{self.name}.bias"]
+        return y
 
     def backward(self, w, x, y, delta):
         return (_rows(delta, lambda rows: times_real(rows, w[f"{self.name}.weight"].T)),)

@@ -19,6 +19,7 @@ import numpy as np
 from ..engine.jit import numba
 from ..states import Wavefunction
 from ..states.primitives import Brick, Dense
+from ..states.primitives_cpu import with_fast_bricks
 from .gram import (
     COLUMNS,
     accumulate_rank_one,
@@ -66,7 +67,7 @@ class TapeJacobian:
     """
 
     def __init__(self, psi: Wavefunction, sigma: np.ndarray):
-        self.psi, self.n = psi, len(sigma)
+        self.psi, self.n = with_fast_bricks(psi), len(sigma)
         self.groups = 2 if psi.state.complex_amplitude else 1
         self.dtype = psi.parameters.dtype
         self.inputs: dict[str, np.ndarray] = {}  # edge -> (n, token, fan_in)
@@ -111,7 +112,8 @@ class TapeJacobian:
         ]
         left = sum(size * each for _, size, each in parts)
         remaining = -(-left // columns)
-        room, pieces, width = 0.0, [], 0
+        room, width = 0.0, 0
+        pieces: list[Piece] = []
         for brick, size, each in parts:
             first = 0
             while first < size:
@@ -196,15 +198,15 @@ class TapeJacobian:
 
     def _record(self, sigma: np.ndarray) -> None:
         """Tapes of all samples, pass by pass; NumPy lets go of the interpreter inside, so passes run side by side."""
-        self._pass(sigma, 0)
+        self._pass(sigma[:1], slice(0, 1))  # every array is made, before passes share them
+        passes = (slice(start, min(start + PASS, self.n)) for start in range(0, self.n, PASS))
         with ThreadPoolExecutor(numba.get_num_threads()) as pool:
-            list(pool.map(lambda start: self._pass(sigma, start), range(PASS, self.n, PASS)))
+            list(pool.map(lambda here: self._pass(sigma[here], here), passes))
         centre_columns(self.narrow, self.n)
 
-    def _pass(self, sigma: np.ndarray, start: int) -> None:
-        tape = self.psi.tape(sigma[start : start + PASS])
+    def _pass(self, sigma: np.ndarray, here: slice) -> None:
+        tape = self.psi.tape(sigma)
         deltas = tape.backward(parts=True)
-        here = slice(start, min(start + PASS, self.n))
         narrow: list[tuple[slice, np.ndarray]] = []
         for brick in self.psi.state.bricks:
             delta = deltas[brick.output]
@@ -213,7 +215,7 @@ class TapeJacobian:
                 narrow += [] if bias is None else [bias]
             elif brick.shapes():
                 narrow += self._other(brick, tape, delta)
-        if not start:
+        if not self.narrow.size:
             width = sum(columns.shape[-1] for _, columns in narrow)
             self.narrow = np.empty((self.groups * self.n, width), self.dtype)
             self.narrow_places = np.concatenate(
