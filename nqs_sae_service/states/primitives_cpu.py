@@ -1,9 +1,11 @@
 """Fast twins of some bricks for float32 arrays in main memory: LayerNorm and GELU, with derivatives, in one pass each.
 
 The plain formula of ``primitives.py`` reads and writes an array for every operation in it. A twin keeps a row of channels in
-the first-level cache from its first to its last operation, and what real and imaginary deltas share is computed once. Sums are
-taken in eight interleaved parts, in an order that no compiler may change. Everything runs on the calling thread, without the
-interpreter, so that passes over samples run side by side.
+the first-level cache from its first to its last operation, and what real and imaginary deltas share is computed once. Everything
+runs on the calling thread, without the interpreter, so that passes over samples run side by side.
+
+Sums over channels are reordered to vectorise. They are written into the kernels themselves (``inline``), never called: the order
+is then part of the kernel on disk, and fresh and cached kernels give the same bits.
 """
 
 from __future__ import annotations
@@ -23,74 +25,58 @@ _EPSILON = _f4(LAYER_NORM_EPSILON)
 _SLOPE, _CUBIC = _f4(math.sqrt(2 / math.pi)), _f4(0.044715)
 
 
-@njit(fastmath=EXACT)
-def _dot(a, b):
-    """Sum of a b over channels."""
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = _f4(0)
-    eights = a.size // 8 * 8
-    for c in range(0, eights, 8):
-        s0 += a[c] * b[c]
-        s1 += a[c + 1] * b[c + 1]
-        s2 += a[c + 2] * b[c + 2]
-        s3 += a[c + 3] * b[c + 3]
-        s4 += a[c + 4] * b[c + 4]
-        s5 += a[c + 5] * b[c + 5]
-        s6 += a[c + 6] * b[c + 6]
-        s7 += a[c + 7] * b[c + 7]
-    for c in range(eights, a.size):
-        s0 += a[c] * b[c]
-    return ((s0 + s4) + (s1 + s5)) + ((s2 + s6) + (s3 + s7))
-
-
-@njit(fastmath=EXACT)
-def _normalise(x, ones, unit):
+@njit(inline="always")
+def _normalise(x, unit):
     """unit <- (x - mean) / sqrt(var + 1e-6) of a row; the inverse standard deviation."""
-    channels = _f4(x.size)
-    mean = _dot(x, ones) / channels
+    total, squares = _f4(0), _f4(0)
     for c in range(x.size):
-        unit[c] = x[c] - mean
-    inverse = _f4(1) / math.sqrt(_dot(unit, unit) / channels + _EPSILON)
+        total += x[c]
+    mean = total / _f4(x.size)
     for c in range(x.size):
-        unit[c] *= inverse
+        squares += (x[c] - mean) * (x[c] - mean)
+    inverse = _f4(1) / math.sqrt(squares / _f4(x.size) + _EPSILON)
+    for c in range(x.size):
+        unit[c] = (x[c] - mean) * inverse
     return inverse
 
 
-@njit(fastmath=EXACT)
+@njit()
 def layer_norm(x, gain, bias, out):
     """out <- gain (x - mean) / sqrt(var + 1e-6) + bias, x (m, channel)."""
-    ones = np.ones(x.shape[1], np.float32)
     for r in range(len(x)):
         row = out[r]
-        _normalise(x[r], ones, row)
+        _normalise(x[r], row)
         for c in range(row.size):
             row[c] = row[c] * gain[c] + bias[c]
 
 
-@njit(fastmath=EXACT)
+@njit()
 def layer_norm_backward(x, gain, delta, out):
     """out[g] <- (h - mean h - unit mean(h unit)) / std with h = gain delta[g]: x (m, channel), delta (group, m, channel)."""
-    ones, unit = np.ones(x.shape[1], np.float32), np.empty(x.shape[1], np.float32)
-    channels = _f4(x.shape[1])
+    unit = np.empty(x.shape[1], np.float32)
     for r in range(len(x)):
-        inverse = _normalise(x[r], ones, unit)
+        inverse = _normalise(x[r], unit)
         for g in range(len(delta)):
             row, own = out[g, r], delta[g, r]
+            mean, along = _f4(0), _f4(0)
             for c in range(row.size):
-                row[c] = own[c] * gain[c]
-            mean, along = _dot(row, ones) / channels, _dot(row, unit) / channels
+                mean += own[c] * gain[c]
+                along += own[c] * gain[c] * unit[c]
+            mean /= _f4(row.size)
+            along /= _f4(row.size)
             for c in range(row.size):
-                row[c] = (row[c] - mean - unit[c] * along) * inverse
+                row[c] = (own[c] * gain[c] - mean - unit[c] * along) * inverse
 
 
-@njit(fastmath=EXACT)
+@njit()
 def layer_norm_gradient(x, delta, of_gain, of_bias):
     """Sums over tokens of unit delta and of delta, (group, n, channel); x (n, token, channel), delta (group, *x.shape)."""
-    ones, unit = np.ones(x.shape[2], np.float32), np.empty(x.shape[2], np.float32)
+    unit = np.empty(x.shape[2], np.float32)
     of_gain[:] = 0
     of_bias[:] = 0
     for s in range(len(x)):
         for t in range(x.shape[1]):
-            _normalise(x[s, t], ones, unit)
+            _normalise(x[s, t], unit)
             for g in range(len(delta)):
                 own, first, second = delta[g, s, t], of_gain[g, s], of_bias[g, s]
                 for c in range(own.size):

@@ -35,11 +35,27 @@ from .gram import (
 
 PASS = 128  # samples on one tape: their edges stay in the shared cache
 _ROUNDS = 2  # products of COLUMNS columns that are summed in the precision of the network, before they go into float64
+_STRETCH = 2**23  # elements
 _NEGLIGIBLE = 8  # singular values of the inputs of a map, in units of rounding, that count as zero
 
 Piece = tuple[
     Dense | None, int, int
 ]  # a dense map, or None for the narrow columns; first and last (row of its weights)
+
+
+class _Store:
+    """Arrays cut from long stretches: the system hands out memory by large pages then, far faster than by small ones."""
+
+    def __init__(self, dtype: np.dtype):
+        self.stretch = np.empty(0, dtype)
+
+    def take(self, shape: tuple[int, ...]) -> np.ndarray:
+        """An array of this shape, its elements undefined."""
+        size = math.prod(shape)
+        if size > self.stretch.size:
+            self.stretch = np.empty(max(size, _STRETCH), self.stretch.dtype)
+        array, self.stretch = self.stretch[:size], self.stretch[-(-size // 16) * 16 :]
+        return array.reshape(shape)
 
 
 def _basis(x: np.ndarray) -> np.ndarray | None:
@@ -78,6 +94,7 @@ class TapeJacobian:
         ] = {}  # dense map -> (n, fan_in + 1), (rows, fan_out)
         self.narrow = np.empty((self.groups * self.n, 0), self.dtype)  # every other column of O, centred
         self.narrow_places = np.empty(0, np.intp)
+        self._store = _Store(self.dtype)
         self._record(sigma)
 
     def rows(self, values: np.ndarray) -> np.ndarray:
@@ -217,7 +234,7 @@ class TapeJacobian:
                 narrow += self._other(brick, tape, delta)
         if not self.narrow.size:
             width = sum(columns.shape[-1] for _, columns in narrow)
-            self.narrow = np.empty((self.groups * self.n, width), self.dtype)
+            self.narrow = self._store.take((self.groups * self.n, width))
             self.narrow_places = np.concatenate(
                 [np.arange(place.start, place.stop) for place, _ in narrow] or [np.empty(0, np.intp)]
             )
@@ -252,9 +269,9 @@ class TapeJacobian:
             return None
         source = brick.inputs[0]
         if source not in self.inputs:
-            self.inputs[source] = np.empty((self.n, *x.shape[1:]), self.dtype)
+            self.inputs[source] = self._store.take((self.n, *x.shape[1:]))
         if brick.output not in self.deltas:
-            self.deltas[brick.output] = np.empty((rows, *delta.shape[2:]), self.dtype)
+            self.deltas[brick.output] = self._store.take((rows, *delta.shape[2:]))
         self.inputs[source][here] = x
         self._by_rows(self.deltas[brick.output], here, delta)
         return self._places(brick)[1], delta.sum(axis=2)
