@@ -140,10 +140,11 @@ def _add_rank_one(tile, g, h, n, of_x, of_delta, row_mean, mean, total):
     for a in range(i, last_i):
         r = g * n + a
         row, along, across = total[r], of_x[a - i], of_delta[a - i]
-        constant = mean[g, h] - row_mean[r, h]
+        constant = mean[g, h] - row_mean[h, r]
         last = min(last_j, a + 1) if g == h else last_j
-        for b in range(j, last):
-            row[h * n + b] += along[b - j] * across[b - j] + (constant - row_mean[h * n + b, g])
+        target, means = row[h * n + j : h * n + last], row_mean[g, h * n + j : h * n + last]
+        for b in range(target.size):
+            target[b] += along[b] * across[b] + (constant - means[b])
 
 
 @njit(parallel=True)
@@ -173,7 +174,7 @@ def accumulate_rank_one(x: np.ndarray, delta: np.ndarray, n: int, total: np.ndar
     """
     groups = delta.reshape(-1, n, delta.shape[1])
     mean = np.stack([x.T @ group for group in groups]) / n
-    row_mean = np.stack([((x @ m) * groups).sum(axis=2).ravel() for m in mean], axis=1)
+    row_mean = np.stack([((x @ m) * groups).sum(axis=2).ravel() for m in mean])
     overlap = np.einsum("gio,hio->gh", mean, mean)
     starts = [(i, min(n, i + _FINAL_TILE)) for i in range(0, n, _FINAL_TILE)]
     tiles = [(i, j, a, b) for i, a in starts for j, b in starts if j <= i or len(groups) > 1]
@@ -210,6 +211,42 @@ def outer_product(x: np.ndarray, delta: np.ndarray, vector: np.ndarray, product:
     x vector: 2 n token fan_in fan_out FLOPs.
     """
     _outer_product(x, delta, vector.astype(x.dtype), product)
+
+
+@njit(parallel=True)
+def _times_vector(columns, vector, product):
+    for strip in prange((len(columns) + _STRIP - 1) // _STRIP):
+        for r in range(strip * _STRIP, min(len(columns), (strip + 1) * _STRIP)):
+            row, along = columns[r], 0.0
+            for c in range(row.size):
+                along += row[c] * vector[c]
+            product[r] = along
+
+
+def times_vector(columns: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """columns vector (rows,), float64, of columns (rows, size) in the precision of the network: no copy in double precision."""
+    product = np.empty(len(columns))
+    _times_vector(columns, vector, product)
+    return product
+
+
+@njit(parallel=True)
+def _weighted_rows(columns, weight, parts):
+    for p in prange(len(parts)):
+        total = parts[p]
+        for c in range(total.size):
+            total[c] = 0.0
+        for r in range(p * len(columns) // len(parts), (p + 1) * len(columns) // len(parts)):
+            row, w = columns[r], weight[r]
+            for c in range(total.size):
+                total[c] += w * row[c]
+
+
+def weighted_rows(columns: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """columns^T weight (size,), float64, of columns (rows, size) in the precision of the network: no copy either."""
+    parts = np.empty((_PARTS, columns.shape[1]))
+    _weighted_rows(columns, weight, parts)
+    return parts.sum(axis=0)
 
 
 @njit(parallel=True)

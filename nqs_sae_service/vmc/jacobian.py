@@ -30,12 +30,14 @@ from .gram import (
     mirror,
     outer_columns,
     outer_product,
+    times_vector,
     weighted_outer,
+    weighted_rows,
 )
 
 PASS = 128  # samples on one tape: their edges stay in the shared cache
 _ROUNDS = 2  # products of COLUMNS columns that are summed in the precision of the network, before they go into float64
-_STRETCH = 2**23  # elements
+_STRETCH = 28 * 2**20  # bytes
 _NEGLIGIBLE = 8  # singular values of the inputs of a map, in units of rounding, that count as zero
 
 Piece = tuple[
@@ -44,7 +46,11 @@ Piece = tuple[
 
 
 class _Store:
-    """Arrays cut from long stretches: the system hands out memory by large pages then, far faster than by small ones."""
+    """Arrays cut from long stretches: the system hands out memory by large pages then, far faster than by small ones.
+
+    A stretch is a little shorter than the 32 MB up to which glibc's allocator learns from what is freed: after the first step
+    it keeps as much for later ones, and the many temporary arrays of a pass are no longer fetched from the system each time.
+    """
 
     def __init__(self, dtype: np.dtype):
         self.stretch = np.empty(0, dtype)
@@ -53,7 +59,7 @@ class _Store:
         """An array of this shape, its elements undefined."""
         size = math.prod(shape)
         if size > self.stretch.size:
-            self.stretch = np.empty(max(size, _STRETCH), self.stretch.dtype)
+            self.stretch = np.empty(max(size, _STRETCH // self.stretch.itemsize), self.stretch.dtype)
         array, self.stretch = self.stretch[:size], self.stretch[-(-size // 16) * 16 :]
         return array.reshape(shape)
 
@@ -166,13 +172,14 @@ class TapeJacobian:
         """
         if edge not in self.distilled:
             x = self.inputs[edge]
-            basis = _basis(x.reshape(-1, x.shape[2]))
-            self.distilled[edge] = x if basis is None else x @ basis
+            flat = x.reshape(-1, x.shape[2])
+            basis = _basis(flat)
+            self.distilled[edge] = x if basis is None else (flat @ basis).reshape(*x.shape[:2], -1)
         return self.distilled[edge]
 
     def product(self, vector: np.ndarray) -> np.ndarray:
         """O-bar vector (rows,)."""
-        product = self.narrow @ vector[self.narrow_places]
+        product = times_vector(self.narrow, vector[self.narrow_places])
         for brick in self._dense():
             place, bias = self._places(brick)
             weights = vector[place].reshape(brick.fan_in, -1)
@@ -188,7 +195,7 @@ class TapeJacobian:
         """O-bar^T y (n_parameters,)."""
         weight = self._centred(y)
         result = np.zeros(self.psi.state.n_parameters)
-        result[self.narrow_places] = weight @ self.narrow
+        result[self.narrow_places] = weighted_rows(self.narrow, weight)
         for brick in self._dense():
             place, bias = self._places(brick)
             if brick.name not in self.rank_one:

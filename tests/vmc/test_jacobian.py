@@ -148,3 +148,14 @@ def test_columns_and_their_weighted_sums():
     gram.outer_product(x, delta, vector, product)
     np.testing.assert_allclose(product, 1 + np.einsum("rio,io->r", o, vector))
     np.testing.assert_allclose(gram.weighted_outer(x, delta, weight), np.einsum("r,rio->io", weight, o))
+
+
+@pytest.mark.parametrize("rows", [1, 50])
+def test_products_with_narrow_columns(rows):
+    generator = np.random.default_rng(4)
+    columns = generator.normal(size=(rows, 7)).astype(np.float32)
+    vector, weight = generator.normal(size=7), generator.normal(size=rows)
+    np.testing.assert_allclose(gram.times_vector(columns, vector), columns.astype(np.float64) @ vector)
+    np.testing.assert_allclose(
+        gram.weighted_rows(columns, weight), weight @ columns.astype(np.float64), atol=1e-14
+    )
