@@ -23,6 +23,7 @@ _LANES_ROWS = 4096
 _STRIP = 16  # samples that a thread makes columns of at a time
 _PARTS = 16
 _FINAL_TILE = 128
+_HANDS = 16
 _GROUP = 64
 
 
@@ -102,10 +103,18 @@ def add_tiles(
     list(side_by_side(multiply, [(tile, lane) for tile in tiles for lane in range(count)]))
 
 
+@njit()
+def _from_both_ends(k, count):
+    """0, count - 1, 1, count - 2, ...: neighbours in this order share the work on a triangle evenly."""
+    return k // 2 if k % 2 == 0 else count - 1 - k // 2
+
+
 @njit(parallel=True)
 def _add_lower(parts, total):
     m = len(total)
-    for s in prange((m + _GROUP - 1) // _GROUP):
+    strips = (m + _GROUP - 1) // _GROUP
+    for k in prange(strips):
+        s = _from_both_ends(k, strips)
         for r in range(s * _GROUP, min(m, (s + 1) * _GROUP)):
             for part in parts:
                 for c in range(r + 1):
@@ -120,7 +129,9 @@ def add_lower(parts: np.ndarray, total: np.ndarray) -> None:
 @njit(parallel=True)
 def _mirror(total, scale):
     n = len(total)
-    for tile in prange((n + _GROUP - 1) // _GROUP):
+    strips = (n + _GROUP - 1) // _GROUP
+    for k in prange(strips):
+        tile = _from_both_ends(k, strips)
         for other in range(tile + 1):
             for i in range(tile * _GROUP, min(n, (tile + 1) * _GROUP)):
                 for j in range(other * _GROUP, min(i + 1, (other + 1) * _GROUP)):
@@ -177,7 +188,12 @@ def accumulate_rank_one(x: np.ndarray, delta: np.ndarray, n: int, total: np.ndar
     row_mean = np.stack([((x @ m) * groups).sum(axis=2).ravel() for m in mean])
     overlap = np.einsum("gio,hio->gh", mean, mean)
     starts = [(i, min(n, i + _FINAL_TILE)) for i in range(0, n, _FINAL_TILE)]
-    tiles = [(i, j, a, b) for i, a in starts for j, b in starts if j <= i or len(groups) > 1]
+    tiles = [(i, j, a, b) for i, a in starts for j, b in starts if j <= i]
+    if len(groups) > 1:  # the block of two different groups is not a triangle
+        tiles += [(i, j, a, b) for i, a in starts for j, b in starts if j > i]
+    tiles = [
+        tile for hand in range(_HANDS) for tile in tiles[hand::_HANDS]
+    ]  # dealt, for threads take stretches
     _accumulate_rank_one(x, delta, row_mean, overlap, n, np.asarray(tiles), total)
 
 

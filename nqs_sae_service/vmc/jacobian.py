@@ -112,9 +112,10 @@ class TapeJacobian:
         rows = self.groups * self.n
         total, count = np.zeros((rows, rows)), lanes(rows)
         sums = np.empty((count, rows, rows), self.dtype)
-        blocks = list(self._blocks(count * COLUMNS))
-        block = np.empty(rows * max((width for _, width in blocks), default=0), self.dtype)
         with ThreadPoolExecutor(numba.get_num_threads()) as pool:
+            list(pool.map(self._distilled, self.inputs))
+            blocks = list(self._blocks(count * COLUMNS))
+            block = np.empty(rows * max((width for _, width in blocks), default=0), self.dtype)
             for number, (pieces, width) in enumerate(blocks):
                 columns = block[: rows * width].reshape(rows, width)
                 self._fill(pieces, columns)
