@@ -1,4 +1,4 @@
-"""Fast twins of some bricks for float32 arrays in main memory: LayerNorm and GELU, with derivatives, in one pass each.
+"""Fast twins of some bricks for float32 arrays in main memory: LayerNorm, GELU and softmax, with derivatives.
 
 The plain formula of ``primitives.py`` reads and writes an array for every operation in it. A twin keeps a row of channels
 in the first-level cache from its first to its last operation, and what real and imaginary deltas share is computed once. All
@@ -17,7 +17,7 @@ import numpy as np
 
 from ..engine.jit import EXACT, njit
 from ..engine.vector import exp32
-from .primitives import LAYER_NORM_EPSILON, Brick, Gelu, LayerNorm
+from .primitives import LAYER_NORM_EPSILON, Attention, Brick, Gelu, LayerNorm
 from .state import State, Wavefunction
 
 _f4 = np.float32
@@ -114,6 +114,41 @@ def gelu_backward(x, delta, out):
                 target[c] = row[c] * slope[c]
 
 
+@njit(fastmath=EXACT)
+def softmax(x, out):
+    """out <- softmax of every row of x (m, token)."""
+    for r in range(len(x)):
+        row, target = x[r], out[r]
+        top = row[0]
+        for c in range(1, row.size):
+            top = max(top, row[c])
+        for c in range(row.size):
+            target[c] = row[c] - top
+    flat = out.reshape(-1)
+    for c in range(flat.size):
+        flat[c] = exp32(flat[c])
+    for r in range(len(x)):
+        target, total = out[r], _f4(0)
+        for c in range(target.size):
+            total += target[c]
+        inverse = _f4(1) / total
+        for c in range(target.size):
+            target[c] *= inverse
+
+
+@njit(fastmath=EXACT)
+def softmax_backward(a, delta, out):
+    """out[g] <- a (delta[g] - sum(a delta[g])) row by row: a (m, token) the softmax, delta (group, m, token)."""
+    for g in range(len(delta)):
+        for r in range(len(a)):
+            row, own, target = a[r], delta[g, r], out[g, r]
+            along = _f4(0)
+            for c in range(row.size):
+                along += row[c] * own[c]
+            for c in range(row.size):
+                target[c] = row[c] * (own[c] - along)
+
+
 def _groups(delta: np.ndarray, x: np.ndarray) -> np.ndarray:
     """delta as (group, *shape of x): two groups where it comes by real and imaginary parts."""
     return np.ascontiguousarray(delta).reshape(-1, *x.shape)
@@ -163,7 +198,26 @@ class FastGelu(Gelu):
         return (out,)
 
 
-_TWINS: dict[type[Brick], type[Brick]] = {LayerNorm: FastLayerNorm, Gelu: FastGelu}
+class FastAttention(Attention):
+    """Full attention of float32 arrays; the products are left to the BLAS."""
+
+    def _softmax(self, scores):
+        flat, out = scores.reshape(-1, self.tokens), np.empty(scores.shape, np.float32)
+        softmax(flat, out.reshape(flat.shape))
+        return out
+
+    def _softmax_backward(self, a, delta):
+        flat, out = a.reshape(-1, self.tokens), np.empty(delta.shape, np.float32)
+        groups = _groups(delta, flat)
+        softmax_backward(flat, groups, out.reshape(groups.shape))
+        return out
+
+
+_TWINS: dict[type[Brick], type[Brick]] = {
+    LayerNorm: FastLayerNorm,
+    Gelu: FastGelu,
+    Attention: FastAttention,
+}
 
 
 def _twin(brick: Brick) -> Brick:

@@ -72,6 +72,26 @@ def outer_columns(
     _outer_columns(x, delta, first, last, mean.reshape(groups, -1), block, place)
 
 
+@njit()
+def _token_sums(delta, sums):
+    for g in range(len(delta)):
+        for s in range(delta.shape[1]):
+            total = sums[g, s]
+            for c in range(total.size):
+                total[c] = delta[g, s, 0, c]
+            for t in range(1, delta.shape[2]):
+                row = delta[g, s, t]
+                for c in range(total.size):
+                    total[c] += row[c]
+
+
+def token_sums(delta: np.ndarray) -> np.ndarray:
+    """Sums over tokens (group, n, channel) of delta (group, n, token, channel): the columns of a bias."""
+    sums = np.empty((*delta.shape[:2], delta.shape[3]), delta.dtype)
+    _token_sums(np.ascontiguousarray(delta), sums)
+    return sums
+
+
 def centre_columns(block: np.ndarray, n: int) -> None:
     """Subtract from every column its mean over samples, in place, for each group of ``n`` rows on its own."""
     groups = block.reshape(-1, n, block.shape[1])

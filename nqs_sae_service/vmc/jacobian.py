@@ -31,6 +31,7 @@ from .gram import (
     outer_columns,
     outer_product,
     times_vector,
+    token_sums,
     weighted_outer,
     weighted_rows,
 )
@@ -282,7 +283,7 @@ class TapeJacobian:
             self.deltas[brick.output] = self._store.take((rows, *delta.shape[2:]))
         self.inputs[source][here] = x
         self._by_rows(self.deltas[brick.output], here, delta)
-        return self._places(brick)[1], delta.sum(axis=2)
+        return self._places(brick)[1], token_sums(delta)
 
     def _other(self, brick: Brick, tape, delta: np.ndarray) -> list[tuple[slice, np.ndarray]]:
         x = tuple(tape.edges[name] for name in brick.inputs)

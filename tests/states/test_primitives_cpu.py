@@ -5,8 +5,8 @@ import pytest
 
 from nqs_sae_service.physics.lattices import Chain
 from nqs_sae_service.states import Transformer
-from nqs_sae_service.states.primitives import Gelu, LayerNorm
-from nqs_sae_service.states.primitives_cpu import FastGelu, FastLayerNorm, with_fast_bricks
+from nqs_sae_service.states.primitives import Attention, Gelu, LayerNorm
+from nqs_sae_service.states.primitives_cpu import FastAttention, FastGelu, FastLayerNorm, with_fast_bricks
 
 
 @pytest.mark.parametrize("groups", [(), (2,)])
@@ -44,6 +44,32 @@ def test_values_and_derivatives(kind, groups, tokens, width):
         assert found.keys() == expected.keys()
         for name, gradient in expected.items():
             close(found[name], gradient)
+
+
+@pytest.mark.parametrize("groups", [(), (2,)])
+@pytest.mark.parametrize("invariant", [True, False])
+def test_attention(groups, invariant):
+    generator = np.random.default_rng(2)
+    q, k, v = (3 * generator.normal(size=(3, 4, 5, 12))).astype(np.float32)
+    delta = generator.normal(size=(*groups, 4, 5, 12)).astype(np.float32)
+    weights = {"n.bias": generator.normal(size=(3, 5)).astype(np.float32)}
+    doubles = {name: array.astype(np.float64) for name, array in weights.items()}
+    arguments = ("n", ("q", "k", "v"), "y", 5, 12, 3, invariant)
+    plain, fast = Attention(*arguments), FastAttention(*arguments)
+    x, x64, delta64 = (q, k, v), tuple(a.astype(np.float64) for a in (q, k, v)), delta.astype(np.float64)
+    pairs = [(fast.forward(weights, *x), plain.forward(doubles, *x64))]
+    pairs += zip(
+        fast.backward(weights, x, None, delta), plain.backward(doubles, x64, None, delta64), strict=True
+    )
+    pairs += zip(
+        fast.gradient(weights, x, delta, False).values(),
+        plain.gradient(doubles, x64, delta64, False).values(),
+        strict=True,
+    )
+    assert len(pairs) == (5 if invariant else 4)
+    for found, expected in pairs:
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=3e-6 * np.abs(expected).max())
 
 
 def test_deltas_that_are_the_same_for_all_tokens():
