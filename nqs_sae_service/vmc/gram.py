@@ -29,7 +29,7 @@ _GROUP = 64
 
 def lanes(rows: int) -> int:
     """Stretches of columns that are multiplied side by side: few rows make too few tiles for many threads."""
-    return max(1, min(4, _LANES_ROWS // max(1, rows)))
+    return max(1, min(8, _LANES_ROWS // max(1, rows)))
 
 
 @njit(parallel=True)
@@ -164,7 +164,7 @@ def mirror(total: np.ndarray, scale: float) -> None:
     _mirror(total, scale)
 
 
-@njit()
+@njit(inline="always")  # its order of additions is then part of the kernel on disk
 def _add_rank_one(tile, g, h, n, of_x, of_delta, row_mean, mean, total):
     """One tile of samples (i, j), of the rows of group g and the columns of group h."""
     i, j, last_i, last_j = tile
@@ -178,7 +178,7 @@ def _add_rank_one(tile, g, h, n, of_x, of_delta, row_mean, mean, total):
             target[b] += along[b] * across[b] + (constant - means[b])
 
 
-@njit(parallel=True)
+@njit(parallel=True, fastmath=EXACT)
 def _accumulate_rank_one(x, delta, row_mean, mean, n, tiles, total):
     groups = len(mean)
     for t in prange(len(tiles)):

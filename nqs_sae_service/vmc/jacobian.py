@@ -85,7 +85,7 @@ def _basis(x: np.ndarray) -> np.ndarray | None:
 class TapeJacobian:
     """O-bar of configurations ``sigma`` (n, n_sites): rows of Re O-bar above those of Im O-bar when psi has a phase.
 
-    Memory: n token (fan_in + 2 fan_out) numbers per dense map; for T rows x 2048 x lanes (1 to 4, about 4096 / rows) for
+    Memory: n token (fan_in + 2 fan_out) numbers per dense map; for T rows x 2048 x lanes (1 to 8, about 4096 / rows) for
     columns at work, as much for sums, T itself.
     """
 
