@@ -175,24 +175,46 @@ def cholesky_in_place(a: np.ndarray) -> bool:
 
 
 @cache
-def _syrk_routine(name: str):
-    """The Fortran routine as a C function; called through ctypes it lets other Python threads run."""
+def _routine(name: str, arguments: int):
+    """A Fortran routine of the BLAS as a C function; called through ctypes it lets other Python threads run."""
     address = numba.extending.get_cython_function_address("scipy.linalg.cython_blas", name)
-    return ctypes.CFUNCTYPE(None, *(ctypes.c_void_p,) * 10)(address)
+    return ctypes.CFUNCTYPE(None, *(ctypes.c_void_p,) * arguments)(address)
+
+
+def _matrix(a: np.ndarray) -> tuple[ctypes.c_void_p, ctypes.c_int]:
+    """First element and distance between rows of a matrix whose rows are contiguous."""
+    return ctypes.c_void_p(a.ctypes.data), ctypes.c_int(max(a.strides[0] // a.itemsize, a.shape[1], 1))
+
+
+def add_product(a: np.ndarray, b: np.ndarray, beta: float, c: np.ndarray) -> None:
+    """c <- a b^T + beta c, in place, on the calling thread; others may run meanwhile. 2 m n k FLOPs.
+
+    a (m, k), b (n, k), c (m, n), each row contiguous, of one dtype, float32 or float64.
+    """
+    single = a.dtype == np.float32
+    scalar = ctypes.c_float if single else ctypes.c_double
+    (m, k), n = a.shape, len(b)
+    # Row-major matrices are their transposes to the column-major routine: c^T <- b a^T.
+    (of_a, step_a), (of_b, step_b), (of_c, step_c) = _matrix(a), _matrix(b), _matrix(c)
+    small = (ctypes.c_char(b"T"), ctypes.c_char(b"N"), *map(ctypes.c_int, (n, m, k)), scalar(1), scalar(beta))
+    transposed, plain, n_, m_, k_, one, keep = (ctypes.byref(value) for value in small)
+    steps = [ctypes.byref(step) for step in (step_b, step_a, step_c)]
+    _routine("sgemm" if single else "dgemm", 13)(
+        transposed, plain, n_, m_, k_, one, of_b, steps[0], of_a, steps[1], keep, of_c, steps[2]
+    )
 
 
 def add_syrk(a: np.ndarray, beta: float, c: np.ndarray) -> None:
     """Lower triangle of c <- a a^T + beta c, in place, on the calling thread; others may run meanwhile. m^2 k FLOPs.
 
-    a (m, k), c (m, m), both contiguous and of one dtype, float32 or float64.
+    a (m, k), c (m, m), each row contiguous, of one dtype, float32 or float64.
     """
     single = a.dtype == np.float32
     scalar = ctypes.c_float if single else ctypes.c_double
-    m, k = (ctypes.c_int(size) for size in a.shape)
     # Row-major a is a^T to the column-major routine, and the lower triangle of c its upper one.
-    upper, transposed = ctypes.c_char(b"U"), ctypes.c_char(b"T")
-    one, keep = scalar(1.0), scalar(beta)
-    by_reference = [ctypes.addressof(value) for value in (upper, transposed, m, k, one)]
-    _syrk_routine("ssyrk" if single else "dsyrk")(
-        *by_reference, a.ctypes.data, by_reference[3], ctypes.addressof(keep), c.ctypes.data, by_reference[2]
+    (of_a, step_a), (of_c, step_c) = _matrix(a), _matrix(c)
+    small = (ctypes.c_char(b"U"), ctypes.c_char(b"T"), *map(ctypes.c_int, a.shape), scalar(1), scalar(beta))
+    upper, transposed, m, k, one, keep = (ctypes.byref(value) for value in small)
+    _routine("ssyrk" if single else "dsyrk", 10)(
+        upper, transposed, m, k, one, of_a, ctypes.byref(step_a), keep, of_c, ctypes.byref(step_c)
     )

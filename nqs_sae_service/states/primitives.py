@@ -92,7 +92,9 @@ class Dense(Brick):
         return {f"{self.name}.weight": (self.fan_in, self.fan_out), f"{self.name}.bias": (self.fan_out,)}
 
     def forward(self, w, x):
-        return _rows(x, lambda rows: rows @ w[f"{self.name}.weight"]) + w[f"{self.name}.bias"]
+        y = _rows(x, lambda rows: rows @ w[f"{self.name}.weight"])
+        y += w[f"{self.name}.bias"]
+        return y
 
     def backward(self, w, x, y, delta):
         return (_rows(delta, lambda rows: times_real(rows, w[f"{self.name}.weight"].T)),)
@@ -310,12 +312,17 @@ class Attention(_Heads):
         )
         if self.translation_invariant:
             scores = scores + self.pairs(xp, w[f"{self.name}.bias"])
-        scores = xp.exp(scores - scores.max(axis=-1, keepdims=True))
+        return self._softmax(scores)
+
+    def _softmax(self, scores):
+        scores = namespace(scores).exp(scores - scores.max(axis=-1, keepdims=True))
         return scores / scores.sum(axis=-1, keepdims=True)
 
+    def _softmax_backward(self, a, delta):
+        return a * (delta - (a * delta).sum(axis=-1, keepdims=True))
+
     def _score_delta(self, a, v, delta):
-        d_weights = times_real(self.split(delta), self.split(v).swapaxes(-1, -2))
-        return a * (d_weights - (a * d_weights).sum(axis=-1, keepdims=True))
+        return self._softmax_backward(a, times_real(self.split(delta), self.split(v).swapaxes(-1, -2)))
 
     def forward(self, w, q, k, v):
         return self.join(self._weights(w, q, k) @ self.split(v))

@@ -12,51 +12,96 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 
-from ..engine.blas import add_syrk
 from ..engine.jit import numba
 from ..states import Wavefunction
 from ..states.primitives import Brick, Dense
+from ..states.primitives_cpu import with_fast_bricks
 from .gram import (
     COLUMNS,
     accumulate_rank_one,
     add_lower,
+    add_tiles,
     centre_columns,
+    lanes,
     mirror,
     outer_columns,
+    outer_product,
+    times_vector,
+    token_sums,
     weighted_outer,
+    weighted_rows,
 )
 
 PASS = 128  # samples on one tape: their edges stay in the shared cache
-# Lanes add up pieces of columns side by side, each in its own matrix and order: their number must not follow the threads.
-_LANES = 8
-_LANES_BYTES = 2**28
-_PIECES = 4  # that a lane adds up in the precision of the network before it is emptied into float64
+_ROUNDS = 2  # products of COLUMNS columns that are summed in the precision of the network, before they go into float64
+_STRETCH = 28 * 2**20  # bytes
+_NEGLIGIBLE = 8  # singular values of the inputs of a map, in units of rounding, that count as zero
 
 Piece = tuple[
     Dense | None, int, int
 ]  # a dense map, or None for the narrow columns; first and last (row of its weights)
 
 
+class _Store:
+    """Arrays cut from long stretches: the system hands out memory by large pages then, far faster than by small ones.
+
+    A stretch is a little shorter than the 32 MB up to which glibc's allocator learns from what is freed: after the first step
+    it keeps as much for later ones, and the many temporary arrays of a pass are no longer fetched from the system each time.
+    """
+
+    def __init__(self, dtype: np.dtype):
+        self.stretch = np.empty(0, dtype)
+
+    def take(self, shape: tuple[int, ...]) -> np.ndarray:
+        """An array of this shape, its elements undefined."""
+        size = math.prod(shape)
+        if size > self.stretch.size:
+            self.stretch = np.empty(max(size, _STRETCH // self.stretch.itemsize), self.stretch.dtype)
+        array, self.stretch = self.stretch[:size], self.stretch[-(-size // 16) * 16 :]
+        return array.reshape(shape)
+
+
+def _basis(x: np.ndarray) -> np.ndarray | None:
+    """Orthonormal basis (channel, rank) of the rows of x (m, channel) up to rounding; None where the rank is full."""
+    floor = (_NEGLIGIBLE * np.finfo(x.dtype).eps) ** 2
+
+    def gram(rows: np.ndarray) -> np.ndarray:
+        rows = rows.astype(np.float64)
+        return rows.T @ rows
+
+    few = gram(x[: 4 * x.shape[1]])
+    with suppress(np.linalg.LinAlgError):  # the cheap test: no eigenvalue below the floor
+        np.linalg.cholesky(few - 2 * floor * np.trace(few) * np.eye(len(few)))
+        return None
+    values, vectors = np.linalg.eigh(gram(x))
+    kept = values > floor * values.sum()
+    return None if kept.all() else vectors[:, kept].astype(x.dtype)
+
+
 class TapeJacobian:
     """O-bar of configurations ``sigma`` (n, n_sites): rows of Re O-bar above those of Im O-bar when psi has a phase.
 
-    Memory: n token (fan_in + 2 fan_out) numbers per dense map, rows x 1024 per thread for columns at work, lanes x rows^2.
+    Memory: n token (fan_in + 2 fan_out) numbers per dense map; for T rows x 2048 x lanes (1 to 8, about 4096 / rows) for
+    columns at work, as much for sums, T itself.
     """
 
     def __init__(self, psi: Wavefunction, sigma: np.ndarray):
-        self.psi, self.n = psi, len(sigma)
+        self.psi, self.n = with_fast_bricks(psi), len(sigma)
         self.groups = 2 if psi.state.complex_amplitude else 1
         self.dtype = psi.parameters.dtype
         self.inputs: dict[str, np.ndarray] = {}  # edge -> (n, token, fan_in)
         self.deltas: dict[str, np.ndarray] = {}  # edge -> (rows, token, fan_out)
+        self.distilled: dict[str, np.ndarray] = {}  # edge -> (n, token, rank)
         self.rank_one: dict[
             str, tuple[np.ndarray, np.ndarray]
         ] = {}  # dense map -> (n, fan_in + 1), (rows, fan_out)
         self.narrow = np.empty((self.groups * self.n, 0), self.dtype)  # every other column of O, centred
         self.narrow_places = np.empty(0, np.intp)
+        self._store = _Store(self.dtype)
         self._record(sigma)
 
     def rows(self, values: np.ndarray) -> np.ndarray:
@@ -66,43 +111,93 @@ class TapeJacobian:
     def gram_and_product(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """T (rows, rows) and O-bar vector (rows,), float64."""
         rows = self.groups * self.n
-        total, product = np.zeros((rows, rows)), self._other_product(vector)
-        lanes = max(2, min(_LANES, _LANES_BYTES // (self.dtype.itemsize * rows**2)))
-        sums, products = np.empty((lanes, rows, rows), self.dtype), np.zeros((lanes, rows))
-        pieces = list(self._pieces())
+        total, count = np.zeros((rows, rows)), lanes(rows)
+        sums = np.empty((count, rows, rows), self.dtype)
         with ThreadPoolExecutor(numba.get_num_threads()) as pool:
-            for start in range(0, len(pieces), lanes * _PIECES):
-                now = pieces[start : start + lanes * _PIECES]
-                busy = min(lanes, len(now))
-                list(
-                    pool.map(
-                        lambda i, now=now: self._lane(now[i::lanes], vector, sums[i], products[i]),
-                        range(busy),
-                    )
-                )
-                add_lower(sums[:busy], total)
+            list(pool.map(self._distilled, self.inputs))
+            blocks = list(self._blocks(count * COLUMNS))
+            block = np.empty(rows * max((width for _, width in blocks), default=0), self.dtype)
+            for number, (pieces, width) in enumerate(blocks):
+                columns = block[: rows * width].reshape(rows, width)
+                self._fill(pieces, columns)
+                add_tiles(columns, sums, float(number % _ROUNDS > 0), pool.map)
+                if number % _ROUNDS == _ROUNDS - 1 or number == len(blocks) - 1:
+                    add_lower(sums, total)
         for x, delta in self.rank_one.values():
             accumulate_rank_one(x, delta, self.n, total)
         mirror(total, 1 / self.n)
-        return total, self._centred(product + products.sum(axis=0))
+        return total, self.product(vector)
 
-    def _lane(self, pieces: list[Piece], vector: np.ndarray, total: np.ndarray, product: np.ndarray) -> None:
-        """Lower triangle of ``total`` <- block block^T of all pieces, one after the other; ``product`` grows by O vector."""
-        for number, piece in enumerate(pieces):
-            add_syrk(self._columns(piece, vector, product), float(number > 0), total)
+    def _blocks(self, columns: int) -> Iterator[tuple[list[Piece], int]]:
+        """All columns that have to be multiplied out, as blocks of about equal width and at most about ``columns``."""
+        parts = [(None, self.narrow.shape[1], 1)] + [
+            (brick, self._distilled(brick.inputs[0]).shape[2], brick.fan_out)
+            for brick in self._dense()
+            if brick.name not in self.rank_one
+        ]
+        left = sum(size * each for _, size, each in parts)
+        remaining = -(-left // columns)
+        room, width = 0.0, 0
+        pieces: list[Piece] = []
+        for brick, size, each in parts:
+            first = 0
+            while first < size:
+                if not pieces:
+                    room = left / remaining
+                last = min(size, first + max(1, round((room - width) / each)))
+                pieces.append((brick, first, last))
+                width += (last - first) * each
+                first = last
+                if width + each / 2 >= room:
+                    yield pieces, width
+                    left, remaining, pieces, width = left - width, max(1, remaining - 1), [], 0
+        if pieces:
+            yield pieces, width
+
+    def _fill(self, pieces: list[Piece], block: np.ndarray) -> None:
+        """The centred columns of some pieces, side by side."""
+        place = 0
+        for brick, first, last in pieces:
+            if brick is None:
+                block[:, place : place + last - first] = self.narrow[:, first:last]
+                place += last - first
+                continue
+            delta = self.deltas[brick.output]
+            outer_columns(self._distilled(brick.inputs[0]), delta, first, last, block, place)
+            place += (last - first) * delta.shape[2]
+
+    def _distilled(self, edge: str) -> np.ndarray:
+        """An input (n, token, fan_in) in fewer channels if it spans fewer: T sees scalar products only, so any basis does.
+
+        A patch of b spins, embedded and normalised, spans b + 2 dimensions at most however wide the network. What is left
+        out is, squared, a rounding error of T.
+        """
+        if edge not in self.distilled:
+            x = self.inputs[edge]
+            flat = x.reshape(-1, x.shape[2])
+            basis = _basis(flat)
+            self.distilled[edge] = x if basis is None else (flat @ basis).reshape(*x.shape[:2], -1)
+        return self.distilled[edge]
 
     def product(self, vector: np.ndarray) -> np.ndarray:
         """O-bar vector (rows,)."""
-        product = self._other_product(vector)
-        for piece in self._pieces():
-            self._columns(piece, vector, product)
+        product = times_vector(self.narrow, vector[self.narrow_places])
+        for brick in self._dense():
+            place, bias = self._places(brick)
+            weights = vector[place].reshape(brick.fan_in, -1)
+            if brick.name not in self.rank_one:
+                outer_product(self.inputs[brick.inputs[0]], self.deltas[brick.output], weights, product)
+                continue
+            x, delta = self.rank_one[brick.name]
+            along = x[:, :-1] @ weights + x[:, -1:] * vector[bias]
+            product += (delta.reshape(self.groups, self.n, -1) * along).sum(axis=2).ravel()
         return self._centred(product)
 
     def transposed_product(self, y: np.ndarray) -> np.ndarray:
         """O-bar^T y (n_parameters,)."""
         weight = self._centred(y)
         result = np.zeros(self.psi.state.n_parameters)
-        result[self.narrow_places] = weight @ self.narrow
+        result[self.narrow_places] = weighted_rows(self.narrow, weight)
         for brick in self._dense():
             place, bias = self._places(brick)
             if brick.name not in self.rank_one:
@@ -127,49 +222,17 @@ class TapeJacobian:
         layout = self.psi.state.layout
         return layout[f"{brick.name}.weight"][0], layout[f"{brick.name}.bias"][0]
 
-    def _pieces(self) -> Iterator[Piece]:
-        """All columns that have to be multiplied out, in pieces."""
-        for brick in self._dense():
-            if brick.name in self.rank_one:
-                continue
-            step = max(1, COLUMNS // brick.fan_out)
-            yield from ((brick, a, min(brick.fan_in, a + step)) for a in range(0, brick.fan_in, step))
-        width = self.narrow.shape[1]
-        yield from ((None, a, min(width, a + COLUMNS)) for a in range(0, width, COLUMNS))
-
-    def _columns(self, piece: Piece, vector: np.ndarray, product: np.ndarray) -> np.ndarray:
-        """The centred columns (rows, size) of a piece; ``product`` grows by their product with ``vector``, up to centring."""
-        brick, first, last = piece
-        if brick is None:
-            return np.ascontiguousarray(self.narrow[:, first:last])  # their product is among the others'
-        x, delta = self.inputs[brick.inputs[0]], self.deltas[brick.output]
-        start = self._places(brick)[0].start
-        place = slice(start + first * brick.fan_out, start + last * brick.fan_out)
-        block = np.empty((len(delta), place.stop - place.start), self.dtype)
-        outer_columns(x, delta, first, last, vector[place], block, product)
-        return block
-
-    def _other_product(self, vector: np.ndarray) -> np.ndarray:
-        """O vector (rows,), up to centring, without the dense maps of full rank."""
-        product = self.narrow @ vector[self.narrow_places]
-        for brick in self._dense():
-            if brick.name in self.rank_one:
-                (x, delta), (place, bias) = self.rank_one[brick.name], self._places(brick)
-                along = x[:, :-1] @ vector[place].reshape(brick.fan_in, -1) + x[:, -1:] * vector[bias]
-                product += (delta.reshape(self.groups, self.n, -1) * along).sum(axis=2).ravel()
-        return product
-
     def _record(self, sigma: np.ndarray) -> None:
         """Tapes of all samples, pass by pass; NumPy lets go of the interpreter inside, so passes run side by side."""
-        self._pass(sigma, 0)
+        self._pass(sigma[:1], slice(0, 1))  # every array is made, before passes share them
+        passes = (slice(start, min(start + PASS, self.n)) for start in range(0, self.n, PASS))
         with ThreadPoolExecutor(numba.get_num_threads()) as pool:
-            list(pool.map(lambda start: self._pass(sigma, start), range(PASS, self.n, PASS)))
+            list(pool.map(lambda here: self._pass(sigma[here], here), passes))
         centre_columns(self.narrow, self.n)
 
-    def _pass(self, sigma: np.ndarray, start: int) -> None:
-        tape = self.psi.tape(sigma[start : start + PASS])
+    def _pass(self, sigma: np.ndarray, here: slice) -> None:
+        tape = self.psi.tape(sigma)
         deltas = tape.backward(parts=True)
-        here = slice(start, min(start + PASS, self.n))
         narrow: list[tuple[slice, np.ndarray]] = []
         for brick in self.psi.state.bricks:
             delta = deltas[brick.output]
@@ -178,9 +241,9 @@ class TapeJacobian:
                 narrow += [] if bias is None else [bias]
             elif brick.shapes():
                 narrow += self._other(brick, tape, delta)
-        if not start:
+        if not self.narrow.size:
             width = sum(columns.shape[-1] for _, columns in narrow)
-            self.narrow = np.empty((self.groups * self.n, width), self.dtype)
+            self.narrow = self._store.take((self.groups * self.n, width))
             self.narrow_places = np.concatenate(
                 [np.arange(place.start, place.stop) for place, _ in narrow] or [np.empty(0, np.intp)]
             )
@@ -215,12 +278,12 @@ class TapeJacobian:
             return None
         source = brick.inputs[0]
         if source not in self.inputs:
-            self.inputs[source] = np.empty((self.n, *x.shape[1:]), self.dtype)
+            self.inputs[source] = self._store.take((self.n, *x.shape[1:]))
         if brick.output not in self.deltas:
-            self.deltas[brick.output] = np.empty((rows, *delta.shape[2:]), self.dtype)
+            self.deltas[brick.output] = self._store.take((rows, *delta.shape[2:]))
         self.inputs[source][here] = x
         self._by_rows(self.deltas[brick.output], here, delta)
-        return self._places(brick)[1], delta.sum(axis=2)
+        return self._places(brick)[1], token_sums(delta)
 
     def _other(self, brick: Brick, tape, delta: np.ndarray) -> list[tuple[slice, np.ndarray]]:
         x = tuple(tape.edges[name] for name in brick.inputs)

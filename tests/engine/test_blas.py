@@ -4,7 +4,7 @@ import numba
 import numpy as np
 import pytest
 
-from nqs_sae_service.engine.blas import CHOLESKY_TILE, add_syrk, cholesky_in_place, gemm
+from nqs_sae_service.engine.blas import CHOLESKY_TILE, add_product, add_syrk, cholesky_in_place, gemm
 from nqs_sae_service.engine.jit import njit
 
 
@@ -30,12 +30,17 @@ def test_gemm_on_views(dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_syrk_adds_to_the_lower_triangle(dtype):
+def test_products_with_a_transpose_on_views(dtype):
     generator = np.random.default_rng(0)
-    a, c = generator.normal(size=(7, 30)).astype(dtype), generator.normal(size=(7, 7)).astype(dtype)
-    expected = np.tril(a @ a.T + 0.5 * c) + np.triu(c, 1)
-    add_syrk(a, 0.5, c)
-    np.testing.assert_allclose(c, expected, rtol=1e-5)
+    whole = generator.normal(size=(12, 40)).astype(dtype)
+    a, b = whole[:7, 3:33], whole[7:, 3:33]
+    c = generator.normal(size=(12, 12)).astype(dtype)
+    expected = c.copy()
+    expected[:7, :7] = np.tril(a @ a.T + 0.5 * c[:7, :7]) + np.triu(c[:7, :7], 1)
+    expected[7:, :7] = b @ a.T + 0.5 * c[7:, :7]
+    add_syrk(a, 0.5, c[:7, :7])
+    add_product(b, a, 0.5, c[7:, :7])
+    np.testing.assert_allclose(c, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.complex128])

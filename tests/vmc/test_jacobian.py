@@ -74,6 +74,41 @@ def test_the_bits_do_not_depend_on_the_number_of_threads():
         np.testing.assert_array_equal(one, many)
 
 
+@pytest.mark.parametrize("rows", [3, gram.TILE, 2 * gram.TILE + 5])
+def test_tiles_make_the_lower_triangle(rows):
+    block = np.random.default_rng(0).normal(size=(rows, 11))
+    sums = np.zeros((3, rows, rows))
+    for beta in (0.0, 2.0):
+        gram.add_tiles(block, sums, beta, map)
+    np.testing.assert_allclose(np.tril(sums.sum(axis=0)), 3 * np.tril(block @ block.T), atol=1e-12)
+
+
+def test_inputs_of_low_rank_are_distilled():
+    """Embedded patches of two spins span two dimensions and a constant; LayerNorm scales them and adds its own constant."""
+    psi, sigma = (
+        wave(np.float32, width=16, attention="positional", translation_invariant=True),
+        configurations(300),
+    )
+    jacobian = TapeJacobian(psi, sigma)
+    o = dense_o_bar(psi, sigma)
+    t, _ = jacobian.gram_and_product(np.zeros(o.shape[1]))
+    assert jacobian.distilled["attention_1.x"].shape[2] == 4
+    assert jacobian.distilled["mlp_2.x"].shape[2] == 16
+    np.testing.assert_allclose(t, o @ o.T, atol=2e-5 * np.abs(o @ o.T).max())
+
+
+def test_columns_are_cut_into_even_blocks():
+    jacobian = TapeJacobian(wave(amplitude="complex"), configurations(4))
+    widths = [width for _, width in jacobian._blocks(100)]
+    assert max(widths) <= 125
+    assert min(widths) >= 75
+    assert sum(widths) == jacobian.narrow.shape[1] + sum(
+        jacobian.distilled[brick.inputs[0]].shape[2] * brick.fan_out
+        for brick in jacobian._dense()
+        if brick.name not in jacobian.rank_one
+    )
+
+
 def test_symmetric_products_add_up():
     parts = np.random.default_rng(0).normal(size=(3, 130, 130)).astype(np.float32)
     total = np.ones((130, 130))
@@ -103,10 +138,24 @@ def test_columns_and_their_weighted_sums():
     delta = generator.normal(size=(2 * n, tokens, fan_out))
     o = np.einsum("rti,rto->rio", np.concatenate([x, x]), delta)
     first, last = 1, 4
-    vector, weight = generator.normal(size=(last - first) * fan_out), generator.normal(size=2 * n)
+    vector, weight = generator.normal(size=(fan_in, fan_out)), generator.normal(size=2 * n)
     columns = o[:, first:last].reshape(2, n, -1)
-    block, product = np.empty((2 * n, vector.size)), np.ones(2 * n)
-    gram.outer_columns(x, delta, first, last, vector, block, product)
-    np.testing.assert_allclose(block.reshape(columns.shape), columns - columns.mean(axis=1, keepdims=True))
-    np.testing.assert_allclose(product, 1 + columns.reshape(2 * n, -1) @ vector)
+    block, product = np.zeros((2 * n, 30)), np.ones(2 * n)
+    gram.outer_columns(x, delta, first, last, block, 5)
+    found = block[:, 5:20].reshape(columns.shape)
+    np.testing.assert_allclose(found, columns - columns.mean(axis=1, keepdims=True), atol=1e-13)
+    np.testing.assert_array_equal(np.delete(block, np.s_[5:20], axis=1), 0)  # nothing beside them is touched
+    gram.outer_product(x, delta, vector, product)
+    np.testing.assert_allclose(product, 1 + np.einsum("rio,io->r", o, vector))
     np.testing.assert_allclose(gram.weighted_outer(x, delta, weight), np.einsum("r,rio->io", weight, o))
+
+
+@pytest.mark.parametrize("rows", [1, 50])
+def test_products_with_narrow_columns(rows):
+    generator = np.random.default_rng(4)
+    columns = generator.normal(size=(rows, 7)).astype(np.float32)
+    vector, weight = generator.normal(size=7), generator.normal(size=rows)
+    np.testing.assert_allclose(gram.times_vector(columns, vector), columns.astype(np.float64) @ vector)
+    np.testing.assert_allclose(
+        gram.weighted_rows(columns, weight), weight @ columns.astype(np.float64), atol=1e-14
+    )
