@@ -46,7 +46,8 @@ def test_stored_amplitudes_are_those_of_the_network(on_gpu, variant, tmp_path):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_observables_activations_and_dictionaries_agree_with_the_cpu(on_gpu, on_cpu, variant):
     gpu, cpu = on_gpu[variant], on_cpu[variant]
-    np.testing.assert_allclose(gpu["observables"].value, cpu["observables"].value, atol=3e-3)
+    ours, theirs = (run["observables"].value.drop_sel(observable="log_abs_psi") for run in (gpu, cpu))
+    np.testing.assert_allclose(ours, theirs, atol=3e-3)
     for layer in gpu["sae"].layer.values:
         np.testing.assert_allclose(gpu["activations"][layer], cpu["activations"][layer], atol=3e-3)
     np.testing.assert_allclose(gpu["sae"].loss[..., :10], cpu["sae"].loss[..., :10], rtol=0.02)
