@@ -90,7 +90,7 @@ class Vmc:
         means = []
         for _ in range(draws):
             self.sampling()
-            values = np.asarray(self.state.local_estimators(self.hamiltonian)).real
+            values = np.asarray(self.state.local_estimators(self.hamiltonian).data).real
             means.append(values.reshape(self.work["chains"], -1).mean(axis=1))
         of_chains = np.mean(means, axis=0)
         return float(of_chains.mean()), float(of_chains.std(ddof=1) / np.sqrt(len(of_chains)))
