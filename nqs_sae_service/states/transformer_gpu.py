@@ -27,6 +27,7 @@ from ..engine.devices import rows_that_fit
 from .primitives import Attention, Mix, circulant
 from .state import State
 from .transformer_jacobian_gpu import per_sample_columns
+from .transformer_packing import depth, folded
 
 Array = Any
 
@@ -230,10 +231,9 @@ def _moved(packed: dict[str, np.ndarray], like: Array) -> dict[str, Array]:
 def _packed(state: State, parameters: np.ndarray, mixer: Attention | Mix) -> dict[str, np.ndarray]:
     """Arrays of the network in float64, LayerNorm gains and biases folded into the map that follows, blocks stacked."""
     w = {name: array.astype(np.float64) for name, array in state.unpack(parameters).items()}
-    depth = sum(name.startswith("residual_") for name in state.layers)
-    layers = [_layer(w, state.n_tokens, mixer, i) for i in range(1, depth + 1)]
+    layers = [_layer(w, state.n_tokens, mixer, i) for i in range(1, depth(state) + 1)]
     parts = ("real", "imaginary") if state.complex_amplitude else ("real",)
-    heads = [_folded(w, "head.norm", f"head.{part}") for part in parts]
+    heads = [folded(w, "head.norm", f"head.{part}") for part in parts]
     code = w.get("position.code", np.zeros((state.n_tokens, state.width)))
     return {
         "patch_w": w["embedding.weight"],
@@ -251,9 +251,9 @@ def _layer(w: dict[str, np.ndarray], tokens: int, mixer: Attention | Mix, i: int
     a, m = f"attention_{i}", f"mlp_{i}"
     full = isinstance(mixer, Attention)
     read = [
-        _folded(w, f"{a}.norm", f"{a}.{name}") for name in (("query", "key", "value") if full else ("value",))
+        folded(w, f"{a}.norm", f"{a}.{name}") for name in (("query", "key", "value") if full else ("value",))
     ]
-    up, up_bias = _folded(w, f"{m}.norm", f"{m}.up")
+    up, up_bias = folded(w, f"{m}.norm", f"{m}.up")
     pair = w.get(f"{a}.mix.bias" if full else f"{a}.mix.weight")
     if pair is None:
         pair = np.zeros((mixer.heads, tokens, tokens))
@@ -270,9 +270,3 @@ def _layer(w: dict[str, np.ndarray], tokens: int, mixer: Attention | Mix, i: int
         "down_w": w[f"{m}.down.weight"],
         "down_b": w[f"{m}.down.bias"],
     }
-
-
-def _folded(w: dict[str, np.ndarray], norm: str, dense: str) -> tuple[np.ndarray, np.ndarray]:
-    """Dense(LayerNorm(x)) = unit(x) (gain W) + (bias W + b)."""
-    weight = w[f"{dense}.weight"]
-    return w[f"{norm}.gain"][:, None] * weight, w[f"{norm}.bias"] @ weight + w[f"{dense}.bias"]

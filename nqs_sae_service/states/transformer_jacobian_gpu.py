@@ -19,6 +19,7 @@ from ..engine.arrays import beside, namespace
 from ..engine.cuda import Kernels
 from .primitives import Attention, Dense, Mix
 from .state import State
+from .transformer_packing import depth
 
 Array = Any
 
@@ -34,35 +35,30 @@ def per_sample_columns(state: State, parameters: Array, sigma: Array) -> Array:
     xp = namespace(sigma)
     mixer = next(brick for brick in state.bricks if isinstance(brick, (Attention, Mix)))
     positional, parts = isinstance(mixer, Mix), 2 if state.complex_amplitude else 1
-    depth = _depth(state)
     patch, hidden = (
         state.layout[f"{name}.weight"][1][place] for name, place in (("embedding", 0), ("mlp_1.up", 1))
     )
-    floats = _scratch_floats(state, depth, hidden, mixer.heads, positional)
+    floats = _scratch_floats(state, hidden, mixer.heads, positional)
     blocks = min(len(sigma), _BLOCKS)
     scratch = xp.empty(blocks * floats, dtype=xp.float32)
     out = xp.empty((parts, len(sigma), state.n_parameters), dtype=xp.float32)
     places, transposed = (beside(array, sigma) for array in (_places(state), _transposition(state)))
     _KERNELS.launch(
         "differentiate", blocks, (_THREADS,), xp.ascontiguousarray(sigma), parameters, parameters[transposed], places, scratch,
-        out, len(sigma), state.n_parameters, floats, state.n_tokens, patch, state.width, hidden, mixer.heads, depth,
+        out, len(sigma), state.n_parameters, floats, state.n_tokens, patch, state.width, hidden, mixer.heads, depth(state),
         parts, positional, mixer.translation_invariant,
     )  # fmt: skip
     return out
 
 
-def _depth(state: State) -> int:
-    return sum(name.startswith("residual_") for name in state.layers)
-
-
-def _scratch_floats(state: State, depth: int, hidden: int, heads: int, positional: bool) -> int:
+def _scratch_floats(state: State, hidden: int, heads: int, positional: bool) -> int:
     """Numbers that a block of threads takes, in the order of the source."""
     tokens, d = state.n_tokens, state.width
     stream, pairs, units = tokens * d, heads * tokens**2, tokens * hidden
     head = 7 * d + 3 * (d + 1)
     work = 7 * stream + 2 * units + pairs
     kept = 2 * (stream + tokens) + 2 * stream + units + (0 if positional else 2 * stream + pairs)
-    return stream + head + work + depth * kept
+    return stream + head + work + depth(state) * kept
 
 
 @cache
@@ -79,10 +75,9 @@ def _transposition(state: State) -> np.ndarray:
 @cache
 def _places(state: State) -> np.ndarray:
     """Where the arrays of parameters begin in the flat vector, -1 for what the network does not have, int32."""
-    depth = _depth(state)
     names = ["embedding.weight", "embedding.bias", "position.code"]
     mix = "weight" if "attention_1.mix.weight" in state.layout else "bias"
-    for i in range(1, depth + 1):
+    for i in range(1, depth(state) + 1):
         a, m = f"attention_{i}", f"mlp_{i}"
         names += [f"{a}.norm.gain", f"{a}.norm.bias"]
         names += [f"{a}.{name}.{kind}" for name in ("query", "key", "value") for kind in ("weight", "bias")]

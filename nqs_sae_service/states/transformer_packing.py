@@ -60,9 +60,15 @@ class Table(NamedTuple):
     place: np.ndarray  # (T, T) int64
 
 
-def _folded(gain, bias, weight, weight_bias) -> tuple[np.ndarray, np.ndarray]:
-    """Dense(LayerNorm(x)) = unit(x) (gain W) + (bias W + b)."""
-    return gain[:, None] * weight, bias @ weight + weight_bias
+def depth(state: State) -> int:
+    """Number of blocks of a transformer."""
+    return sum(name.startswith("residual_") for name in state.layers)
+
+
+def folded(w: dict[str, np.ndarray], norm: str, dense: str) -> tuple[np.ndarray, np.ndarray]:
+    """Weight and bias of Dense(LayerNorm(x)) = unit(x) (gain W) + (bias W + b), from the names of both bricks."""
+    weight = w[f"{dense}.weight"]
+    return w[f"{norm}.gain"][:, None] * weight, w[f"{norm}.bias"] @ weight + w[f"{dense}.bias"]
 
 
 class Packing:
@@ -70,11 +76,7 @@ class Packing:
 
     def __init__(self, state: State, parameters: np.ndarray):
         self.w = {name: array.astype(np.float64) for name, array in state.unpack(parameters).items()}
-        self.tokens, self.width, self.depth = (
-            state.n_tokens,
-            state.width,
-            sum(name.startswith("residual_") for name in state.layers),
-        )
+        self.tokens, self.width, self.depth = state.n_tokens, state.width, depth(state)
         mix = next(brick for brick in state.bricks if isinstance(brick, (Attention, Mix)))
         self.heads, self.invariant = mix.heads, mix.translation_invariant
         self.full = "attention_1.query.weight" in self.w
@@ -84,10 +86,7 @@ class Packing:
         """All weights, folded and rounded to float32."""
         w, layers = self.w, [self._layer(i) for i in range(1, self.depth + 1)]
         stacked = [np.stack(group) for group in zip(*layers, strict=True)]
-        dense = [
-            _folded(w["head.norm.gain"], w["head.norm.bias"], w[f"head.{p}.weight"], w[f"head.{p}.bias"])
-            for p in self.parts
-        ]
+        dense = [folded(w, "head.norm", f"head.{p}") for p in self.parts]
         norms = [(w[f"head.{p}_norm.gain"], w[f"head.{p}_norm.bias"]) for p in self.parts]
         head = [np.stack(group) for group in (*zip(*dense, strict=True), *zip(*norms, strict=True))]
         arrays = (w["embedding.weight"], self._position(), *stacked, *head)
@@ -100,13 +99,12 @@ class Packing:
         """Weights and biases of queries, keys and values side by side, or of values alone."""
         w, a = self.w, f"attention_{i}"
         names = ("query", "key", "value") if self.full else ("value",)
-        gain, bias = w[f"{a}.norm.gain"], w[f"{a}.norm.bias"]
-        folded = [_folded(gain, bias, w[f"{a}.{n}.weight"], w[f"{a}.{n}.bias"]) for n in names]
+        maps = [folded(w, f"{a}.norm", f"{a}.{n}") for n in names]
         if self.full:
-            weight, bias = folded[0]
+            weight, bias = maps[0]
             scale = 1 / np.sqrt(self.width // self.heads)
-            folded[0] = weight * scale, bias * scale
-        return np.concatenate([f[0] for f in folded], axis=1), np.concatenate([f[1] for f in folded])
+            maps[0] = weight * scale, bias * scale
+        return np.concatenate([m[0] for m in maps], axis=1), np.concatenate([m[1] for m in maps])
 
     def _pairs(self, i: int) -> np.ndarray:
         """Positional weights or biases of the scores, (heads, token, token)."""
@@ -126,7 +124,7 @@ class Packing:
         pairs, of_values = self._pairs(i), bias[-d:].reshape(self.heads, -1)
         share = np.ones((self.heads, self.tokens)) if self.full else pairs.sum(axis=2)
         mixed = (share.T[:, :, None] * of_values).reshape(self.tokens, d)
-        up = _folded(w[f"{m}.norm.gain"], w[f"{m}.norm.bias"], w[f"{m}.up.weight"], w[f"{m}.up.bias"])
+        up = folded(w, f"{m}.norm", f"{m}.up")
         out, out_bias = w[f"{a}.out.weight"], mixed @ w[f"{a}.out.weight"] + w[f"{a}.out.bias"]
         query_bias = bias[:d] if self.full else np.zeros(d)
         return (
