@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .durations import duration
 from .plan import PointPlan
-from .progress import duration
 
 
 def print_plans(plans: Sequence[PointPlan], console: Console) -> None:
