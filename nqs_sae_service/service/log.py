@@ -4,19 +4,23 @@ Files are bounded: a full one becomes ``run.jsonl.1``, older ones move on, the o
 
 from __future__ import annotations
 
+import json
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from logging import LogRecord, makeLogRecord
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from loguru import logger
 
 if TYPE_CHECKING:
     from loguru import Message
 
+_POLL = 0.3  # seconds between looks at a log that is followed
 _LARGEST, _KEPT = 10_000_000, 3  # bytes of a log file, and how many older ones are kept
 
 
@@ -67,3 +71,44 @@ def _write_line(message: Message) -> None:
     with suppress(OSError):
         sys.stderr.write(prefix + " ".join(record["message"].split()) + "\n")
         sys.stderr.flush()
+
+
+def read_log(directory: Path, more: Callable[[], bool] = lambda: False) -> Iterator[str]:
+    """The lines of a run's log for people, older files first; goes on for as long as ``more()`` says that more may come."""
+    path = directory / "run.jsonl"
+    for older in sorted(directory.glob("run.jsonl.[1-9]"), reverse=True):
+        yield from map(_readable, older.read_text(encoding="utf-8").splitlines())
+    with ExitStack() as stack:
+        file = None
+        while True:
+            goes_on = more()  # asked first, so that nothing that is said before the end is missed
+            rotated = (
+                file is not None
+                and path.exists()
+                and not os.path.samestat(os.fstat(file.fileno()), path.stat())
+            )
+            yield from _complete_lines(file)
+            if (file is None or rotated) and path.exists():
+                file = stack.enter_context(open(path, encoding="utf-8"))
+                yield from _complete_lines(file)
+            if not goes_on:
+                return
+            time.sleep(_POLL)
+
+
+def _complete_lines(file: TextIO | None) -> Iterator[str]:
+    while file is not None:
+        place = file.tell()
+        line = file.readline()
+        if not line.endswith("\n"):
+            file.seek(place)  # somebody is writing it
+            return
+        yield _readable(line)
+
+
+def _readable(line: str) -> str:
+    try:
+        record = json.loads(line)["record"]
+        return f"{record['time']['repr'][:19]} {record['level']['name']:<7} {record['message']}"
+    except (ValueError, KeyError, TypeError):
+        return line.rstrip("\n")

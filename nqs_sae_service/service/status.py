@@ -50,3 +50,12 @@ class Status:
         self._fields |= fields
         if time.monotonic() - self._written >= _EVERY:
             self.set()
+
+
+def read_status(directory: Path) -> dict[str, Any]:
+    """What ``status.json`` in a run directory says; nothing when it is missing or damaged."""
+    try:
+        fields = json.loads((directory / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return fields if isinstance(fields, dict) else {}

@@ -31,7 +31,7 @@ class Stop(Protocol):
         """Whether to write a checkpoint now and end."""
 
 
-def checkpoint_moment(seconds: float) -> float:
+def deadline_in(seconds: float) -> float:
     """When, on the monotonic clock, a process that must be gone in ``seconds`` has to be asked to stop."""
     return time.monotonic() + seconds - min(_CHECKPOINT_SECONDS, 0.1 * seconds)
 
