@@ -21,6 +21,7 @@ from loguru import logger
 from ..datasets import Origin, read_attributes, read_stage
 from ..datasets.files import locked, sweep_temporaries, write_text
 from ..engine.devices import Device, choose_device
+from ..engine.ranks import ALONE, Ranks
 from ..engine.threads import configure_threads
 from ..errors import CompilationStopped, NumericalError, Stopped, UserError
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -57,6 +58,7 @@ class StageContext:
     progress: StageProgress
     status: Status
     stop: Stop
+    ranks: Ranks = ALONE
     _due: float = field(init=False)
     _state: Callable[[], dict[str, np.ndarray]] | None = field(init=False, default=None)
 
