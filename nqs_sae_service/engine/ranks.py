@@ -53,7 +53,7 @@ class Ranks:
         return list(parts)
 
     def spread(self, array: Array, source: int) -> Array:
-        """The array of rank ``source`` on every rank. The others pass one of the same shape and type, which may be written to."""
+        """The array of rank ``source`` on every rank. The others pass one of the same shape and type, to be written to."""
         return array
 
     def agree(self, value: Value) -> Value:
