@@ -48,8 +48,8 @@ def work(
     """Execute the queue until nothing is left that can be taken now; the exit code: 0, 1 when a run failed, 75 when stopped.
 
     ``drain`` also waits for what other workers compute, and ends when no run is queued or running. At most ``max_runs`` runs
-    are taken; before ``max_time`` seconds are over the present one gets its checkpoint and goes back into the queue. A disk that
-    is full or read-only ends the worker, not the runs: they stay in the queue.
+    are taken; before ``max_time`` seconds are over the present one gets its checkpoint and goes back into the queue. A full or
+    read-only disk ends the worker, not the runs: they stay in the queue.
     """
     deadline = deadline_in(max_time)
     slots = Slots(queue.directory / "slots", at_once)
