@@ -143,16 +143,14 @@ class Metropolis:
         chains: Chains,
         draws: int,
         sweeps: int,
-        after: Callable[[int], None] = lambda draw: None,
     ) -> tuple[Array, Array]:
         """Record ``draws`` samples per chain, ``sweeps`` apart: configuration (chain, draw, spin), log psi (chain, draw)."""
         sigma, log_psi = [], []
-        for draw in range(draws):
+        for _ in range(draws):
             for _ in range(sweeps):
                 self.sweep(psi, chains)
             sigma.append(chains.sigma.copy())
             log_psi.append(chains.log_psi.copy())
-            after(draw)
         xp = namespace(chains.sigma)
         return xp.stack(sigma, axis=1), xp.stack(log_psi, axis=1)
 

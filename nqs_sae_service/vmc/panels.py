@@ -1,4 +1,4 @@
-"""T = O-bar O-bar^T over several ranks: each holds some panels of columns of its lower triangle, and they factorise it together.
+"""T = O-bar O-bar^T over several ranks: each holds some panels of columns of its lower triangle; together they factorise it.
 
 Panel j is the columns a ... b - 1 of T from row a on. There are 2 P k panels of at most 128 columns, dealt to the P ranks to
 and fro (0, 1, ..., P-1, P-1, ..., 0, ...), so that all have the same share of the triangle: 8 m^2 / 2P bytes of an m x m
