@@ -66,7 +66,17 @@ class Ranks:
 
     def together(self, task: Callable[[], Value]) -> Value:
         """Do something that may fail with NumericalError on some ranks: then it fails on all, with the first rank's reason."""
-        return task()
+        if self.size == 1:
+            return task()
+        result, reason = None, ""
+        try:
+            result = task()
+        except NumericalError as problem:
+            reason = str(problem)
+        reasons = [said for said in self.collect(reason) if said]
+        if reasons:
+            raise NumericalError(reasons[0])
+        return result  # type: ignore[return-value]
 
     def meet(self, look: Callable[[], None] = lambda: None) -> None:
         """Wait until all ranks are here, without keeping a core busy; ``look`` is called now and then."""
@@ -139,17 +149,6 @@ class MpiRanks(Ranks):
 
     def collect(self, value: Value) -> list[Value]:
         return self._world.allgather(value)
-
-    def together(self, task: Callable[[], Value]) -> Value:
-        result, reason = None, ""
-        try:
-            result = task()
-        except NumericalError as problem:
-            reason = str(problem)
-        reasons = [said for said in self.collect(reason) if said]
-        if reasons:
-            raise NumericalError(reasons[0])
-        return result  # type: ignore[return-value]
 
     def meet(self, look: Callable[[], None] = lambda: None) -> None:
         request = self._world.Ibarrier()

@@ -3,8 +3,8 @@
 Rank 0 is the run: it alone has the plan, locks, store, checkpoints, status, logs and the last word. The others wait, without
 keeping a core busy, until it names a stage that is computed together (``Stage.distributed``). There rank 0 decides at every
 tick, for all, whether to go on, to checkpoint or to stop; a rank that gets a signal knocks at its door. What all ranks meet
-alike (a number that is not finite) ends in order. A rank that fails alone leaves the others inside an operation that they cannot
-finish: it says why, and ends them all.
+alike (a number that is not finite) ends in order. A rank that fails alone leaves the others inside an operation that they
+cannot finish: it says why, and ends them all.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def refuse_idle_ranks(plans: Sequence[PointPlan], ranks: Ranks) -> None:
 
 @dataclass(frozen=True)
 class Task:
-    """What rank 0 asks the others to compute with it: a stage, its spec, its upstream files; ``directory`` is that of the run."""
+    """What rank 0 asks the others to compute with it: a stage, its spec, its upstream files. ``directory``: of the run."""
 
     run: str
     stage: Stage

@@ -90,8 +90,8 @@ class Panels:
         total = namespace(some).empty((self.rows, self.rows), some.dtype)
         for j, columns in enumerate(self.columns):
             panel = self._spread(panels, j, some)
-            total[columns.start :, columns] = panel
             total[columns, columns.start :] = panel.conj().T
+            total[columns.start :, columns] = panel
         return total
 
     def _spread(self, panels: dict[int, Array], j: int, like: Array) -> Array:

@@ -1,4 +1,4 @@
-"""One step of several networks, by as many processes as there are: ``mpiexec -n P python steps_over_ranks.py FILE``.
+"""One step of several networks, by as many processes as there are: ``mpiexec -n P python steps_over_ranks.py FILE CASE...``.
 
 Rank 0 writes parameters and chains after the step to FILE. The momentum and the drawn samples differ from zero and each other.
 """
@@ -42,6 +42,6 @@ def step(case: str, ranks: Ranks = ALONE) -> dict[str, np.ndarray]:
 if __name__ == "__main__":
     configure_threads(1)
     ranks = MpiRanks()
-    steps = {f"{case}/{name}": array for case in CASES for name, array in step(case, ranks).items()}
+    steps = {f"{case}/{name}": array for case in sys.argv[2:] for name, array in step(case, ranks).items()}
     if ranks.rank == 0:
         np.savez(sys.argv[1], **steps)
