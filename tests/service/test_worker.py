@@ -315,7 +315,7 @@ def test_while_another_worker_has_the_machine_it_ends_silently(lab):
     lab.submit("name='other'")
     first = lab.start(sleep=0.2)
     lab.wait_until(lab.computed)
-    second = lab.start()
+    second = lab.start("--drain")
     out, errors = second.communicate(timeout=60)
     assert (second.returncode, out, errors) == (0, "", "")
     assert first.poll() is None
