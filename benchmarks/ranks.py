@@ -3,10 +3,10 @@
     python benchmarks/ranks.py                           # 1 and 2 processes on two cores
     python benchmarks/ranks.py --ranks 1,2,4 --samples 4096
 
-TFIM ring of 40 sites, transformer of width 32 (4 heads, 2 layers, positional attention, complex), float32. The numbers of processes
-take turns; each time they start anew, warm up, and repeat every phase. A phase begins when all ranks are there and ends when the
-slowest is done; medians over all repetitions. Bytes are those that one rank receives from others in the operations of
-``engine.ranks.Ranks``, the largest over the ranks, beside what the formulas of ``expected_bytes`` say. Results:
+TFIM ring of 40 sites, transformer of width 32 (4 heads, 2 layers, positional attention, complex), float32. The numbers of
+processes take turns; each time they start anew, warm up, and repeat every phase. A phase begins when all ranks are there and
+ends when the slowest is done; medians over all repetitions. Bytes are those that a rank receives from others in the operations
+of ``engine.ranks.Ranks``, the largest over the ranks, beside what the formulas of ``expected_bytes`` say. Results:
 ``benchmarks/results/ranks.json`` and ``ranks.md``.
 """
 

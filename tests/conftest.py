@@ -19,7 +19,7 @@ def _threads():
     configure_threads()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def mpiexec():
     """``mpiexec(n)``: the beginning of a command that runs a Python program in n processes, each on one thread."""
     pytest.importorskip("mpi4py", reason="mpi4py is not installed")
