@@ -73,7 +73,7 @@ def expected_bytes(shape: dict[str, float], ranks: int) -> dict[str, float]:
         "sampling": 0.0,
         "local energies": 16 * n * others,
         "derivatives": 0.0,  # but for the sums of the narrow columns
-        "T": (4 * m * c + 16 * c * m / n) * others,
+        "T": (4 * m * c / ranks + 4 * m**2 + 16 * c * m / n) * others,
         "solve": (4 * m**2 + 16 * m) * others,
         "update": (16 * p + 24 * m + 16 * n) * others,
     }
