@@ -49,18 +49,25 @@ class Missing(Problem):
     """Something required that is not there."""
 
 
-def validate(document: Document, complete: bool = True) -> tuple[Spec | None, list[Problem]]:
+Validated = tuple[Section | None, list[Problem]]
+Memory = dict[tuple[str, int], tuple[Any, Validated]]
+
+
+def validate(
+    document: Document, complete: bool = True, memory: Memory | None = None
+) -> tuple[Spec | None, list[Problem]]:
     """The resolved spec of a document without sweep, or None and everything that is wrong with it.
 
     ``complete=False`` says that part of the document is known to be lost (an unreadable base): nothing counts
-    as missing.
+    as missing. ``memory``, handed on from one point of a sweep to the next, spares the sections that they share.
     """
+    memory = {} if memory is None else memory
     problems = list(_unknown_sections(document))
     heading, found = _record(document, (), Heading)
     problems += found
     sections: dict[str, Section] = {}
     for name in SECTIONS:
-        record, found = _section(document, name)
+        record, found = _remembered(document, name, memory)
         problems += found
         if record is not None:
             sections[name] = record
@@ -75,7 +82,16 @@ def validate(document: Document, complete: bool = True) -> tuple[Spec | None, li
     return Spec(**fields), []
 
 
-def _section(document: Document, name: str) -> tuple[Section | None, list[Problem]]:
+def _remembered(document: Document, name: str, memory: Memory) -> Validated:
+    """A section, validated once for all points that hold the very same table (which the memory keeps alive)."""
+    values = document.values.get(name)
+    key = (name, id(values))
+    if key not in memory:
+        memory[key] = (values, _section(document, name))
+    return memory[key][1]
+
+
+def _section(document: Document, name: str) -> Validated:
     values = document.values.get(name)
     if values is None:
         if name in REQUIRED_SECTIONS:
@@ -109,7 +125,7 @@ def _kind(
     return registry[kind], []
 
 
-def _record(document: Document, path: KeyPath, record: type[Section]) -> tuple[Section | None, list[Problem]]:
+def _record(document: Document, path: KeyPath, record: type[Section]) -> Validated:
     """Validate one section (or, for the empty path, the keys above all sections)."""
     values: Any = document.values
     for part in path:
@@ -125,7 +141,9 @@ def _record(document: Document, path: KeyPath, record: type[Section]) -> tuple[S
     problems = [Problem(document.origin(place), dotted(place), what) for place, what in foreign.items()]
     for error in errors:
         place = (*path, *error["loc"])
-        if not any(place[:n] in foreign for n in range(len(place) + 1)):
+        # elements that are wrong do not count for pydantic, so that it finds too few of them as well
+        short = error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]
+        if not short and not any(place[:n] in foreign for n in range(len(place) + 1)):
             problems.append(_problem(document, place, error, record))
     if validated is None and all(
         error["type"] == "extra_forbidden" and len(error["loc"]) == 1 for error in errors
