@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from loguru import Message
 
 
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
 def log_to_stderr() -> None:
     """Send every line of level INFO and above to stderr: the bare text, one line each."""
     logger.remove()
@@ -22,21 +26,28 @@ def log_to_stderr() -> None:
 
 @contextmanager
 def run_log(path: Path) -> Iterator[None]:
-    """Append everything logged inside to ``path`` as JSON lines."""
-    with open(path, "a", encoding="utf-8") as file:
+    """Append everything logged inside to ``path`` as JSON lines; neither through a link nor into a pipe."""
+    descriptor = os.open(path, _APPEND, 0o666)
+    try:
 
         def write(message: Message) -> None:
-            with suppress(
-                OSError
-            ):  # a full disk ends the run where results are written, not where it is talked about
-                file.write(message)
-                file.flush()
+            with suppress(OSError):  # a full disk ends the run where results are written, not where it is talked about
+                _append_line(descriptor, message.encode())
 
         handler = logger.add(write, serialize=True, level="DEBUG", backtrace=False, diagnose=False)
         try:
             yield
         finally:
             logger.remove(handler)
+    finally:
+        os.close(descriptor)
+
+
+def _append_line(descriptor: int, line: bytes) -> None:
+    """Write the whole line or, when the disk fills up in the middle of it, nothing."""
+    before = os.fstat(descriptor).st_size
+    if os.write(descriptor, line) < len(line):
+        os.ftruncate(descriptor, before)
 
 
 def _write_line(message: Message) -> None:

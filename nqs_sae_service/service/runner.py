@@ -18,7 +18,7 @@ import xarray as xr
 from loguru import logger
 
 from ..datasets import Origin, read_attributes, read_stage
-from ..datasets.files import locked, sweep_temporaries, write_text
+from ..datasets.files import is_own_file, locked, sweep_temporaries, write_text
 from ..engine.devices import Device, choose_device
 from ..engine.threads import configure_threads
 from ..errors import CompilationStopped, NumericalError, Stopped, UserError
@@ -188,7 +188,7 @@ def _plainly(plan: PointPlan, problem: Exception) -> str:
 def _prepare(plan: PointPlan) -> None:
     """Write the resolved spec, and take away stage files that belong to an earlier version of it."""
     spec, text = plan.directory / "spec.toml", plan.point.toml()
-    if not spec.exists() or spec.read_text(encoding="utf-8") != text:
+    if not is_own_file(spec) or spec.read_bytes() != text.encode():
         write_text(spec, text)
     for step in plan.steps:
         present = plan.directory / f"{step.stage.name}.nc"
