@@ -31,7 +31,9 @@ def run_log(path: Path) -> Iterator[None]:
     try:
 
         def write(message: Message) -> None:
-            with suppress(OSError):  # a full disk ends the run where results are written, not where it is talked about
+            with suppress(
+                OSError
+            ):  # a full disk ends the run where results are written, not where it is talked about
                 _append_line(descriptor, message.encode())
 
         handler = logger.add(write, serialize=True, level="DEBUG", backtrace=False, diagnose=False)

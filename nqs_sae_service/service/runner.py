@@ -192,13 +192,21 @@ def _prepare(plan: PointPlan) -> None:
         write_text(spec, text)
     for step in plan.steps:
         present = plan.directory / f"{step.stage.name}.nc"
-        if present.exists() and read_attributes(present).get("key") != step.key:
+        if present.exists() and not _shows(present, plan, step):
             present.unlink()
             (plan.directory / "report.html").unlink(missing_ok=True)
     for step in plan.steps:
         if step.forced:
             with plan.store.lock(step.stage.name, step.key, lambda: None):
                 plan.store.forget(step.stage.name, step.key)
+
+
+def _shows(present: Path, plan: PointPlan, step: Step) -> bool:
+    """Whether a file of the run directory is of this key. Links to the store are not opened: damaged HDF5 can crash."""
+    stored = plan.store.path(step.stage.name, step.key)
+    if stored.exists() and present.samefile(stored):
+        return True
+    return read_attributes(present).get("key") == step.key
 
 
 @dataclass
