@@ -183,7 +183,7 @@ def _recorded(results: Path) -> Iterator[tuple[str, str, tuple[str, ...], Path]]
             content: Any = json.loads(path.read_text(encoding="utf-8"))
             for array in content["arrays"]:
                 for index, task in enumerate(array["tasks"]):
-                    yield f"{array['job']}_{index}", task["run"], tuple(task["until"]), path.parent
+                    yield f"{array['job']}_{index}", str(task["run"]), tuple(task["until"]), path.parent
         except (OSError, ValueError, KeyError, TypeError):
             continue
 

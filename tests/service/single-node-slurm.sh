@@ -70,7 +70,7 @@ CONF
 }
 
 stop() {
-    local pidfile pid
+    local pidfile
     export SLURM_CONF=$dir/slurm.conf
     scancel --user="$(id -u)" 2>/dev/null || true
     for _ in $(seq 100); do  # the processes of a job outlive slurmd
@@ -78,10 +78,7 @@ stop() {
         sleep 0.1
     done
     for pidfile in "$dir"/{slurmd,slurmctld,munged}.pid; do
-        [[ -f $pidfile ]] || continue
-        pid=$(<"$pidfile")
-        kill "$pid" 2>/dev/null || continue
-        for _ in $(seq 100); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
+        [[ -f $pidfile ]] && kill -KILL "$(<"$pidfile")" 2>/dev/null || true  # they have nothing to save
     done
 }
 
