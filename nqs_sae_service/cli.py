@@ -152,7 +152,7 @@ def submit(
 @app.command()
 def work(
     drain: Annotated[
-        bool, typer.Option("--drain", help="also wait for other workers, until the queue is empty")
+        bool, typer.Option("--drain", help="also take runs that wait for a stage of another worker")
     ] = False,
     max_runs: Annotated[int | None, typer.Option(min=1, help="take at most so many runs")] = None,
     max_time: MaxTime = None,

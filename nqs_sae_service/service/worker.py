@@ -2,7 +2,8 @@
 
 It takes a run when the cores (and the GPU) that the run asks for are free, and passes over one whose next stage another
 process is just computing. Where two workers meet at a stage all the same, one computes, and the other gives its run back and
-takes something else, or waits when there is nothing else. Nothing is printed while all goes well.
+takes something else, or waits when there is nothing else. A worker never waits without cores of its own, so that one more may
+be started every minute. Nothing is printed while all goes well.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from ..spec import Spec
 
 _LOOK_AHEAD = 100  # queued runs that are considered
-_POLL = 0.5  # seconds between looks at the queue while waiting
+_POLL = 0.5  # seconds between looks at whether a run has been cancelled
 _DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}  # the next run would meet it too
 _REST = 10.0  # seconds before a run whose directory somebody else uses is tried again
 
@@ -47,9 +48,9 @@ def work(
 ) -> int:
     """Execute the queue until nothing is left that can be taken now; the exit code: 0, 1 when a run failed, 75 when stopped.
 
-    ``drain`` also waits for what other workers compute, and ends when no run is queued or running. At most ``max_runs`` runs
-    are taken; before ``max_time`` seconds are over the present one gets its checkpoint and goes back into the queue. A disk that
-    is full or read-only ends the worker, not the runs: they stay in the queue.
+    ``drain`` also takes runs that have to wait for a stage which another process computes. At most ``max_runs`` runs are
+    taken; before ``max_time`` seconds are over the present one gets its checkpoint and goes back into the queue. A full or
+    read-only disk ends the worker, not the runs: they stay in the queue.
     """
     deadline = deadline_in(max_time)
     slots = Slots(queue.directory / "slots", at_once)
@@ -97,18 +98,16 @@ class _Worker:
 
     def work(self, drain: bool, runs_left: float) -> int:
         while not (self.stop.asked or self.broken) and runs_left > 0:
-            took = self._take_one()
-            runs_left -= took is True
-            if took is None and not (drain and self.queue.entries("queued", "running", "cancelling")):
-                break
+            took = self._take_one(drain)
             if took is None:
-                time.sleep(_POLL)
+                break
+            runs_left -= took
         return self.code or (EXIT_AGAIN if self.stop.asked else 0)
 
-    def _take_one(self) -> bool | None:
+    def _take_one(self, drain: bool) -> bool | None:
         """Take the next run. None: there is none to take now; False: it was given back; True: its end is settled."""
         self.queue.revive()
-        entry = self._next()
+        entry = self._next() or (self._next(waiting=True) if drain else None)
         if entry is None:
             return None
         plan = self._planned(entry)
@@ -154,14 +153,18 @@ class _Worker:
                 self._draw_sweep(entry, plan.point.spec)
         return state != "queued"
 
-    def _next(self, busy_with: Entry | None = None) -> Entry | None:
-        """The most urgent run whose next stage nobody computes at the moment, other than ``busy_with``."""
+    def _next(self, busy_with: Entry | None = None, waiting: bool = False) -> Entry | None:
+        """The most urgent run, other than ``busy_with``, whose next stage nobody computes now or, ``waiting``, any."""
         moment, considered = time.monotonic(), self.queue.entries("queued")[:_LOOK_AHEAD]
         for entry in considered:
             if entry is busy_with or self._resting.get(entry.id, 0.0) > moment:
                 continue
             plan = self._planned(entry)
-            if plan is not None and self._fits(plan.point.spec) and not _next_stage_is_computed(plan):
+            if (
+                plan is not None
+                and self._fits(plan.point.spec)
+                and (waiting or not _next_stage_is_computed(plan))
+            ):
                 return entry
         return None
 

@@ -1,4 +1,4 @@
-"""A chain of three tiny stages, and the command line for them: ``python toy.py work --drain``, in short ``toy.py SPEC RESULTS``.
+"""A chain of three tiny stages, and the command line for them: ``toy.py work --drain``; ``toy.py SPEC RESULTS`` runs a spec.
 
 ``ground_state`` iterates a chaotic map (a lost or repeated step would show in every bit after it), ``samples`` and
 ``steering`` follow from it. ``TOY_SLEEP`` is the time of one step in seconds, ``TOY_LOG`` a file that counts what ran.

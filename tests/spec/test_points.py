@@ -60,7 +60,7 @@ def test_a_frozen_point_is_the_point_without_its_file(folder):
 
 @pytest.mark.parametrize("text", ["name = ", "name = 'ring'", "colour = 1"])
 def test_a_frozen_point_of_another_version_is_refused(text):
-    with pytest.raises(UserError, match="ring: its frozen spec does not fit this version .*submit it again"):
+    with pytest.raises(UserError, match=r"ring: its frozen spec does not fit this version .*submit it again"):
         frozen_point(text, "ring", {})
 
 
