@@ -1,43 +1,24 @@
-"""Slurm: the points of a sweep as job arrays, one array for each wave, as scripts that can be read and submitted by hand.
+"""What Slurm does with the tasks that were submitted from a results directory, and how to cancel them.
 
-A submission is a folder ``results/.slurm/<name>-<n>``:
-
-    points/0003.toml     the frozen spec of a point; no later edit of the spec file touches it
-    wave-1.sbatch        a script for each array of tasks, and the log of every task beside it
-    jobs.json            which task of which job computes what
-
-A task is ``nqs-sae run`` of one frozen point, in earlier waves only as far as the stages that other points need too. Its state
-is in the run directory, as always: a task that starts again continues from the checkpoint, whoever wrote it. Waves are chained
-with ``afterany``: when a task fails, the points that miss its stage compute it themselves, and the others need not care.
+``jobs.json`` in the folder of each submission (``service/submission.py``) tells which task of which job computes what; squeue
+tells the rest. Slurm knows nothing of the runs: how far they are stands in their directories.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import tomli
-import tomli_w
-
-from ..datasets.files import write_text
 from ..errors import UserError
-from .plan import make_plan
-from .sbatch import PROGRAM, Array, point_file, render, render_waves
-from .status import now, read_status
-from .waves import waves
-
-if TYPE_CHECKING:
-    from ..spec import Point
-    from ..stages.stage import Stage
+from .status import read_status
 
 FOLDER = ".slurm"
+RECORD = "jobs.json"
 _PATIENCE = 20  # seconds for an answer of Slurm
 
 
@@ -53,98 +34,6 @@ class Job:
     folder: Path
 
 
-def submit_slurm(
-    points: Sequence[Point],
-    stages: Mapping[str, Stage],
-    results: Path,
-    program: Sequence[str] = PROGRAM,
-) -> list[str]:
-    """Freeze points, write the scripts of their waves and hand them to sbatch, all or none; a line for each job.
-
-    ``program`` is the command that stands for ``nqs-sae`` in the scripts. Raises UserError when there is no Slurm, when it
-    refuses, or when one of the runs is in its queue already.
-    """
-    if shutil.which("sbatch") is None:
-        raise UserError(
-            "sbatch is not on the PATH: submit on a login node of a Slurm cluster (with its module loaded), "
-            "or leave out --slurm"
-        )
-    results = Path(os.path.abspath(results))
-    _refuse_present(points, results)
-    planned = waves(make_plan(points, stages, results))
-    folder = _new_folder(results / FOLDER, points[0].run.split("/")[0])
-    for index, point in enumerate(points):
-        write_text(folder / point_file(index), frozen_text(point))
-    arrays = render_waves(planned, points)
-    for array in arrays:
-        write_text(folder / f"{array.script}.sbatch", render(array, folder, program))
-    return _hand_over(arrays, folder)
-
-
-def frozen_text(point: Point) -> str:
-    """A spec that loads to this very point: the resolved spec, and its place in the sweep as a sweep of one value each."""
-    document = tomli.loads(point.toml())
-    if point.coordinates:
-        document["sweep"] = {"grid": {key: [value] for key, value in point.coordinates.items()}}
-    return f"# {point.run}\n{tomli_w.dumps(document)}"
-
-
-def _new_folder(parent: Path, name: str) -> Path:
-    """The first of ``<name>-1``, ``<name>-2``, ... that does not exist, made."""
-    parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        folder = parent / f"{name}-{number}"
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        (folder / "points").mkdir()
-        return folder
-    raise AssertionError
-
-
-def _refuse_present(points: Sequence[Point], results: Path) -> None:
-    present = {job.run: job for job in slurm_jobs(results) if job.state != "UNKNOWN"}
-    for point in points:
-        if job := present.get(point.run):
-            raise UserError(
-                f"{point.run} is with Slurm already, as job {job.job} ({job.state}): wait for its end, cancel it, "
-                "or give the new one another name"
-            )
-
-
-def _hand_over(arrays: Sequence[Array], folder: Path) -> list[str]:
-    """Submit every array behind those of the wave before it; cancel what was accepted when one is refused."""
-    jobs: list[tuple[Array, str]] = []
-    try:
-        for array in arrays:
-            before = [job for other, job in jobs if other.wave == array.wave - 1]
-            chain = [f"--dependency=afterany:{':'.join(before)}"] if before else []
-            answer = _ask("sbatch", "--parsable", *chain, str(folder / f"{array.script}.sbatch"))
-            jobs.append((array, answer.strip().split(";")[0]))
-            _record(jobs, folder)
-    except UserError:
-        if jobs:
-            _ask("scancel", *(job for _, job in jobs))
-        raise
-    return [f"job {job}: {folder.name}, {array.title}; {folder / array.script}.sbatch" for array, job in jobs]
-
-
-def _record(jobs: Sequence[tuple[Array, str]], folder: Path) -> None:
-    content = {
-        "submitted": now(),
-        "arrays": [
-            {
-                "job": job,
-                "script": f"{array.script}.sbatch",
-                "tasks": [{"run": command.run, "until": command.until} for command in array.commands],
-            }
-            for array, job in jobs
-        ],
-    }
-    write_text(folder / "jobs.json", json.dumps(content, indent=1) + "\n")
-
-
 def slurm_jobs(results: Path) -> list[Job]:
     """The tasks of all submissions in ``results`` that have not ended, as far as squeue knows.
 
@@ -154,7 +43,7 @@ def slurm_jobs(results: Path) -> list[Job]:
     if not recorded:
         return []
     try:
-        answer = _ask("squeue", "--array", "--noheader", f"--user={os.getuid()}", "--format=%i|%T|%r")
+        answer = ask("squeue", "--array", "--noheader", f"--user={os.getuid()}", "--format=%i|%T|%r")
     except UserError as problem:
         return [
             Job(job, run, until, "UNKNOWN", str(problem), folder)
@@ -172,13 +61,13 @@ def cancel_slurm(results: Path, name: str) -> list[Job]:
     """Cancel the tasks of a run, or of all points of a sweep; those that were cancelled. What is finished stays."""
     found = [job for job in slurm_jobs(results) if name in (job.run, job.run.split("/")[0])]
     if found:
-        _ask("scancel", *(job.job for job in found))
+        ask("scancel", *(job.job for job in found))
     return found
 
 
 def _recorded(results: Path) -> Iterator[tuple[str, str, tuple[str, ...], Path]]:
     """Job, run, last stages and folder of every task that was ever submitted; a record that cannot be read is passed over."""
-    for path in sorted((results / FOLDER).glob("*/jobs.json")):
+    for path in sorted((results / FOLDER).glob(f"*/{RECORD}")):
         try:
             content: Any = json.loads(path.read_text(encoding="utf-8"))
             for array in content["arrays"]:
@@ -188,7 +77,7 @@ def _recorded(results: Path) -> Iterator[tuple[str, str, tuple[str, ...], Path]]
             continue
 
 
-def _ask(*command: str) -> str:
+def ask(*command: str) -> str:
     """What a command of Slurm answers. Raises UserError when it fails, is not there, or does not answer."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)

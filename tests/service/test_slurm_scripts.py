@@ -8,12 +8,15 @@ import sys
 import pytest
 import toy
 
+from nqs_sae_service.engine.threads import available_threads
 from nqs_sae_service.errors import UserError
 from nqs_sae_service.service.plan import make_plan
 from nqs_sae_service.service.sbatch import render, render_waves
-from nqs_sae_service.service.slurm import cancel_slurm, frozen_text, slurm_jobs, submit_slurm
+from nqs_sae_service.service.slurm import cancel_slurm, slurm_jobs
+from nqs_sae_service.service.submission import frozen_text, submit_slurm
 from nqs_sae_service.service.waves import waves
 from nqs_sae_service.spec import SpecError, load_spec
+from nqs_sae_service.spec.slurm import seconds_of
 
 SWEEP = "[sweep.grid]\n'samples.seed' = [1, 2]\n"
 ALL = """
@@ -95,6 +98,14 @@ def test_every_key_of_the_section_has_its_line(scripts):
 def test_cores_follow_the_threads(scripts):
     (script,) = scripts(toy.SPEC.replace("[engine]", "[engine]\nthreads = 3")).values()
     assert "--cpus-per-task=3" in options(script)
+
+
+def test_a_task_uses_no_more_cores_than_slurm_gave_it(monkeypatch):
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    cores = available_threads()
+    for given, threads in (("1", 1), (str(cores + 5), cores), ("0", cores), ("many", cores)):
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", given)
+        assert available_threads() == threads
 
 
 def test_points_that_ask_for_different_things_are_different_arrays(scripts):
@@ -181,8 +192,6 @@ def test_what_could_leave_its_line_is_refused(tmp_path, line):
     ],
 )
 def test_times_as_slurm_writes_them(time, seconds):
-    from nqs_sae_service.spec.slurm import seconds_of
-
     assert seconds_of(time) == seconds
 
 
