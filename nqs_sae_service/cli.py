@@ -90,7 +90,8 @@ def run(
     set_: Sets = None,
     results: Results = Path("results"),
     until: Annotated[
-        str | None, typer.Option(metavar="STAGE", help="compute this stage and what it needs, no more")
+        list[str] | None,
+        typer.Option(metavar="STAGE", help="compute this stage and what it needs, no more (repeatable)"),
     ] = None,
     force: Annotated[
         list[str] | None,
@@ -111,7 +112,7 @@ def run(
 
         deadline = deadline_in(seconds_in(max_time) if max_time else math.inf)
         _refuse_twins(points)
-        plans = make_plan(points, STAGES, results, until, force or ())
+        plans = make_plan(points, STAGES, results, until or (), force or ())
     if dry_run:
         from .service.forecast import print_plans
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -110,6 +111,7 @@ def run_plans(plans: Sequence[PointPlan], deadline: float = math.inf) -> Outcome
     """
     done: list[Path] = []
     changed: dict[Path, Spec] = {}
+    points = Counter(plan.directory.parent for plan in plans if plan.point.coordinates)
     code = 0
     with StopRequest(deadline) as stop:
         for plan in plans:
@@ -125,7 +127,10 @@ def run_plans(plans: Sequence[PointPlan], deadline: float = math.inf) -> Outcome
             except Exception:  # said and logged where it happened
                 code = FAILED
         for sweep, spec in changed.items():
-            draw(sweep, spec)
+            if (
+                points[sweep] > 1
+            ):  # one point has nothing to compare, and others of its sweep may be at work elsewhere
+                draw(sweep, spec)
     return Outcome(code, tuple(done))
 
 
