@@ -145,7 +145,7 @@ def _with_slurm(lines: list[Line], jobs: Sequence[Job], results: Path) -> list[L
 
 def _with_task(line: Line, job: Job) -> Line:
     reason = f", {job.reason}" if job.reason else ""
-    state = line["state"] if job.state in ("RUNNING", "UNKNOWN") and line["state"] != "unknown" else "queued"
+    state = {"RUNNING": "running", "UNKNOWN": line["state"]}.get(job.state, "queued")
     return {**line, "state": state, "job": job.job, "message": f"Slurm job {job.job}: {job.state}{reason}"}
 
 

@@ -170,7 +170,7 @@ def test_what_slurm_says_of_its_tasks_is_in_the_list(queue, tmp_path, monkeypatc
     lines = {line["run"]: (line["state"], line["job"], line["message"]) for line in overview(queue, results)}
     assert lines == {
         "toy/steering.draws=2": ("queued", "7_0", "Slurm job 7_0: PENDING, Priority"),
-        "toy/steering.draws=3": ("done", "8_0", "Slurm job 8_0: RUNNING"),
+        "toy/steering.draws=3": ("running", "8_0", "Slurm job 8_0: RUNNING"),
         "new": ("queued", "9_0", "Slurm job 9_0: PENDING, Dependency"),
     }
 
