@@ -6,6 +6,7 @@ failed, 2 bad usage or bad spec, 75 stopped with a checkpoint or locked by anoth
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from .errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from .service.queue import Queue
     from .spec import Point
 
 FAILED, BAD_USAGE = 1, 2
@@ -38,6 +40,21 @@ app = typer.Typer(
 
 Specs = Annotated[list[Path], typer.Argument(metavar="SPEC...", help="TOML spec files")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="directory of a run or of a sweep")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="change the spec; the value is TOML"),
+]
+Results = Annotated[Path, typer.Option(metavar="DIR", help="where run directories are")]
+QueueFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--queue", metavar="DIR", help="the queue; by default $NQS_SAE_QUEUE, or one per user and machine"
+    ),
+]
+MaxTime = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="stop with a checkpoint before this time is over: 2h, 90m, 1d"),
+]
 
 
 def main() -> None:
@@ -70,18 +87,17 @@ def validate(specs: Specs) -> None:
 @app.command()
 def run(
     specs: Specs,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="change the spec; the value is TOML"),
-    ] = None,
-    results: Annotated[Path, typer.Option(metavar="DIR", help="where run directories go")] = Path("results"),
+    set_: Sets = None,
+    results: Results = Path("results"),
     until: Annotated[
-        str | None, typer.Option(metavar="STAGE", help="compute this stage and what it needs, no more")
+        list[str] | None,
+        typer.Option(metavar="STAGE", help="compute this stage and what it needs, no more (repeatable)"),
     ] = None,
     force: Annotated[
         list[str] | None,
         typer.Option(metavar="STAGE", help="compute this stage again, and all that depends on it"),
     ] = None,
+    max_time: MaxTime = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="show stages, keys, reasons and costs; compute nothing")
     ] = False,
@@ -89,11 +105,14 @@ def run(
     """Run specs in the foreground; the last lines on stdout are the run directories."""
     points = [point for _, found in _load(specs, set_ or []) for point in found]
     with _plain_errors(BAD_USAGE):
+        from .service.durations import seconds_in
         from .service.plan import make_plan
+        from .service.stop import deadline_in
         from .stages import STAGES
 
+        deadline = deadline_in(seconds_in(max_time) if max_time else math.inf)
         _refuse_twins(points)
-        plans = make_plan(points, STAGES, results, until, force or ())
+        plans = make_plan(points, STAGES, results, until or (), force or ())
     if dry_run:
         from .service.forecast import print_plans
 
@@ -102,10 +121,175 @@ def run(
     from .service.runner import run_plans
 
     log_to_stderr()
-    outcome = run_plans(plans)
+    outcome = run_plans(plans, deadline)
     for directory in outcome.directories:
         print(directory)
     raise typer.Exit(outcome.code)
+
+
+@app.command()
+def submit(
+    specs: Specs,
+    set_: Sets = None,
+    results: Results = Path("results"),
+    priority: Annotated[int, typer.Option(help="runs with a higher number come first")] = 0,
+    time_limit: Annotated[
+        str | None, typer.Option(metavar="TIME", help="computing time that each run may take: 2h, 90m, 1d")
+    ] = None,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="hand them to Slurm as job arrays, as [engine.slurm] says")
+    ] = False,
+    queue: QueueFolder = None,
+) -> None:
+    """Freeze specs into the queue, or hand them to Slurm; print the names of the runs, or the jobs."""
+    points = [point for _, found in _load(specs, set_ or []) for point in found]
+    with _plain_errors(BAD_USAGE):
+        from .service.durations import seconds_in
+
+        _refuse_twins(points)
+        if slurm:
+            from .service.submission import submit_slurm
+            from .stages import STAGES
+
+            if priority or time_limit or queue:
+                raise UserError("--slurm takes qos and time from [engine.slurm], and knows no --queue")
+            for line in submit_slurm(points, STAGES, results):
+                print(line)
+            return
+        limit = seconds_in(time_limit) if time_limit else None
+        for name in _queue(queue).submit(points, results, priority, limit):
+            print(name)
+
+
+@app.command()
+def work(
+    drain: Annotated[
+        bool, typer.Option("--drain", help="also take runs that wait for a stage of another worker")
+    ] = False,
+    max_runs: Annotated[int | None, typer.Option(min=1, help="take at most so many runs")] = None,
+    max_time: MaxTime = None,
+    slots: Annotated[
+        int,
+        typer.Option(
+            envvar="NQS_SAE_SLOTS", min=0, help="runs that share this machine; 0: one, or one per GPU"
+        ),
+    ] = 0,
+    queue: QueueFolder = None,
+) -> None:
+    """Execute the queue. Silent unless something fails; on a terminal it shows progress."""
+    with _plain_errors(BAD_USAGE):
+        from .service.durations import seconds_in
+
+        seconds = seconds_in(max_time) if max_time else math.inf
+    with _plain_errors(FAILED):
+        waiting = _queue(queue, create=False)
+        if not waiting.entries("queued", "running", "cancelling"):
+            return
+        from .service.log import log_to_stderr, work_log
+        from .service.worker import work as execute
+        from .stages import STAGES
+
+        log_to_stderr("INFO" if sys.stderr.isatty() else "ERROR")
+        with work_log(waiting.directory / "work.log"):
+            code = execute(waiting, STAGES, drain, max_runs, seconds, slots)
+    raise typer.Exit(code)
+
+
+@app.command()
+def status(
+    results: Results = Path("results"),
+    json_: Annotated[bool, typer.Option("--json", help="everything, as JSON")] = False,
+    queue: QueueFolder = None,
+) -> None:
+    """Show the queue and the runs of a results directory."""
+    with _plain_errors(BAD_USAGE):
+        from .service.overview import overview, print_overview
+
+        lines = overview(_queue(queue, create=False), results)
+        if json_:
+            import json
+
+            print(json.dumps(lines, indent=2))
+        else:
+            print_overview(lines, _console())
+
+
+@app.command()
+def logs(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="name or directory of a run")],
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="go on until the run has ended")] = False,
+    results: Results = Path("results"),
+    queue: QueueFolder = None,
+) -> None:
+    """Print the log of a run."""
+    with _plain_errors(BAD_USAGE):
+        from .service.log import read_log
+        from .service.overview import goes_on, run_directory
+
+        waiting = _queue(queue, create=False)
+        directory = run_directory(waiting, run, results)
+        for line in read_log(directory, lambda: follow and goes_on(waiting, directory)):
+            print(line, flush=True)
+
+
+@app.command()
+def cancel(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a run or a sweep of the queue, or of Slurm")],
+    results: Results = Path("results"),
+    queue: QueueFolder = None,
+) -> None:
+    """Take a run out of the queue, or out of Slurm; a running one stops with a checkpoint. What is finished stays."""
+    with _plain_errors(BAD_USAGE):
+        from .service.overview import find
+        from .service.slurm import cancel_slurm
+
+        waiting, tasks = _queue(queue, create=False), cancel_slurm(results, run)
+        for task in tasks:
+            print(f"{task.run}: job {task.job} cancelled")
+        if tasks:
+            return
+        for entry in find(waiting, run):
+            print(f"{entry.run}: {waiting.cancel(entry)}")
+
+
+@app.command()
+def retry(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="a run or a sweep of the queue")] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="every failed run")] = False,
+    queue: QueueFolder = None,
+) -> None:
+    """Queue failed or cancelled runs again; they continue from their checkpoints."""
+    with _plain_errors(BAD_USAGE):
+        from .service.overview import find
+
+        if (run is None) != failed:
+            raise UserError("name a run, or say --failed")
+        waiting = _queue(queue, create=False)
+        for entry in waiting.entries("failed") if run is None else find(waiting, run):
+            print(f"{entry.run}: {waiting.retry(entry)}")
+
+
+@app.command()
+def gc(
+    results: Results = Path("results"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+    queue: QueueFolder = None,
+) -> None:
+    """Delete from the store what no run shows and none will ask for, and ended runs from the queue's list."""
+    with _plain_errors(BAD_USAGE):
+        from .service.cleaning import leftovers, remove
+        from .service.forecast import size
+        from .stages import STAGES
+
+        waiting = _queue(queue, create=False)
+        found = leftovers(results, waiting, STAGES)
+        for leftover in found:
+            print(leftover.path)
+        if dry_run:
+            print(f"{size(sum(leftover.size for leftover in found))} would be freed")
+        else:
+            print(f"{size(remove(found))} freed")
+            waiting.forget(waiting.entries("done", "cancelled"))
 
 
 @app.command()
@@ -212,6 +396,12 @@ def _load(specs: Sequence[Path], sets: Sequence[str]) -> list[tuple[Path, list[P
     if failed:
         raise typer.Exit(BAD_USAGE)
     return loaded
+
+
+def _queue(folder: Path | None, create: bool = True) -> Queue:
+    from .service.queue import Queue, default_queue
+
+    return Queue(folder or default_queue(), create)
 
 
 def _refuse_twins(points: Sequence[Point]) -> None:

@@ -44,7 +44,11 @@ class Store:
     def lock(self, stage: str, key: str, wait: Callable[[], None]) -> AbstractContextManager[None]:
         """Hold the key; ``wait()`` is called while another process holds it."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        return locked(self.directory / f"{stage}-{key}.lock", wait)
+        return locked(self.lock_file(stage, key), wait)
+
+    def lock_file(self, stage: str, key: str) -> Path:
+        """The file whose lock the process holds that works on a key."""
+        return self.directory / f"{stage}-{key}.lock"
 
     def put(self, dataset: xr.Dataset | Streamed, origin: Origin) -> None:
         """Add a finished stage; the caller holds its key. The sum is written last: a file without its sum does not count."""

@@ -20,6 +20,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from .filesystem import is_network, kind_of_filesystem
+from .queue import VARIABLE, default_queue
+
 _PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "xarray", "netCDF4", "pydantic", "matplotlib")
 _OLDEST_PYTHON = (3, 10)
 _COMFORTABLE = 2.0  # GiB of free memory that the shipped specs need at most
@@ -52,6 +55,7 @@ def examine(results: Path) -> Iterator[Finding]:
         _memory,
         _kernel_cache,
         lambda: _results(results),
+        _queue,
         _gpu,
         _mpi,
     )
@@ -231,6 +235,19 @@ def _results(results: Path) -> Iterator[Finding]:
         yield Finding(
             "warning", f"{where}: no hard links here", "runs copy shared stages: more disk, nothing else"
         )
+
+
+def _queue() -> Iterator[Finding]:
+    """A queue needs a local disk; results do not."""
+    folder = default_queue()
+    if is_network(folder):
+        yield Finding(
+            "warning",
+            f"queue in {folder}: on a network file system ({kind_of_filesystem(folder)})",
+            f"set {VARIABLE} to a folder on a local disk, or use submit --slurm",
+        )
+    else:
+        yield Finding("ok", f"queue in {folder}: on a local disk ({kind_of_filesystem(folder) or 'unknown'})")
 
 
 def _links(first: Path, second: Path) -> bool:

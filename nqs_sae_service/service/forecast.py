@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .durations import duration
 from .plan import PointPlan
-from .progress import duration
 
 
 def print_plans(plans: Sequence[PointPlan], console: Console) -> None:
@@ -21,7 +23,17 @@ def print_plans(plans: Sequence[PointPlan], console: Console) -> None:
     memory = max((cost.memory for cost in running), default=0.0)
     total = f"runs: {len(plans)}, stages to compute: {len(running)}, about {duration(seconds)} on 2 cores, "
     total += f"{size(memory)} of memory, {size(disk)} on disk"
+    if plans:
+        free = free_space(plans[0].store.directory)
+        total += f" ({size(free)} free{'' if disk < free else ': not enough'})"
     console.print(total, markup=False, highlight=False, soft_wrap=True)
+
+
+def free_space(directory: Path) -> int:
+    """Bytes that can be written to a directory, which need not exist yet."""
+    return shutil.disk_usage(
+        next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    ).free
 
 
 def _table(plan: PointPlan) -> Table:

@@ -52,20 +52,20 @@ def make_plan(
     points: Sequence[Point],
     stages: Mapping[str, Stage],
     results: Path,
-    until: str | None = None,
+    until: Collection[str] = (),
     force: Collection[str] = (),
 ) -> list[PointPlan]:
     """Plan every point.
 
-    ``stages`` maps names to stages, upstream ones first. ``until`` leaves out what that stage does not need; ``force``
-    names stages that are computed again with all that depends on them. Raises UserError for a name that is no stage.
+    ``stages`` maps names to stages, upstream ones first. ``until`` leaves out what none of those stages needs;
+    ``force`` names stages that are computed again with all that depends on them. Raises UserError for a name that is no stage.
     """
-    for name in (*([until] if until else []), *force):
+    for name in (*until, *force):
         _check_name(name, stages)
-    wanted = _ancestors(stages, until) if until else set(stages)
+    wanted = set[str]().union(*(_ancestors(stages, name) for name in until)) if until else set(stages)
     beyond = [name for name in force if name not in wanted]
     if beyond:
-        raise UserError(f"--force {beyond[0]}: not computed for --until {until}")
+        raise UserError(f"--force {beyond[0]}: not computed for --until {' --until '.join(until)}")
     forced = _descendants(stages, force)
     store, claimed = Store(results / STORE), dict[str, str]()
     return [

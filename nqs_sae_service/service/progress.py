@@ -9,6 +9,8 @@ from loguru import logger
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from .durations import duration
+
 _REFRESH = 0.2  # seconds between redraws of the bar
 _LINE_EVERY = 30.0  # seconds between lines when stderr is not a terminal
 
@@ -52,16 +54,6 @@ class StageProgress:
         """Take the bar away."""
         if self._bar is not None:
             self._bar.stop()
-
-
-def duration(seconds: float) -> str:
-    """A time span for people: ``4.2 s``, ``3 min 20 s``, ``2 h 05 min``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _live_bar() -> Progress:

@@ -6,7 +6,9 @@ it is computed. A point that fails does not stop the others of a sweep; a reques
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,11 +25,12 @@ from ..engine.devices import Device, choose_device
 from ..engine.threads import configure_threads
 from ..errors import CompilationStopped, NumericalError, Stopped, UserError
 from .checkpoint import load_checkpoint, save_checkpoint
+from .durations import duration
 from .log import run_log
 from .plan import PointPlan, Step
-from .progress import StageProgress, duration
+from .progress import StageProgress
 from .status import Status, now
-from .stop import EXIT_AGAIN, StopRequest
+from .stop import EXIT_AGAIN, Stop, StopRequest
 
 if TYPE_CHECKING:
     from ..spec import Spec
@@ -40,6 +43,10 @@ class Locked(Exception):
     """Another process works in this run directory."""
 
 
+class Postponed(Exception):
+    """Another process computes the stage that this run needs next, and there is other work to do meanwhile."""
+
+
 @dataclass
 class StageContext:
     """The context of one running stage (``stages.stage.Context``): progress, checkpoints, and the request to stop."""
@@ -50,7 +57,7 @@ class StageContext:
     checkpoint: Path
     progress: StageProgress
     status: Status
-    stop: StopRequest
+    stop: Stop
     _due: float = field(init=False)
     _state: Callable[[], dict[str, np.ndarray]] | None = field(init=False, default=None)
 
@@ -97,12 +104,16 @@ class Outcome:
     directories: tuple[Path, ...]
 
 
-def run_plans(plans: Sequence[PointPlan]) -> Outcome:
-    """Execute every plan in turn. Code 0: all done; 1: a run failed; 75: stopped, or locked by another process."""
+def run_plans(plans: Sequence[PointPlan], deadline: float = math.inf) -> Outcome:
+    """Execute every plan in turn. Code 0: all done; 1: a run failed; 75: stopped, or locked by another process.
+
+    After ``deadline``, on the monotonic clock, it stops like at a signal.
+    """
     done: list[Path] = []
     changed: dict[Path, Spec] = {}
+    points = Counter(plan.directory.parent for plan in plans if plan.point.coordinates)
     code = 0
-    with StopRequest() as stop:
+    with StopRequest(deadline) as stop:
         for plan in plans:
             try:
                 if run_point(plan, stop) and plan.point.coordinates:
@@ -116,14 +127,18 @@ def run_plans(plans: Sequence[PointPlan]) -> Outcome:
             except Exception:  # said and logged where it happened
                 code = FAILED
         for sweep, spec in changed.items():
-            _draw(sweep, spec)
+            if (
+                points[sweep] > 1
+            ):  # one point has nothing to compare, and others of its sweep may be at work elsewhere
+                draw(sweep, spec)
     return Outcome(code, tuple(done))
 
 
-def run_point(plan: PointPlan, stop: StopRequest) -> bool:
+def run_point(plan: PointPlan, stop: Stop, elsewhere: Callable[[], bool] = lambda: False) -> bool:
     """Execute one plan in its directory; whether any of its stage files changed.
 
-    Raises Stopped, Locked, or the error that ended it (already reported).
+    ``elsewhere()`` tells whether there is other work to do while another process computes the stage that is needed next.
+    Raises Stopped, Locked, Postponed, or the error that ended it (already reported).
     """
     with ExitStack() as stack:
         try:
@@ -134,11 +149,11 @@ def run_point(plan: PointPlan, stop: StopRequest) -> bool:
             status = Status(plan.directory / "status.json", plan.point.run, dict(plan.point.coordinates))
             status.set()
         except OSError as problem:
-            logger.error("{}", _plainly(plan, problem))
+            logger.error("{}", plainly(plan, problem))
             raise
         with _reported(plan, status):
             _prepare(plan)
-            run = _Run(plan, stop, status)
+            run = _Run(plan, stop, status, elsewhere)
             run.execute()
             return run.changed
 
@@ -164,15 +179,21 @@ def _reported(plan: PointPlan, status: Status) -> Iterator[None]:
             status.set(state="stopped", eta=None)
         logger.info("{}: stopped; run the same command again to continue", plan.point.run)
         raise
+    except Postponed:
+        with suppress(OSError):
+            status.set(
+                state="queued", eta=None, message="another process computes the stage that is needed next"
+            )
+        raise
     except Exception as problem:
-        text = _plainly(plan, problem)
+        text = plainly(plan, problem)
         logger.opt(exception=not isinstance(problem, UserError)).error("{}", text)
         with suppress(OSError):
             status.set(state="failed", eta=None, error=text)
         raise
 
 
-def _plainly(plan: PointPlan, problem: Exception) -> str:
+def plainly(plan: PointPlan, problem: Exception) -> str:
     """What went wrong in one line that says where and, if possible, what to do."""
     run = plan.point.run
     if isinstance(problem, UserError):
@@ -214,8 +235,9 @@ class _Run:
     """One point on its way through its stages."""
 
     plan: PointPlan
-    stop: StopRequest
+    stop: Stop
     status: Status
+    elsewhere: Callable[[], bool]
     seconds: dict[str, float] = field(default_factory=dict)
     changed: bool = False
 
@@ -228,7 +250,7 @@ class _Run:
         if self.changed:
             self.status.set(stage="report", progress=0.0, eta=None, message="")
             began = time.monotonic()
-            _draw(self.plan.directory, self.plan.point.spec)
+            draw(self.plan.directory, self.plan.point.spec)
             self.seconds["report"] = time.monotonic() - began
         timings = [f"{name} {duration(seconds)}" for name, seconds in self.seconds.items()]
         total = duration(sum(self.seconds.values()))
@@ -300,9 +322,11 @@ class _Run:
         self.status.report(message="waiting for another process that computes this stage")
         if self.stop.asked:
             raise Stopped
+        if self.elsewhere():
+            raise Postponed
 
 
-def _draw(directory: Path, spec: Spec) -> None:
+def draw(directory: Path, spec: Spec) -> None:
     """Figures and report of a run or sweep. The numbers are safe by now: what fails here is said, and the run is still done."""
     try:
         from .. import report

@@ -14,6 +14,12 @@ from typing import Any
 
 from ..datasets.files import write_text
 
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("run", "state", "stage", "message", "error", "host", "started", "updated"), str),
+    **dict.fromkeys(("progress", "eta"), (int, float)),
+    "pid": int,
+    "coordinates": dict,
+}
 _EVERY = 2.0  # seconds between updates that only report progress
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -71,3 +77,17 @@ def _overwrite(path: Path, text: str) -> None:
             os.pwrite(descriptor, content, 0)
         finally:
             os.close(descriptor)
+
+
+def read_status(directory: Path) -> dict[str, Any]:
+    """What ``status.json`` in a run directory says, as far as it can be understood: it may be missing, damaged or foreign."""
+    path = directory / "status.json"
+    try:
+        fields = (
+            json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        )  # a pipe would be waited for
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(fields, dict):
+        return {}
+    return {name: value for name, value in fields.items() if isinstance(value, _TYPES.get(name, ()))}

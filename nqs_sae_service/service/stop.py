@@ -1,14 +1,19 @@
 """Stopping on request: SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 ask for a checkpoint and an orderly end.
 
-The first signal sets a flag that stages meet at their next tick; a second one leaves at once, and the last checkpoint stands.
+The first signal sets a flag that stages meet at their next tick; a later one leaves at once, and the last checkpoint stands.
+Two within half a second are one: srun and mpiexec pass on to a process what it has received by itself too.
 The first run compiles kernels for many seconds without a tick: there the signal interrupts the compiler (CompilationStopped).
+A known end of the time (``--max-time``) asks in the same way, early enough for the checkpoint.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+import time
 from types import FrameType, TracebackType
+from typing import Protocol
 
 from ..engine.jit import compiling
 from ..errors import CompilationStopped
@@ -16,14 +21,36 @@ from ..errors import CompilationStopped
 EXIT_AGAIN = 75  # EX_TEMPFAIL: run the same command again to continue
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _SHOW_CURSOR = b"\033[?25h"
+_TOGETHER = 0.5  # seconds
+_CHECKPOINT_SECONDS = 10.0  # from being asked to having stopped
+
+
+class Stop(Protocol):
+    """Something that may ask a run to stop."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether to write a checkpoint now and end."""
+
+
+def deadline_in(seconds: float) -> float:
+    """When, on the monotonic clock, a process that must be gone in ``seconds`` has to be asked to stop."""
+    return time.monotonic() + seconds - min(_CHECKPOINT_SECONDS, 0.1 * seconds)
 
 
 class StopRequest:
-    """Listens for the signals while it is entered (in the main thread); ``asked`` tells whether one came."""
+    """Asks when a signal has come while it is entered (in the main thread), or when the monotonic clock passes ``deadline``."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, deadline: float = math.inf) -> None:
+        self.deadline = deadline
+        self.signalled = False
+        self._first = math.inf  # when the first signal came
         self._before: dict[signal.Signals, object] = {}
+
+    @property
+    def asked(self) -> bool:
+        """Whether to write a checkpoint now and end."""
+        return self.signalled or time.monotonic() >= self.deadline
 
     def __enter__(self) -> StopRequest:
         self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
@@ -32,15 +59,17 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.asked:
+        if self.signalled:
             return  # the process is on its way out: one more signal still leaves at once, and quietly
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            _leave_at_once()
-        self.asked = True
+        if self.signalled:
+            if time.monotonic() > self._first + _TOGETHER:
+                _leave_at_once()
+            return
+        self.signalled, self._first = True, time.monotonic()
         text = f"{signal.Signals(number).name} received: writing a checkpoint, then stopping (once more: leave at once)\n"
         os.write(2, text.encode())
         if compiling():

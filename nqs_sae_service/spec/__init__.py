@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .keys import canonical_json, stage_key
-    from .load import Point, load_spec
+    from .load import Point, frozen_point, load_spec
     from .problems import Problem, SpecError
     from .root import Spec
     from .schema import json_schema
@@ -22,6 +22,7 @@ _HOME = {
     "Problem": "problems",
     "Spec": "root",
     "SpecError": "problems",
+    "frozen_point": "load",
     "canonical_json": "keys",
     "json_schema": "schema",
     "load_spec": "load",
@@ -35,6 +36,7 @@ __all__ = [
     "Spec",
     "SpecError",
     "canonical_json",
+    "frozen_point",
     "json_schema",
     "load_spec",
     "stage_key",

@@ -8,6 +8,7 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date, time
 from pathlib import PurePath
 from typing import Any
 
@@ -216,7 +217,7 @@ class Setting:
 
 
 def read_setting(text: str) -> Setting:
-    """Parse ``section.key=value``. The value is TOML; a bare word is a string. Raises SpecError."""
+    """Parse ``section.key=value``. The value is TOML; a bare word, date or time is a string. Raises SpecError."""
     origin = Origin(f"--set {text}", rank=COMMAND_LINE)
 
     def wrong(what: str, key: str = "") -> SpecError:
@@ -240,7 +241,8 @@ def read_setting(text: str) -> Setting:
             what = f"{show(literal)} is not a TOML value (quote a string, as in key='\"two words\"')"
             raise wrong(what, dotted(path)) from None
         parsed = {"value": literal}
-    return Setting(path, parsed["value"], origin)
+    value = parsed["value"]
+    return Setting(path, literal if isinstance(value, date | time) else value, origin)
 
 
 def _parse_key(key: str) -> KeyPath | None:

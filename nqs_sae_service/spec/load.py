@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import tomli
 import tomli_w
+from pydantic import ValidationError
 
+from ..errors import UserError
 from .document import Document, Setting, read_document, read_setting
 from .problems import KeyPath, Problem, SpecError
 from .root import REGISTRIES, Spec
@@ -63,6 +67,18 @@ def load_spec(path: str | os.PathLike[str], sets: Iterable[str] = ()) -> list[Po
     points = [_point(spec, expansion.targets) for spec, _ in results if spec is not None]
     _refuse_shared_directories(points, document)
     return points
+
+
+def frozen_point(text: str, run: str, coordinates: Mapping[str, Any]) -> Point:
+    """The point whose ``toml()`` is ``text``. Raises UserError when this version of the package does not understand it."""
+    try:
+        spec = Spec.model_validate_json(json.dumps(tomli.loads(text)))
+    except (tomli.TOMLDecodeError, ValidationError) as problem:
+        reason = problem.errors()[0]["msg"] if isinstance(problem, ValidationError) else problem
+        raise UserError(
+            f"{run}: its frozen spec does not fit this version ({reason}); submit it again"
+        ) from None
+    return Point(spec, run, coordinates)
 
 
 def _point(spec: Spec, targets: Sequence[KeyPath]) -> Point:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from .section import Finding, Section
+from .slurm import Slurm
 
 DEFAULT_SEED = 1
 StageSeed = Annotated[
@@ -305,6 +306,7 @@ class Engine(Section):
         description="what is not computed twice: equal configurations; what a flip leaves alone; few chains: proposals ahead",
     )
     checkpoint_seconds: float = Field(30.0, ge=0, le=86_400, description="seconds between checkpoints")
+    slurm: Slurm = Field(default_factory=Slurm, description="what a run asks of Slurm")
 
 
 class Output(Section):

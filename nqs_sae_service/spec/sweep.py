@@ -155,6 +155,8 @@ def _axis_problems(document: Document, axis: Axis, settings: Sequence[Setting]) 
     if rest[0] not in fields:
         near = tuple(f"{section}.{name}" for name in nearest(rest[0], fields))
         yield Problem(origin, dotted(axis.place), f"unknown key {show(key)}", near)
+    elif any(rest[0] in record.tables() for record in records_of(section)):
+        yield Problem(origin, dotted(axis.place), f"cannot be swept: [{key}] is a table")
 
 
 def _repetition_problems(document: Document, axes: Sequence[Axis]) -> Iterator[Problem]:

@@ -172,13 +172,14 @@ def _as_json(value: Any, path: KeyPath, foreign: dict[KeyPath, str]) -> Any:
         return None
     if isinstance(value, str | int | float):
         return value
-    foreign[path] = f"dates and times have no place in a spec, got {value}"
+    foreign[path] = f"dates and times have no place in a spec, got {value} (quote what is meant as a string)"
     return None
 
 
 def _problem(document: Document, place: KeyPath, error: Mapping[str, Any], record: type[Section]) -> Problem:
     """One error of pydantic in our words."""
     kind, origin = error["type"], document.origin(place)
+    record = _innermost(record, place)
     if kind == "missing":
         return Missing(origin, dotted(place), f"required key is missing{_described(record, place)}")
     if kind == "extra_forbidden":
@@ -194,6 +195,13 @@ def _problem(document: Document, place: KeyPath, error: Mapping[str, Any], recor
     return Problem(origin, dotted(place), f"{what}, got {show(error['input'])}", candidates)
 
 
+def _innermost(record: type[Section], place: KeyPath) -> type[Section]:
+    """The record of the table that holds the key at ``place``: of the section, or of a table inside it."""
+    for part in place[1:-1]:
+        record = record.tables().get(str(part), record)
+    return record
+
+
 def _described(record: type[Section], place: KeyPath) -> str:
     field = record.model_fields.get(str(place[-1]))
     return f" ({field.description})" if field is not None and field.description else ""
@@ -202,21 +210,26 @@ def _described(record: type[Section], place: KeyPath) -> str:
 def _unknown_key(place: KeyPath, record: type[Section]) -> tuple[str, tuple[str, ...]]:
     """What to say about a key that the section does not have, and where it may belong."""
     section, key = str(place[0]), str(place[-1])
+    table = ".".join(map(str, place[:-1]))
     kinds = [kind for kind, other in REGISTRIES.get(section, {}).items() if key in other.model_fields]
     if kinds:
         return f"unknown key here; it belongs to kind {' or '.join(map(show, kinds))}", ()
     near = (*nearest(key, record.model_fields), *_sections_with(key))
     if near:
         return "unknown key", near
-    return f"unknown key; [{section}] has {', '.join(record.model_fields) or 'none'}", ()
+    return f"unknown key; [{table}] has {', '.join(record.model_fields) or 'none'}", ()
 
 
 def _sections_with(key: str) -> tuple[str, ...]:
-    """The dotted names of this key in all sections that have it."""
+    """The dotted names of this key in all sections that have it, and in the tables inside them."""
+    tables = {section: records_of(section) for section in SECTIONS}
+    for section in SECTIONS:
+        for record in records_of(section):
+            tables |= {f"{section}.{name}": (inner,) for name, inner in record.tables().items()}
     return tuple(
-        f"{section}.{key}"
-        for section in SECTIONS
-        if any(key in record.model_fields for record in records_of(section))
+        f"{table}.{key}"
+        for table, records in tables.items()
+        if any(key in record.model_fields for record in records)
     )
 
 

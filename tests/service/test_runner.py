@@ -100,7 +100,7 @@ def test_editing_a_section_reruns_only_what_depends_on_it(lab, computed):
 
 def test_files_of_an_earlier_version_of_the_spec_are_taken_away(lab, run_directory, computed):
     lab()
-    lab("samples.seed=9", until="samples")
+    lab("samples.seed=9", until=["samples"])
     assert not (run_directory / "steering.nc").exists()
     assert (run_directory / "samples.nc").exists()
 
@@ -209,7 +209,7 @@ def test_results_that_are_a_file_are_said_plainly(lab, tmp_path, capsys):
     assert str(tmp_path / "results") in line
 
 
-@pytest.mark.parametrize("function", ["save_checkpoint", "write_text", "_draw"])
+@pytest.mark.parametrize("function", ["save_checkpoint", "write_text", "draw"])
 def test_a_full_disk_is_said_plainly(lab, run_directory, monkeypatch, capsys, function):
     def refuse(*_, **__):
         raise OSError(28, "No space left on device", "somewhere")

@@ -1,4 +1,4 @@
-"""A chain of three tiny stages, and a script that runs them: ``python toy.py SPEC RESULTS [--dry-run] [--force STAGE]``.
+"""A chain of three tiny stages, and the command line for them: ``toy.py work --drain``; ``toy.py SPEC RESULTS`` runs a spec.
 
 ``ground_state`` iterates a chaotic map (a lost or repeated step would show in every bit after it), ``samples`` and
 ``steering`` follow from it. ``TOY_SLEEP`` is the time of one step in seconds, ``TOY_LOG`` a file that counts what ran.
@@ -124,5 +124,8 @@ if __name__ == "__main__":
     from nqs_sae_service.cli import app
 
     nqs_sae_service.stages.STAGES = STAGES
-    spec_path, results, *rest = sys.argv[1:]
-    app(["run", spec_path, "--results", results, *rest])
+    command = sys.argv[1:]
+    if command[0].endswith(".toml"):
+        spec_path, results, *rest = command
+        command = ["run", spec_path, "--results", results, *rest]
+    app(command)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from nqs_sae_service.spec import Spec, load_spec
+from nqs_sae_service.errors import UserError
+from nqs_sae_service.spec import Spec, frozen_point, load_spec
 
 
 def test_only_name_lattice_and_hamiltonian_are_required(folder):
@@ -49,6 +50,18 @@ def test_the_resolved_text_loads_back_to_the_same_spec(folder):
         (again,) = folder.load(point.toml())
         assert again.spec == point.spec
         assert again.toml() == point.toml()
+
+
+def test_a_frozen_point_is_the_point_without_its_file(folder):
+    text = folder.minimal + "[sae]\nkind = 'relu-l1'\n[sweep.grid]\nseed = [3, 4]\n'sae.features' = [64]"
+    for point in folder.load(text):
+        assert frozen_point(point.toml(), point.run, point.coordinates) == point
+
+
+@pytest.mark.parametrize("text", ["name = ", "name = 'ring'", "colour = 1"])
+def test_a_frozen_point_of_another_version_is_refused(text):
+    with pytest.raises(UserError, match=r"ring: its frozen spec does not fit this version .*submit it again"):
+        frozen_point(text, "ring", {})
 
 
 def test_a_spec_made_in_python_is_the_same(folder):
