@@ -26,7 +26,7 @@ from ..datasets import read_stage
 from ..datasets.files import write_text
 from ..engine.devices import HOST, Device, choose_device
 from ..engine.ranks import ALONE, MpiRanks, Ranks
-from ..engine.threads import configure_threads, cores
+from ..engine.threads import available_threads, configure_threads, cores
 from ..errors import CompilationStopped, NumericalError, Stopped, UserError
 from ..stages.stage import Stage
 from .log import log_to_stderr, run_log
@@ -171,12 +171,17 @@ class _AnyStop:
 
 def _seat(ranks: Ranks, spec: Spec) -> tuple[int, Device]:
     """Threads and device of this rank. The ranks of a machine share its cores and GPUs, unless the launcher has dealt them."""
-    seats = ranks.collect((platform.node(), cores()))
-    host, mine = seats[ranks.rank]
-    here = [rank for rank, (other, _) in enumerate(seats) if other == host]
-    sharing = sum(bool(mine & seats[rank][1]) for rank in here)
-    threads = configure_threads(spec.engine.threads or max(1, len(mine) // sharing))
-    return threads, choose_device(spec.engine.device, here.index(ranks.rank))
+    threads, number = _part_of_the_machine(ranks.collect((platform.node(), cores())), ranks.rank)
+    threads = configure_threads(spec.engine.threads or min(threads, available_threads()))
+    return threads, choose_device(spec.engine.device, number)
+
+
+def _part_of_the_machine(seats: Sequence[tuple[str, set[int]]], rank: int) -> tuple[int, int]:
+    """How many cores a rank has for itself, and its number among the ranks of its machine; seats: host and cores of all."""
+    host, mine = seats[rank]
+    here = [other for other, (name, _) in enumerate(seats) if name == host]
+    sharing = sum(bool(mine & seats[other][1]) for other in here)
+    return max(1, len(mine) // sharing), here.index(rank)
 
 
 def _help(ranks: Ranks) -> int:

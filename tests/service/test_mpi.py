@@ -227,3 +227,22 @@ def test_without_a_launcher_mpi_is_not_even_imported(launched):
     launched.delenv("OMPI_COMM_WORLD_SIZE")
     launched.setattr(mpi, "MpiRanks", lambda: pytest.fail("no need"))
     assert mpi.processes() is engine_ranks.ALONE
+
+
+def test_ranks_of_a_machine_share_its_cores_unless_they_are_dealt_out():
+    shared = [("a", set(range(8)))] * 3 + [("b", {0, 1})]
+    assert [mpi._part_of_the_machine(shared, rank) for rank in range(4)] == [(2, 0), (2, 1), (2, 2), (2, 0)]
+    dealt = [("a", {0, 1, 2}), ("a", {3})]
+    assert [mpi._part_of_the_machine(dealt, rank) for rank in range(2)] == [(3, 0), (1, 1)]
+    assert mpi._part_of_the_machine([("a", {0})] * 2, 1) == (1, 1)
+
+
+def test_errors_of_use_are_said_once(mpiexec, tmp_path):
+    spec = tmp_path / "ring.toml"
+    spec.write_text(REAL.replace("length = 8", "length = -8"), encoding="utf-8")
+    command = [*mpiexec(2), "-m", "nqs_sae_service", "run", str(spec), "--dry-run"]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert out.returncode == 2
+    assert out.stdout == ""
+    (line,) = out.stderr.splitlines()
+    assert "lattice.length" in line

@@ -15,6 +15,7 @@ from nqs_sae_service.service.overview import find, overview, print_overview, run
 from nqs_sae_service.service.plan import make_plan
 from nqs_sae_service.service.queue import Queue
 from nqs_sae_service.service.runner import run_plans
+from nqs_sae_service.service.slurm import Job
 from nqs_sae_service.service.worker import work
 from nqs_sae_service.spec import load_spec
 
@@ -137,6 +138,10 @@ def test_the_commands_of_the_queue(queue, tmp_path, monkeypatch):
         (["retry", "toy", "--failed"], "name a run, or say --failed"),
         (["work", "--max-time", "soon"], "'soon' is no time span: write it like 2h, 1h30m, 90s or 1d"),
         (["submit", "toy.toml", "--time-limit", "2 years"], "'2 years' is no time span"),
+        (
+            ["submit", "toy.toml", "--slurm", "--priority", "3"],
+            "--slurm takes qos and time from [engine.slurm]",
+        ),
         (["submit", "toy.toml", "toy.toml"], "two of the specs write to the run 'toy'"),
     ],
 )
@@ -148,3 +153,32 @@ def test_what_is_wrong_is_one_plain_line(queue, tmp_path, monkeypatch, arguments
     (line,) = result.output.splitlines()
     assert line.startswith("error: ")
     assert error in line
+
+
+def test_what_slurm_says_of_its_tasks_is_in_the_list(queue, tmp_path, monkeypatch):
+    results = tmp_path / "results"
+    run_plans(make_plan(points(tmp_path, text=SWEEP), toy.STAGES, results))
+    status = results / "toy" / "steering.draws=2" / "status.json"
+    status.write_text(json.dumps(json.loads(status.read_text()) | {"state": "stopped"}))
+    jobs = [
+        Job("7_0", "toy/steering.draws=2", (), "PENDING", "Priority", results),
+        Job("8_0", "toy/steering.draws=3", (), "RUNNING", "", results),
+        Job("9_0", "new", (), "PENDING", "Dependency", results),
+        Job("9_1", "new", (), "PENDING", "Dependency", results),
+    ]
+    monkeypatch.setattr("nqs_sae_service.service.overview.slurm_jobs", lambda results: jobs)
+    lines = {line["run"]: (line["state"], line["job"], line["message"]) for line in overview(queue, results)}
+    assert lines == {
+        "toy/steering.draws=2": ("queued", "7_0", "Slurm job 7_0: PENDING, Priority"),
+        "toy/steering.draws=3": ("running", "8_0", "Slurm job 8_0: RUNNING"),
+        "new": ("queued", "9_0", "Slurm job 9_0: PENDING, Dependency"),
+    }
+
+
+def test_without_slurm_it_says_so(queue, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    toy.write_spec(tmp_path)
+    result = CliRunner().invoke(app, ["submit", "toy.toml", "--slurm"])
+    assert result.exit_code == 2
+    assert result.output.startswith("error: sbatch is not on the PATH")
