@@ -1,5 +1,7 @@
 """The benchmarks keep running: our own contender answers, turns are taken in order, tables follow from the numbers."""
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import contest
 import cpu
+import ranks
 import scaling
 from peers.protocol import Contender, ContenderFailed
 
@@ -90,3 +93,15 @@ def test_disturbed_repetitions_are_measured_again(monkeypatch):
     monkeypatch.setattr(contest, "_with_company", lambda call: (next(company), call()))
     seconds = iter([1.0, 5.0, 2.0, 3.0])
     assert contest.take_turns({"a": lambda: next(seconds)}, 3, contest.Turnstile(None)) == {"a": [1, 2, 3]}
+
+
+def test_the_bytes_of_a_step_over_ranks_are_those_of_the_formulas(mpiexec):
+    options = ["--measure", "--sites", "8", "--samples", "512", "--repetitions", "1"]
+    command = [*mpiexec(2), ranks.__file__, *options]
+    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=300).stdout
+    measured = json.loads(out)
+    expected = ranks.expected_bytes(measured["shape"], 2)
+    for phase in ("T", "solve", "update"):
+        assert measured["received"][phase] == pytest.approx(expected[phase], rel=0.25)
+    assert measured["received"]["sampling"] == 0
+    assert measured["received"]["whole step"] == pytest.approx(sum(expected.values()), rel=0.25)

@@ -49,6 +49,9 @@ final_samples = 1024
 count = 256
 [engine]
 threads = 1
+[output]
+report = false
+figures = false
 """
 
 
