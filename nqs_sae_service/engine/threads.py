@@ -10,11 +10,15 @@ import os
 from importlib import import_module
 
 
+def cores() -> set[int]:
+    """The cores this process is bound to."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
 def available_threads() -> int:
     """Number of cores this process may use: those it is bound to, or fewer where Slurm gave it fewer without binding it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return min(cores, int(given)) if given.isdecimal() and int(given) else cores
+    bound, given = len(cores()), os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return min(bound, int(given)) if given.isdecimal() and int(given) else bound
 
 
 def configure_threads(threads: int = 0) -> int:
