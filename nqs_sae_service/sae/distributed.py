@@ -8,9 +8,10 @@ P ranks a step of a dictionary with F features, k of them active, needs, on each
     reconstruction: the sum of what the ranks contribute              8 n d bytes: parts to who has the row, sums back
     gradients and Adam steps of the own features                      (6 n k d + 30 F d) / P operations
 
-each times (P - 1) / P on the network, and memory for 6 F d / P numbers. Neither depends on F, so the larger the dictionary the
-better it scales; the classical way, gradients of this rank's inputs summed over the ranks, moves 16 F d bytes a step and has the
-whole dictionary on every rank. Dense (ReLU) features need no candidates; the auxiliary loss of TopK needs the same once more.
+of which (P - 1) / P are sent, and memory for 6 F d / P numbers. The bytes depend neither on F nor on P: the larger the
+dictionary, the better it scales. The classical way, gradients of this rank's inputs summed over the ranks, sends 16 F d bytes
+a step and has the whole dictionary on every rank. Dense (ReLU) features need no candidates; the auxiliary loss of TopK needs
+everything once more, for its dead features.
 
 The k best features of an input are the same as on one rank, ties included. The reconstruction is summed in another order: one
 rank and several agree to rounding, float32.

@@ -162,7 +162,7 @@ class Sorted:
 def sort_by_feature(values, indices, n_features, scratch=None, name="sorted"):
     """Counting sort of the active entries (n, k) by feature; empty places are left out. Cost: two passes, 16 n k bytes."""
     scratch, size = scratch or Scratch(), values.size
-    parts = max(1, min(numba.get_num_threads(), size // n_features))
+    parts = max(1, min(numba.get_num_threads(), size // max(1, n_features)))
     result = Sorted(
         scratch.array(f"{name} start", (n_features + 1,), np.int32),
         scratch.array(f"{name} rows", (size,), np.int32),

@@ -155,10 +155,10 @@ class SparseStep:
         from .kernels import encode_topk, sort_by_feature
 
         p, scratch = self.parameters, self.scratch
-        own = encode_topk(
+        values, indices = encode_topk(
             x, p.encoder, p.encoder_bias, p.decoder_bias, min(k, len(p.encoder)), scratch=scratch
         )
-        values, indices = best_over_ranks(*own, k, self.ranks)
+        values, indices = best_over_ranks(values, indices, k, self.ranks)
         error = self._rest(x, p.decoder_bias, values, indices, "error")
         return sort_by_feature(values, indices, len(p.encoder), scratch), *error
 
@@ -185,13 +185,13 @@ class SparseStep:
 
         p, scratch, chosen = self.parameters, self.scratch, np.flatnonzero(dead)
         k = min(self.k_aux, n_dead)
-        own = encode_topk(
+        values, indices = encode_topk(
             *(x, p.encoder, p.encoder_bias, p.decoder_bias, min(k, len(chosen))),
             positive=False,
             chosen=chosen,
             scratch=scratch,
         )
-        values, indices = best_over_ranks(*own, k, self.ranks)
+        values, indices = best_over_ranks(values, indices, k, self.ranks)
         residual, squared, _ = self._rest(error, np.zeros_like(p.decoder_bias), values, indices, "residual")
         active = sort_by_feature(values, indices, len(p.encoder), scratch, "auxiliary")
         loss = weight * float(squared.sum()) / error.size

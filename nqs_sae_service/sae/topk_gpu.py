@@ -69,9 +69,7 @@ def sparse_gradients(
     if variance > 0 and aux_coefficient > 0:
         j = xp.flatnonzero(dead)
         encoder, decoder, no_bias = p.encoder[j], p.decoder[j], xp.zeros_like(p.decoder_bias)
-        own = encode_topk(
-            x, encoder, p.encoder_bias[j], p.decoder_bias, min(k_aux, len(j)), positive=False
-        )
+        own = encode_topk(x, encoder, p.encoder_bias[j], p.decoder_bias, min(k_aux, len(j)), positive=False)
         values, indices = best_over_ranks(*own, min(k_aux, n_dead), ranks)
         residual, squared = _rest(error, decoder, no_bias, values, indices, ranks)
         weight = aux_coefficient / variance

@@ -240,8 +240,8 @@ def unit_rows(generator: np.random.Generator, n_rows: int, width: int, start: in
 
 def gathered(parameters: Parameters, ranks: Ranks) -> Parameters:
     """The features of all ranks, on every rank."""
-    p = parameters
-    return Parameters(*(ranks.gather(a) for a in (p.encoder, p.decoder, p.encoder_bias)), p.decoder_bias)
+    arrays = {name: ranks.gather(a) if _by_feature(name) else a for name, a in vars(parameters).items()}
+    return Parameters(**arrays)
 
 
 def normalisation(inputs: Inputs) -> tuple[np.ndarray, float]:

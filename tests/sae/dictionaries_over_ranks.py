@@ -1,4 +1,6 @@
-"""Dictionaries trained by as many processes as there are: ``mpiexec -n P python dictionaries_over_ranks.py BEFORE AFTER``.
+"""Dictionaries trained by as many processes as there are:
+
+    mpiexec -n P python -m mpi4py dictionaries_over_ranks.py BEFORE AFTER
 
 BEFORE holds what one process had learnt after ``FIRST`` steps. Rank 0 writes to AFTER what one more step, and the rest of the
 steps, make of it.
@@ -20,7 +22,7 @@ COMMON = {"steps": STEPS, "batch": 300, "seeds": [1, 2]}
 RECORDS = {
     # Most features die within the first steps, so that the auxiliary loss is at work in the others.
     "topk": TopK(kind="topk", features=131, k=4, dead_after=1200, **COMMON),
-    "relu-l1": ReluL1(kind="relu-l1", features=131, l1=2.0, dead_after=1200, **COMMON),
+    "relu-l1": ReluL1(kind="relu-l1", features=131, l1=5.0, **COMMON),
     "fewer features than ranks": TopK(kind="topk", features=2, k=2, **COMMON),
 }
 
