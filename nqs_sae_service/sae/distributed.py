@@ -40,7 +40,8 @@ def best_over_ranks(values: Array, indices: Array, k: int, ranks: Ranks) -> tupl
     scores = np.where(to_host(indices) < 0, np.float32(-np.inf), to_host(values))
     rows = [ranks.share(len(scores), rank) for rank in range(ranks.size)]
     marks = namespace(values).asarray(_marked([scores[own] for own in rows], k, ranks))
-    values[~marks], indices[~marks] = 0, -1
+    values *= marks
+    indices |= marks.astype(np.int32) - 1  # -1 where there is no mark
     return values, indices
 
 

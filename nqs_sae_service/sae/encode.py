@@ -369,10 +369,15 @@ def encode_topk(
 
 @njit(parallel=True)
 def _keep_best(scores, places, stride, n, k, keep):
-    low = np.finfo(np.float32).min
+    floor = np.finfo(np.float32).min
     for i in prange(len(keep)):
-        kept, _ = _cut(scores, places, i * stride, n, k, 0, low, low, scores, places, i * stride)
-        for q in range(i * stride, i * stride + kept):
+        start, lowest = i * stride, np.float32(np.inf)
+        for q in range(start, start + n):
+            places[q] = q - start
+            if floor < scores[q] < lowest:  # a search from the lowest number that there is would be long
+                lowest = scores[q]
+        kept, _ = _cut(scores, places, start, n, k, 0, lowest, floor, scores, places, start)
+        for q in range(start, start + kept):
             keep[i, places[q]] = True
 
 
@@ -380,7 +385,7 @@ def keep_best(scores, k):
     """Mask, shaped like ``scores`` (n, m) float32, of the k largest of every row; the first wins a tie, -inf is never kept."""
     n, m = scores.shape
     keep, stride = np.zeros((n, m), np.bool_), -(-m // FEATURES) * FEATURES
-    padded, places = np.full((n, stride), NEVER), np.empty((n, stride), np.int32)
-    padded[:, :m], places[:] = scores, np.arange(stride)
-    _keep_best(padded.reshape(-1), places.reshape(-1), stride, m, k, keep)
+    padded, places = np.empty((n, stride), np.float32), np.empty(n * stride, np.int32)
+    padded[:, :m] = scores
+    _keep_best(padded.reshape(-1), places, stride, m, k, keep)
     return keep
