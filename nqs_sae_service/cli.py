@@ -21,6 +21,7 @@ from .errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from .engine.ranks import Ranks
     from .service.queue import Queue
     from .spec import Point
 
@@ -102,9 +103,27 @@ def run(
     ] = False,
 ) -> None:
     """Run specs in the foreground; the last lines on stdout are the run directories."""
+    from .service.mpi import execute
+
+    with _plain_errors(FAILED):
+        code = execute(lambda ranks: _run(ranks, specs, set_, results, until, force, max_time, dry_run))
+    raise typer.Exit(code or 0)
+
+
+def _run(
+    ranks: Ranks,
+    specs: Sequence[Path],
+    set_: Sequence[str] | None,
+    results: Path,
+    until: str | None,
+    force: Sequence[str] | None,
+    max_time: str | None,
+    dry_run: bool,
+) -> None:
     points = [point for _, found in _load(specs, set_ or []) for point in found]
     with _plain_errors(BAD_USAGE):
         from .service.durations import seconds_in
+        from .service.mpi import refuse_idle_ranks
         from .service.plan import make_plan
         from .service.stop import deadline_in
         from .stages import STAGES
@@ -112,6 +131,7 @@ def run(
         deadline = deadline_in(seconds_in(max_time) if max_time else math.inf)
         _refuse_twins(points)
         plans = make_plan(points, STAGES, results, until, force or ())
+        refuse_idle_ranks(plans, ranks)
     if dry_run:
         from .service.forecast import print_plans
 
@@ -120,7 +140,7 @@ def run(
     from .service.runner import run_plans
 
     log_to_stderr()
-    outcome = run_plans(plans, deadline)
+    outcome = run_plans(plans, deadline, ranks)
     for directory in outcome.directories:
         print(directory)
     raise typer.Exit(outcome.code)

@@ -27,6 +27,7 @@ VOLATILE = (
     "host",
     "device",
     "versions",
+    "ranks",
     "threads",
     "package_version",
     "git_commit",

@@ -40,12 +40,15 @@ class Device:
 HOST = Device("cpu", np)
 
 
-def choose_device(wanted: Literal["auto", "cpu", "gpu"]) -> Device:
-    """The device that ``engine.device`` asks for. Raises UserError when "gpu" cannot be had."""
+def choose_device(wanted: Literal["auto", "cpu", "gpu"], number: int = 0) -> Device:
+    """The device that ``engine.device`` asks for; of several GPUs the one of this ``number``, counted round and round.
+
+    Raises UserError when "gpu" cannot be had.
+    """
     if wanted == "cpu" or (wanted == "auto" and importlib.util.find_spec("cupy") is None):
         return HOST
     try:
-        return _first_gpu()
+        return _gpu(number)
     except _NoGpu as missing:
         if wanted == "auto":
             return HOST
@@ -58,7 +61,7 @@ class _NoGpu(Exception):
     """What is missing, and its remedy."""
 
 
-def _first_gpu() -> Device:
+def _gpu(number: int) -> Device:
     try:
         cupy = importlib.import_module("cupy")
     except Exception as problem:  # a broken installation raises whatever it likes
@@ -74,6 +77,8 @@ def _first_gpu() -> Device:
         ) from None
     if not found:
         raise _NoGpu("no CUDA device was found; check the driver and CUDA_VISIBLE_DEVICES with nvidia-smi")
+    if found > 1:
+        cupy.cuda.runtime.setDevice(number % found)
     return Device(
         "gpu", cupy, cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())["name"].decode()
     )

@@ -10,9 +10,14 @@ import os
 from importlib import import_module
 
 
+def cores() -> set[int]:
+    """The cores this process may use."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
 def available_threads() -> int:
     """Number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(cores())
 
 
 def configure_threads(threads: int = 0) -> int:

@@ -54,11 +54,15 @@ class Moves:
 
 @dataclass
 class Chains:
-    """Markov chains: configurations (chains, n_sites) int8, cached log psi (chains,), number of sweeps done."""
+    """Markov chains: configurations (chains, n_sites) int8, cached log psi (chains,), number of sweeps done.
+
+    They are the chains ``number``, ``number`` + 1, ... of all, which decides about their random numbers.
+    """
 
     sigma: Array
     log_psi: Array
     sweeps: int = 0
+    number: int = 0
     accepted: int = 0
     proposed: int = 0
 
@@ -99,14 +103,14 @@ class Metropolis:
         random = words(self.seed, Stream.CHAINS, int(self.stream), self.n_sites, chains)[..., 0]
         return np.where(random.T & 1, 1, -1).astype(np.int8)
 
-    def start(self, psi: LogPsi, sigma: Array, sweeps: int = 0) -> Chains:
-        """Chains at given configurations."""
-        return Chains(sigma.copy(), psi.log_psi(sigma), sweeps)
+    def start(self, psi: LogPsi, sigma: Array, sweeps: int = 0, number: int = 0) -> Chains:
+        """Chains at given configurations, the first of which is chain ``number``."""
+        return Chains(sigma.copy(), psi.log_psi(sigma), sweeps, number)
 
     def sweep(self, psi: LogPsi, chains: Chains) -> None:
         """One sweep: as many proposals per chain as there are sites, in place. Raises NumericalError on a NaN log psi."""
         xp = namespace(chains.sigma)
-        first, length, threshold = self._proposals(chains.sweeps, len(chains.sigma), xp)
+        first, length, threshold = self._proposals(chains, xp)
         twins = isinstance(psi, Wavefunction) and self.economy.increments
         walker = psi.twin(Walks) if twins else None  # type: ignore[attr-defined]
         proposals = (chains.sigma, chains.log_psi, first, length, threshold)
@@ -121,14 +125,15 @@ class Metropolis:
         chains.proposed += threshold.size
         chains.sweeps += 1
 
-    def _proposals(self, step: int, chains: int, xp: ModuleType) -> tuple[Array, Array, Array]:
+    def _proposals(self, chains: Chains, xp: ModuleType) -> tuple[Array, Array, Array]:
         """First site, length and log threshold (n_sites, chains) of the proposals of a sweep."""
+        step, count = chains.sweeps, len(chains.sigma)
         if xp is not np:
             from .metropolis_gpu import proposals
 
             key, shares = (self.seed, int(self.stream)), (self.moves.all_spins, self.moves.stretch)
-            return proposals(xp, key, step, self.n_sites, chains, self.n_sites, shares)
-        random = words(self.seed, self.stream, step, self.n_sites, chains)
+            return proposals(xp, key, step, self.n_sites, count, self.n_sites, shares, chains.number)
+        random = words(self.seed, self.stream, step, self.n_sites, count, start=chains.number)
         first, length = stretch_proposals(random, self.n_sites, self.moves)
         return first, length, np.log(uniform(random[..., 2], random[..., 3]))
 
@@ -138,16 +143,14 @@ class Metropolis:
         chains: Chains,
         draws: int,
         sweeps: int,
-        after: Callable[[int], None] = lambda draw: None,
     ) -> tuple[Array, Array]:
         """Record ``draws`` samples per chain, ``sweeps`` apart: configuration (chain, draw, spin), log psi (chain, draw)."""
         sigma, log_psi = [], []
-        for draw in range(draws):
+        for _ in range(draws):
             for _ in range(sweeps):
                 self.sweep(psi, chains)
             sigma.append(chains.sigma.copy())
             log_psi.append(chains.log_psi.copy())
-            after(draw)
         xp = namespace(chains.sigma)
         return xp.stack(sigma, axis=1), xp.stack(log_psi, axis=1)
 

@@ -13,13 +13,14 @@ __device__ void philox(unsigned* c, unsigned k0, unsigned k1) {
   }
 }
 
-// First site, length and log threshold (rows, chains) of every proposal of a sweep: stretch_proposals of random.words.
+// First site, length and log threshold (rows, chains) of every proposal of a sweep: stretch_proposals of random.words, for the
+// chains from ``start`` on.
 extern "C" __global__ void proposals(long long* first, long long* length, double* threshold, unsigned seed, unsigned stream,
-                                     unsigned step_low, unsigned step_high, int rows, int chains, int sites, double all_spins,
-                                     double stretch) {
+                                     unsigned step_low, unsigned step_high, int rows, int chains, int start, int sites,
+                                     double all_spins, double stretch) {
   const long long total = (long long)rows * chains;
   for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < total; i += (long long)gridDim.x * blockDim.x) {
-    unsigned word[4] = {(unsigned)(i / chains), (unsigned)(i % chains), step_low, step_high};
+    unsigned word[4] = {(unsigned)(i / chains), (unsigned)(start + i % chains), step_low, step_high};
     philox(word, seed, stream);
     const double share = word[0] * 0x1p-32;
     const double within = min(max(share - all_spins, 0.0), stretch) / (stretch > 0.0 ? stretch : 1.0);

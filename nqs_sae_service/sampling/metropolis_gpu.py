@@ -33,18 +33,19 @@ def proposals(
     chains: int,
     sites: int,
     shares: tuple[float, float],
+    start: int = 0,
 ) -> tuple[Array, Array, Array]:
     """First site, length and log threshold (rows, chains) of the proposals of a sweep, from one kernel instead of some 200.
 
     The very sites and lengths of ``metropolis.stretch_proposals`` of ``random.words``. ``key``: seed and stream; ``shares`` of
-    the proposals that flip all spins and a stretch.
+    the proposals that flip all spins and a stretch; ``start``: number of the first chain.
     """
     shape = (rows, chains)
     first, length = xp.empty(shape, dtype=xp.int64), xp.empty(shape, dtype=xp.int64)
     threshold = xp.empty(shape, dtype=xp.float64)
     words = (np.uint32(word & 0xFFFFFFFF) for word in (*key, step, step >> 32))
     _KERNELS.launch(
-        "proposals", -(-rows * chains // _THREADS), (_THREADS,), first, length, threshold, *words, rows, chains, sites,
+        "proposals", -(-rows * chains // _THREADS), (_THREADS,), first, length, threshold, *words, rows, chains, start, sites,
         *map(np.float64, shares),
     )  # fmt: skip
     return first, length, threshold

@@ -34,7 +34,7 @@ def overview(queue: Queue, results: Path) -> list[Line]:
     queue.revive()
     lines = [_of_entry(entry) for entry in queue.entries()]
     known = {line["directory"] for line in lines}
-    lines += [_of_directory(path) for path in _run_directories(results) if str(path) not in known]
+    lines += [_of_directory(path, results) for path in _run_directories(results) if str(path) not in known]
     return sorted(
         lines, key=lambda line: _ORDER.index(line["state"]) if line["state"] in _ORDER else len(_ORDER)
     )
@@ -109,36 +109,27 @@ def _of_entry(entry: Entry) -> Line:
     }
 
 
-def _of_directory(directory: Path) -> Line:
+def _of_directory(directory: Path, results: Path) -> Line:
     status = read_status(directory)
     state = status.get("state", "unknown")
     here = status.get("host") == platform.node()
     if state == "running" and here and not is_locked(directory / ".lock"):
         state = "interrupted"  # its process is gone
-    fields = (
-        "stage",
-        "progress",
-        "eta",
-        "message",
-        "priority",
-        "submitted",
-        "started",
-        "ended",
-        "pid",
-        "host",
-    )
-    message = status.get("error") if state == "failed" else status.get("message")
-    line = {name: status.get(name) for name in fields}
-    return line | {"run": status.get("run"), "directory": str(directory), "state": state, "message": message}
+    line = {name: status.get(name) for name in ("stage", "progress", "eta", "started", "pid", "host")}
+    return line | {
+        "run": str(directory.relative_to(results.absolute())),
+        "directory": str(directory),
+        "state": state,
+        "message": status.get("error") if state == "failed" else status.get("message"),
+        "priority": None,
+        "submitted": None,
+        "ended": status.get("updated") if state in ("done", "failed") else None,
+    }
 
 
 def _run_directories(results: Path) -> list[Path]:
     """The directories of runs and of the points of sweeps below ``results``."""
-    found = [
-        path.parent for depth in ("*", "*/*") for path in results.absolute().glob(f"{depth}/status.json")
-    ]
+    inside = results.absolute()
     return sorted(
-        path
-        for path in found
-        if not any(part.startswith(".") for part in path.relative_to(results.absolute()).parts)
+        path.parent for depth in ("[!.]*", "[!.]*/[!.]*") for path in inside.glob(f"{depth}/status.json")
     )

@@ -20,12 +20,13 @@ from loguru import logger
 
 from ..datasets import Origin, read_attributes, read_stage
 from ..datasets.files import locked, sweep_temporaries, write_text
-from ..engine.devices import Device, choose_device
-from ..engine.threads import configure_threads
+from ..engine.devices import HOST, Device
+from ..engine.ranks import ALONE, Ranks
 from ..errors import CompilationStopped, NumericalError, Stopped, UserError
 from .checkpoint import load_checkpoint, save_checkpoint
 from .durations import duration
 from .log import run_log
+from .mpi import Task, Team
 from .plan import PointPlan, Step
 from .progress import StageProgress
 from .status import Status, now
@@ -57,6 +58,7 @@ class StageContext:
     progress: StageProgress
     status: Status
     stop: Stop
+    ranks: Ranks = ALONE
     _due: float = field(init=False)
     _state: Callable[[], dict[str, np.ndarray]] | None = field(init=False, default=None)
 
@@ -72,12 +74,13 @@ class StageContext:
     ) -> None:
         """Show progress, write a checkpoint when one is due, raise Stopped when a stop was asked for."""
         self._state = state or self._state
-        if state is not None and (self.stop.asked or time.monotonic() >= self._due):
+        asked, due = self.ranks.agree((self.stop.asked, time.monotonic() >= self._due))
+        if state is not None and (asked or due):
             began = time.monotonic()
             save_checkpoint(self.checkpoint, state())
             ended = time.monotonic()
             self._due = ended + max(self.spec.engine.checkpoint_seconds, _SPARE * (ended - began))
-        if self.stop.asked:
+        if asked:
             raise Stopped
         self.progress.update(done, total, message)
         self.status.report(progress=self.progress.share, eta=self.progress.eta, message=message)
@@ -89,7 +92,7 @@ class StageContext:
 
     def restore(self) -> dict[str, np.ndarray] | None:
         """The arrays of the last checkpoint of this stage, or None."""
-        arrays = load_checkpoint(self.checkpoint)
+        arrays = self.ranks.agree(load_checkpoint(self.checkpoint))
         if arrays is not None:
             logger.info("continuing from the checkpoint of an earlier attempt")
         return arrays
@@ -103,33 +106,39 @@ class Outcome:
     directories: tuple[Path, ...]
 
 
-def run_plans(plans: Sequence[PointPlan], deadline: float = math.inf) -> Outcome:
+def run_plans(plans: Sequence[PointPlan], deadline: float = math.inf, ranks: Ranks = ALONE) -> Outcome:
     """Execute every plan in turn. Code 0: all done; 1: a run failed; 75: stopped, or locked by another process.
 
-    After ``deadline``, on the monotonic clock, it stops like at a signal.
+    After ``deadline``, on the monotonic clock, it stops like at a signal. The other ``ranks`` wait to help this one.
     """
+    team = Team(ranks)
     done: list[Path] = []
     changed: dict[Path, Spec] = {}
     code = 0
-    with StopRequest(deadline) as stop:
+    with StopRequest(deadline) as own:
+        stop = team.watch(own)
         for plan in plans:
             try:
-                if run_point(plan, stop) and plan.point.coordinates:
+                if run_point(plan, stop, team=team) and plan.point.coordinates:
                     changed[plan.directory.parent] = plan.point.spec
                 done.append(plan.directory)
             except Stopped:
+                team.leave(EXIT_AGAIN)
                 return Outcome(code or EXIT_AGAIN, tuple(done))
             except Locked as problem:
                 logger.error("{}", problem)
                 code = code or EXIT_AGAIN
             except Exception:  # said and logged where it happened
+                team.leave(FAILED)
                 code = FAILED
         for sweep, spec in changed.items():
             draw(sweep, spec)
     return Outcome(code, tuple(done))
 
 
-def run_point(plan: PointPlan, stop: Stop, elsewhere: Callable[[], bool] = lambda: False) -> bool:
+def run_point(
+    plan: PointPlan, stop: Stop, elsewhere: Callable[[], bool] = lambda: False, team: Team | None = None
+) -> bool:
     """Execute one plan in its directory; whether any of its stage files changed.
 
     ``elsewhere()`` tells whether there is other work to do while another process computes the stage that is needed next.
@@ -148,7 +157,7 @@ def run_point(plan: PointPlan, stop: Stop, elsewhere: Callable[[], bool] = lambd
             raise
         with _reported(plan, status):
             _prepare(plan)
-            run = _Run(plan, stop, status, elsewhere)
+            run = _Run(plan, stop, status, elsewhere, team or Team())
             run.execute()
             return run.changed
 
@@ -225,6 +234,7 @@ class _Run:
     stop: Stop
     status: Status
     elsewhere: Callable[[], bool]
+    team: Team
     seconds: dict[str, float] = field(default_factory=dict)
     changed: bool = False
 
@@ -266,21 +276,22 @@ class _Run:
         store, name, spec = self.plan.store, step.stage.name, self.plan.point.spec
         checkpoint = store.checkpoint(name, step.key)
         began, start = time.monotonic(), now()
-        threads, device = configure_threads(spec.engine.threads), choose_device(spec.engine.device)
+        files = {above: self._file(above) for above in step.stage.upstream}
+        task = Task(self.plan.point.run, step.stage, spec, files, self.plan.directory)
         with ExitStack() as stack:
-            upstream = {
-                above: stack.enter_context(read_stage(self._file(above))) for above in step.stage.upstream
-            }
+            upstream = {above: stack.enter_context(read_stage(file)) for above, file in files.items()}
             progress = StageProgress(self.plan.point.run, name)
             stack.callback(progress.close)
-            context = StageContext(spec, upstream, device, checkpoint, progress, self.status, self.stop)
+            context = StageContext(spec, upstream, HOST, checkpoint, progress, self.status, self.stop)
             try:
-                dataset = step.stage.run(context)
+                with self.team.computing(task) as (context.ranks, threads, context.device):
+                    dataset = step.stage.run(context)
             except NumericalError:
                 context.keep()
                 raise
             except CompilationStopped:
-                context.keep()
+                if not self.team.apart:
+                    context.keep()
                 raise Stopped from None
             seed = getattr(getattr(spec, name, None), "seed", spec.seed)
             store.put(
@@ -294,7 +305,8 @@ class _Run:
                     threads,
                     start,
                     now(),
-                    gpu=device.name,
+                    context.ranks.size,
+                    context.device.name,
                 ),
             )
         checkpoint.unlink(missing_ok=True)

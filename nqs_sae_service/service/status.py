@@ -12,6 +12,12 @@ from typing import Any
 
 from ..datasets.files import write_text
 
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("run", "state", "stage", "message", "error", "host", "started", "updated"), str),
+    **dict.fromkeys(("progress", "eta"), (int, float)),
+    "pid": int,
+    "coordinates": dict,
+}
 _EVERY = 2.0  # seconds between updates that only report progress
 
 
@@ -53,9 +59,11 @@ class Status:
 
 
 def read_status(directory: Path) -> dict[str, Any]:
-    """What ``status.json`` in a run directory says; nothing when it is missing or damaged."""
+    """What ``status.json`` in a run directory says, as far as it can be understood: it may be missing, damaged or foreign."""
     try:
         fields = json.loads((directory / "status.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return fields if isinstance(fields, dict) else {}
+    if not isinstance(fields, dict):
+        return {}
+    return {name: value for name, value in fields.items() if isinstance(value, _TYPES.get(name, ()))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,18 +35,22 @@ def run(context: Context) -> xr.Dataset:
         spec.ground_state,
         economy_of(spec),
         context.device,
+        context.ranks,
     )
     exact = spec.hamiltonian.exact_energy(lattice)
     saved = context.restore()
-    training = Training.from_arrays(saved, context.device) if saved else trainer.start()
+    training = Training.from_arrays(saved, context.device, context.ranks) if saved else trainer.start()
+
+    def state() -> dict[str, np.ndarray]:
+        return training.arrays(context.ranks)
+
     steps = spec.ground_state.steps
     final_draws = spec.ground_state.final_samples // spec.sampling.chains
     total = steps + final_draws
     while training.step < steps:
-        context.tick(training.step, total, _message(training, exact), training.arrays)
+        context.tick(training.step, total, _message(training, exact), state)
         trainer.advance(training)
-    context.tick(steps, total, "final energy", training.arrays)
-    final = _final_energy(context, trainer, training, total, final_draws)
+    final = _final_energy(context, trainer, training, lambda n: context.tick(n, total, "final energy", state))
     if exact is not None:
         final |= {"exact_energy": exact, "relative_error": (final["final_energy"] - exact) / abs(exact)}
     variables = {name: np.asarray(training.history[name]) for name in HISTORIES}
@@ -64,30 +69,34 @@ def _message(training: Training, exact: float | None) -> str:
     return f"E = {energy:.4f}" + (f" ({(energy - exact) / abs(exact):+.1e})" if exact else "")
 
 
-def _final_energy(context: Context, trainer: Trainer, training: Training, total: int, draws: int) -> dict:
+def _final_energy(
+    context: Context, trainer: Trainer, training: Training, tick: Callable[[int], None]
+) -> dict:
     """Energy with an honest error from samples that no step was taken on."""
-    spec, state = context.spec, trainer.state
+    spec, state, ranks = context.spec, trainer.state, context.ranks
     psi = state.bind(training.parameters)
     metropolis = Metropolis.of(
         spec.sampling, state.n_sites, spec.ground_state.seed, Stream.FINAL_ENERGY, economy_of(spec)
     )
-    chains = metropolis.start(psi, training.sigma)
+    chains = metropolis.start(psi, training.sigma, number=trainer.share.start)
+    tick(spec.ground_state.steps)
     for _ in range(spec.sampling.burn_in):
-        metropolis.sweep(psi, chains)
-        context.tick(spec.ground_state.steps, total, "final energy", training.arrays)
+        ranks.together(lambda: metropolis.sweep(psi, chains))
+        tick(spec.ground_state.steps)
     chains.clear_counters()
     energies, spins, seconds = [], [], 0.0
-    for draw in range(draws):
+    for draw in range(spec.ground_state.final_samples // spec.sampling.chains):
         began = time.perf_counter()
         for _ in range(spec.sampling.sweeps):
-            metropolis.sweep(psi, chains)
+            ranks.together(lambda: metropolis.sweep(psi, chains))
         seconds += time.perf_counter() - began
         (values,) = local_values(psi, [trainer.hamiltonian], chains.sigma, chains.log_psi, economy_of(spec))
         energies.append(to_host(values))
         spins.append(to_host(chains.sigma).copy())
-        context.tick(spec.ground_state.steps + draw + 1, total, "final energy", training.arrays)
-    values = np.stack(energies, axis=1)
-    sigma = np.stack(spins, axis=1)
+        tick(spec.ground_state.steps + draw + 1)
+    values = ranks.gather(np.stack(energies, axis=1))
+    sigma = ranks.gather(np.stack(spins, axis=1))
+    accepted, proposed = ranks.sum(np.asarray([chains.accepted, chains.proposed]))
     mean, error = mean_and_error(values.real)
     moment = sigma.mean(axis=2)
     tau = float(autocorrelation_time(values.real))
@@ -99,11 +108,11 @@ def _final_energy(context: Context, trainer: Trainer, training: Training, total:
         "tau": tau,
         "effective_samples_per_second": values.size / tau / seconds,
         "v_score": float(v_score(float(mean), float(values.var()), state.n_sites)),
-        "acceptance": chains.acceptance,
+        "acceptance": float(accepted / max(proposed, 1)),
         "sector_occupancy": [float((moment > 0).mean()), float((moment < 0).mean())],
-        "drift": drift(psi, psi.reference, chains),
+        "drift": max(ranks.collect(drift(psi, psi.reference, chains))),
         "mean_configuration": sigma.mean(axis=(0, 1)),
-        "final_configuration": to_host(chains.sigma),
+        "final_configuration": ranks.gather(to_host(chains.sigma)),
         "volatile": "effective_samples_per_second",
     }
 
@@ -139,4 +148,5 @@ STAGE = Stage(
     version=2,
     run=run,
     estimate=estimate,
+    distributed=True,
 )

@@ -28,24 +28,28 @@ def run(context: Context) -> xr.Dataset:
     metropolis = Metropolis.of(
         spec.sampling, psi.state.n_sites, spec.samples.seed, Stream.SAMPLES, economy_of(spec)
     )
-    start = context.device.put(context.upstream["ground_state"]["final_configuration"].values)
-    chains = metropolis.start(psi, start)
+    share, ranks = context.ranks.share(spec.sampling.chains), context.ranks
+    start = context.device.put(context.upstream["ground_state"]["final_configuration"].values[share])
+    chains = metropolis.start(psi, start, number=share.start)
     draws = spec.samples.count // spec.sampling.chains
     total = spec.sampling.burn_in + draws
     for sweep in range(spec.sampling.burn_in):
         context.tick(sweep, total, "thermalising")
-        metropolis.sweep(psi, chains)
-    sigma, log_psi = metropolis.draws(
-        psi,
-        chains,
-        draws,
-        spec.samples.sweeps or spec.sampling.sweeps,
-        after=lambda draw: context.tick(spec.sampling.burn_in + draw + 1, total, "sampling"),
-    )
+        ranks.together(lambda: metropolis.sweep(psi, chains))
+    sigma, log_psi = [], []
+    for draw in range(draws):
+        for _ in range(spec.samples.sweeps or spec.sampling.sweeps):
+            ranks.together(lambda: metropolis.sweep(psi, chains))
+        sigma.append(to_host(chains.sigma).copy())
+        log_psi.append(to_host(chains.log_psi).copy())
+        context.tick(spec.sampling.burn_in + draw + 1, total, "sampling")
     n_chains = spec.sampling.chains
     return labelled(
         "samples",
-        {"configuration": to_host(sigma), "log_psi": to_host(log_psi)},
+        {
+            "configuration": ranks.gather(np.stack(sigma, axis=1)),
+            "log_psi": ranks.gather(np.stack(log_psi, axis=1)),
+        },
         {
             "chain": np.arange(n_chains),
             "draw": np.arange(draws),
@@ -76,4 +80,5 @@ STAGE = Stage(
     version=1,
     run=run,
     estimate=estimate,
+    distributed=True,
 )

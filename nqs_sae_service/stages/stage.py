@@ -19,15 +19,21 @@ if TYPE_CHECKING:
 
     from ..datasets.netcdf import Streamed
     from ..engine.devices import Device
+    from ..engine.ranks import Ranks
     from ..spec import Spec
 
 
 class Context(Protocol):
-    """What the runner hands to a stage. Upstream arrays are on the host; what is to be computed on is put on the device."""
+    """What the runner hands to a stage. Upstream arrays are on the host; what is to be computed on is put on the device.
+
+    ``ranks`` are the processes that compute a distributed stage together. All of them call ``tick`` and ``restore`` alike, and
+    all return the whole dataset, of which the runner takes that of rank 0.
+    """
 
     spec: Spec
     upstream: Mapping[str, xr.Dataset]
     device: Device
+    ranks: Ranks
 
     def tick(
         self,
@@ -39,8 +45,8 @@ class Context(Protocol):
         """Report progress, and give the runner a chance to checkpoint and to stop. Call it at least once a second.
 
         ``state()`` returns everything needed to continue from here with the same bits; it is called only when a
-        checkpoint is due or a stop was asked for. Without ``state`` the last checkpoint, or none, stands.
-        Raises ``Stopped`` when a stop was asked for.
+        checkpoint is due or a stop was asked for (by all ranks then: it may gather). Without ``state`` the last checkpoint,
+        or none, stands. Raises ``Stopped`` when a stop was asked for.
         """
 
     def restore(self) -> dict[str, np.ndarray] | None:
@@ -49,7 +55,10 @@ class Context(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """A link of the chain. ``version`` is bumped whenever the stage's numbers change: it is part of the key."""
+    """A link of the chain. ``version`` is bumped whenever the stage's numbers change: it is part of the key.
+
+    A ``distributed`` stage is run by all processes of a run at once; rank 0 runs the others alone.
+    """
 
     name: str
     reads: tuple[str, ...]
@@ -57,6 +66,7 @@ class Stage:
     version: int
     run: Callable[[Context], xr.Dataset | Streamed]
     estimate: Callable[[Spec], Cost]
+    distributed: bool = False
 
 
 __all__ = ["Context", "Cost", "Stage"]

@@ -6,7 +6,12 @@ A twin is any object with ``log_psi``. It may be more: a class below for each fu
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from ..engine.ranks import ALONE, Ranks
+
+if TYPE_CHECKING:
+    from ..vmc.panels import Panels
 
 Array = Any
 
@@ -70,6 +75,8 @@ class Jacobian(Protocol):
 
     A real log psi has one real row per sample. With a phase the rows are either those of Re O-bar above those of Im O-bar
     (2n real ones), or, where psi is holomorphic in complex parameters, n complex ones: ``rows`` says which.
+
+    Several ranks share the samples: each has the rows of its own. Means and products over rows are those of all samples.
     """
 
     def rows(self, values: Array) -> Array:
@@ -80,6 +87,9 @@ class Jacobian(Protocol):
 
         T may be overwritten.
         """
+
+    def gram_panels(self, panels: Panels) -> dict[int, Array]:
+        """T of the samples of all ranks, this one's panels of it."""
 
     def product(self, vector: Array) -> Array:
         """O-bar vector (rows,), vector (n_parameters,) float64."""
@@ -113,5 +123,5 @@ class Columns(Fused, Protocol):
 class Differentiates(Fused, Protocol):
     """A twin with its own per-sample derivatives."""
 
-    def jacobian(self, sigma: Array) -> Jacobian:
-        """O-bar of configurations (n, n_sites)."""
+    def jacobian(self, sigma: Array, ranks: Ranks = ALONE) -> Jacobian:
+        """O-bar of configurations (n, n_sites), those of this rank."""

@@ -25,6 +25,7 @@ import numpy as np
 
 from ..engine.exponentials import cosine_and_sine, exp_negative
 from ..engine.jit import njit, prange
+from ..engine.ranks import ALONE, Ranks
 from .rbm_jacobian import RbmJacobian
 from .state import State
 
@@ -415,8 +416,8 @@ class FastRbm:
         _ratios(np.ascontiguousarray(sigma), ends, sites, self.tables, out)
         return out
 
-    def jacobian(self, sigma: np.ndarray) -> RbmJacobian:
+    def jacobian(self, sigma: np.ndarray, ranks: Ranks = ALONE) -> RbmJacobian:
         """O-bar of configurations (n, n_sites) in factorised form."""
         tangents = np.empty((len(sigma), self.state.width))
         _tangents(np.ascontiguousarray(sigma), self.tables, tangents)
-        return RbmJacobian(self.state, sigma, tangents)
+        return RbmJacobian(self.state, sigma, tangents, ranks)

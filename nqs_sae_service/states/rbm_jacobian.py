@@ -14,11 +14,16 @@ belong to the real and imaginary parts of the parameters.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..engine.jit import njit, prange
+from ..engine.ranks import ALONE, Ranks
 from .state import State
+
+if TYPE_CHECKING:
+    from ..vmc.panels import Panels
 
 _TILE = 128
 _ROWS = 256  # rows of one product; fixed, so that sums do not depend on the number of threads
@@ -98,21 +103,23 @@ def _adjoint(spins, t, y, weight, bias):
 
 
 class RbmJacobian:
-    """O-bar of one set of samples, see ``fused.Jacobian``: spins (n, N), tangents t (n, 2 M) = [Re, Im]."""
+    """O-bar of one set of samples, see ``fused.Jacobian``: spins (n, N), tangents t (n, 2 M) = [Re, Im] of this rank's."""
 
-    def __init__(self, state: State, sigma: np.ndarray, tangents: np.ndarray):
-        self.state, self.n = state, len(sigma)
+    def __init__(self, state: State, sigma: np.ndarray, tangents: np.ndarray, ranks: Ranks = ALONE):
+        self.state, self.n, self.ranks = state, len(sigma), ranks
+        self.samples = int(ranks.sum(np.asarray([self.n]))[0])
         self.spins, self.t = sigma.astype(np.float64), tangents
 
     @property
     def direct_operations(self) -> float:
-        """FLOPs of T and its complex Cholesky factor."""
-        return self.n**2 * (self.spins.shape[1] + 2.0 * self.t.shape[1]) + 4 / 3 * self.n**3
+        """FLOPs of T and its complex Cholesky factor, of all ranks together."""
+        n = self.samples
+        return n**2 * (self.spins.shape[1] + 2.0 * self.t.shape[1]) + 4 / 3 * n**3
 
     @property
     def product_operations(self) -> float:
-        """FLOPs of O-bar v and O-bar^dagger y together."""
-        return 4.0 * self.n * self.spins.shape[1] * self.t.shape[1]
+        """FLOPs of O-bar v and O-bar^dagger y together, of all ranks."""
+        return 4.0 * self.samples * self.spins.shape[1] * self.t.shape[1]
 
     def rows(self, values: np.ndarray) -> np.ndarray:
         """The values themselves: one complex row per sample."""
@@ -125,7 +132,12 @@ class RbmJacobian:
         v_a = w["visible.real"] + 1j * w["visible.imaginary"]
         v_b = w["hidden.bias"][:units] + 1j * w["hidden.bias"][units:]
         moved = self._raw_product(v_a, v_b, w["hidden.weight"])
-        return (moved - moved.mean()) / math.sqrt(self.n)
+        return self._centred(moved)
+
+    def _centred(self, values: np.ndarray) -> np.ndarray:
+        """Without the mean over all samples, divided by the square root of their number."""
+        mean = self.ranks.sum(values.sum(keepdims=True)) / self.samples
+        return (values - mean) / math.sqrt(self.samples)
 
     def _raw_product(self, v_a: np.ndarray, v_b: np.ndarray, v: np.ndarray) -> np.ndarray:
         out = np.empty(self.n, np.complex128)
@@ -134,14 +146,14 @@ class RbmJacobian:
 
     def transposed_product(self, y: np.ndarray) -> np.ndarray:
         """Real and imaginary parts (n_parameters,) of O-bar^dagger y, y (n,) complex."""
-        v_a, v_b, v = self._raw_adjoint((y - y.mean()) / math.sqrt(self.n))
+        v_a, v_b, v = self._raw_adjoint(self._centred(y))
         parts = {
             "visible.real": v_a.real,
             "visible.imaginary": v_a.imag,
             "hidden.bias": v_b,
             "hidden.weight": v,
         }
-        return np.concatenate([parts[name].ravel() for name in self.state.layout])
+        return self.ranks.sum(np.concatenate([parts[name].ravel() for name in self.state.layout]))
 
     def _raw_adjoint(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """O^dagger y: (N,) complex, (2 M,) and (N, 2 M) real parts beside imaginary ones."""
@@ -154,7 +166,8 @@ class RbmJacobian:
     @property
     def _row_means(self) -> np.ndarray:
         """Mean over j of (1 + S S^T)_ij (1 + t t^dagger)_ij: O_i . conj(mean O) + 1, (n,) complex."""
-        v_a, v_b, v = self._raw_adjoint(np.full(self.n, 1 / self.n, np.complex128))
+        adjoint = self._raw_adjoint(np.full(self.n, 1 / self.samples, np.complex128))
+        v_a, v_b, v = map(self.ranks.sum, adjoint)
         units = len(v_b) // 2
         return 1 + self._raw_product(v_a, v_b[:units] + 1j * v_b[units:], v)
 
@@ -166,3 +179,19 @@ class RbmJacobian:
         means = self._row_means
         _kernel(self.spins, self.t, turned, means, means.real.mean(), total)
         return total, self.product(vector)
+
+    def gram_panels(self, panels: Panels) -> dict[int, np.ndarray]:
+        """This rank's panels of T. Every rank gets the factors S and t of all: 8 (N + 2 M) bytes a sample."""
+        means = self.ranks.gather(self._row_means)
+        spins, t, grand = self.ranks.gather(self.spins), self.ranks.gather(self.t), means.real.mean()
+        units = t.shape[1] // 2
+        turned = np.concatenate([t[:, units:], -t[:, :units]], axis=1)
+
+        def tile(rows: slice, columns: slice) -> np.ndarray:
+            product = t[rows] @ t[columns].T + 1j * (turned[rows] @ t[columns].T)
+            product = (1 + spins[rows] @ spins[columns].T) * (1 + product)
+            return (product - means[rows, None] - means[columns].conj() + grand) / self.samples
+
+        total = panels.zeros(spins, np.complex128)
+        panels.add(total, tile)
+        return total

@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from ..engine.arrays import namespace
+from ..engine.ranks import ALONE, Ranks
 from ..states.fused import Jacobian
 
 _LOOK_EVERY = 50  # iterations
@@ -23,15 +24,17 @@ def conjugate_gradients(
     tolerance: float,
     iterations: int,
     foresee: bool = False,
+    ranks: Ranks = ALONE,
 ) -> tuple[np.ndarray, int] | None:
     """y (rows,) with |rhs - (T + shift) y| <= tolerance |rhs|, and the iterations taken; None if they do not suffice.
 
     ``foresee``: give up as soon as, at the average rate of convergence so far, the iterations will not suffice.
+    ``rhs`` and y are the rows of this rank.
     """
     xp = namespace(rhs)
     y, residual = xp.zeros_like(rhs), rhs.copy()
     direction = residual.copy()
-    first = size = _squared(residual)
+    first = size = _product(residual, residual, ranks)
     target = tolerance**2 * first
     for iteration in range(iterations):
         if size <= target:
@@ -41,13 +44,14 @@ def conjugate_gradients(
             if wanted > iterations:
                 return None
         image = jacobian.product(jacobian.transposed_product(direction)) + shift * direction
-        along = size / float(xp.vdot(direction, image).real)
+        along = size / _product(direction, image, ranks)
         y += along * direction
         residual -= along * image
-        before, size = size, _squared(residual)
+        before, size = size, _product(residual, residual, ranks)
         direction = residual + (size / before) * direction
     return (y, iterations) if size <= target else None
 
 
-def _squared(vector: np.ndarray) -> float:
-    return float(namespace(vector).vdot(vector, vector).real)
+def _product(a: np.ndarray, b: np.ndarray, ranks: Ranks) -> float:
+    """Re <a, b> over the rows of all ranks."""
+    return float(ranks.sum(namespace(a).vdot(a, b).real.reshape(1))[0])

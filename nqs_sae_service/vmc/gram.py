@@ -14,6 +14,7 @@ import numpy as np
 
 from ..engine.blas import add_product, add_syrk, gemm
 from ..engine.jit import EXACT, njit, prange
+from ..engine.ranks import Ranks
 
 # Columns that one product adds up, two of them before a sum leaves the precision of the network.
 COLUMNS = 2048
@@ -33,7 +34,7 @@ def lanes(rows: int) -> int:
 
 
 @njit(parallel=True)
-def _mean_columns(x, delta, first, last, parts, sums):
+def _column_sums(x, delta, first, last, parts, sums):
     n, groups = len(x), len(delta) // len(x)
     for task in prange(groups * parts):
         g, p = task // parts, task % parts
@@ -56,20 +57,33 @@ def _outer_columns(x, delta, first, last, mean, block, place):
                 gemm(True, False, 1.0, x[s][:, first:last], delta[g * n + s], 1.0, columns)
 
 
-def outer_columns(
-    x: np.ndarray, delta: np.ndarray, first: int, last: int, block: np.ndarray, place: int
-) -> None:
-    """Centred columns of O of a dense map: block[r, place:...] = sum_t x[r, t, first:last] (outer) delta[r, t], less its mean.
+def column_sums(x: np.ndarray, delta: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Sums of the columns of ``outer_columns`` over each group of n rows: (group, last - first, fan_out) float64.
 
-    x (n, token, fan_in); delta (rows, token, fan_out), rows a multiple of n, row r belonging to sample r mod n; means are over
-    each group of n rows: sixteen parts in the precision of x, added in float64. The (last - first) fan_out columns of
-    block (rows, columns) are written once. 4 rows token columns FLOPs, half of them for the means.
+    Sixteen parts in the precision of x, added in float64. 2 rows token columns FLOPs.
     """
-    n, groups = len(x), len(delta) // len(x)
-    sums = np.empty((_PARTS, groups, last - first, delta.shape[2]), x.dtype)
-    _mean_columns(x, delta, first, last, _PARTS, sums)
-    mean = (sums.sum(axis=0, dtype=np.float64) / n).astype(x.dtype)
-    _outer_columns(x, delta, first, last, mean.reshape(groups, -1), block, place)
+    sums = np.empty((_PARTS, len(delta) // len(x), last - first, delta.shape[2]), x.dtype)
+    _column_sums(x, delta, first, last, _PARTS, sums)
+    return sums.sum(axis=0, dtype=np.float64)
+
+
+def outer_columns(
+    x: np.ndarray,
+    delta: np.ndarray,
+    first: int,
+    last: int,
+    mean: np.ndarray,
+    block: np.ndarray,
+    place: int,
+) -> None:
+    """Centred columns of O of a dense map: block[r, place:...] = sum_t x[r, t, first:last] (outer) delta[r, t] - mean.
+
+    x (n, token, fan_in); delta (rows, token, fan_out), rows a multiple of n, row r belonging to sample r mod n; mean
+    (group, last - first, fan_out), one for each group of n rows. The (last - first) fan_out columns of block (rows, columns)
+    are written once. 2 rows token columns FLOPs.
+    """
+    means = mean.astype(x.dtype).reshape(len(mean), -1)
+    _outer_columns(x, delta, first, last, means, block, place)
 
 
 @njit()
@@ -92,10 +106,11 @@ def token_sums(delta: np.ndarray) -> np.ndarray:
     return sums
 
 
-def centre_columns(block: np.ndarray, n: int) -> None:
-    """Subtract from every column its mean over samples, in place, for each group of ``n`` rows on its own."""
+def centre_columns(block: np.ndarray, n: int, samples: int, ranks: Ranks) -> None:
+    """Subtract from every column its mean over the samples of all ranks, in place, for each group of ``n`` rows on its own."""
     groups = block.reshape(-1, n, block.shape[1])
-    groups -= groups.mean(axis=1, keepdims=True, dtype=np.float64).astype(block.dtype)
+    sums = ranks.sum(groups.sum(axis=1, keepdims=True, dtype=np.float64))
+    groups -= (sums / samples).astype(block.dtype)
 
 
 def add_tiles(
@@ -215,6 +230,31 @@ def accumulate_rank_one(x: np.ndarray, delta: np.ndarray, n: int, total: np.ndar
         tile for hand in range(_HANDS) for tile in tiles[hand::_HANDS]
     ]  # dealt, for threads take stretches
     _accumulate_rank_one(x, delta, row_mean, overlap, n, np.asarray(tiles), total)
+
+
+def rank_one_tiles(
+    x: np.ndarray, delta: np.ndarray, samples: int, ranks: Ranks
+) -> Callable[[slice, slice], np.ndarray]:
+    """Tiles, by rows and columns, of the matrix of ``accumulate_rank_one`` over the samples of all ranks, in their order.
+
+    x (n, fan_in) and delta (rows, fan_out) are those of this rank. The factors are small: every rank gets all.
+    """
+    groups = delta.reshape(-1, len(x), delta.shape[1])
+    mean = np.stack([ranks.sum(x.T @ group) for group in groups]) / samples
+    row_mean = ranks.gather(np.stack([((x @ m) * groups).sum(axis=2).ravel() for m in mean], axis=1))
+    overlap = np.einsum("gio,hio->gh", mean, mean)
+    group = ranks.gather(np.repeat(np.arange(len(groups)), len(x)))
+    x, delta = ranks.gather(np.tile(x, (len(groups), 1))), ranks.gather(delta)
+
+    def tile(rows: slice, columns: slice) -> np.ndarray:
+        of_rows, of_columns = group[rows], group[columns]
+        product = (x[rows] @ x[columns].T) * (delta[rows] @ delta[columns].T)
+        product += overlap[of_rows][:, of_columns]
+        product -= row_mean[rows][:, of_columns]
+        product -= row_mean[columns][:, of_rows].T
+        return product
+
+    return tile
 
 
 @njit(parallel=True, fastmath=EXACT)

@@ -17,6 +17,7 @@ from contextlib import suppress
 import numpy as np
 
 from ..engine.jit import numba
+from ..engine.ranks import ALONE, Ranks
 from ..states import Wavefunction
 from ..states.primitives import Brick, Dense
 from ..states.primitives_cpu import with_fast_bricks
@@ -26,15 +27,18 @@ from .gram import (
     add_lower,
     add_tiles,
     centre_columns,
+    column_sums,
     lanes,
     mirror,
     outer_columns,
     outer_product,
+    rank_one_tiles,
     times_vector,
     token_sums,
     weighted_outer,
     weighted_rows,
 )
+from .panels import Panels, products
 
 PASS = 128  # samples on one tape: their edges stay in the shared cache
 _ROUNDS = 2  # products of COLUMNS columns that are summed in the precision of the network, before they go into float64
@@ -65,13 +69,13 @@ class _Store:
         return array.reshape(shape)
 
 
-def _basis(x: np.ndarray) -> np.ndarray | None:
-    """Orthonormal basis (channel, rank) of the rows of x (m, channel) up to rounding; None where the rank is full."""
+def _basis(x: np.ndarray, ranks: Ranks) -> np.ndarray | None:
+    """Orthonormal basis (channel, rank) of the rows of x (m, channel) of all ranks, up to rounding; None where that is full."""
     floor = (_NEGLIGIBLE * np.finfo(x.dtype).eps) ** 2
 
     def gram(rows: np.ndarray) -> np.ndarray:
         rows = rows.astype(np.float64)
-        return rows.T @ rows
+        return ranks.sum(rows.T @ rows)
 
     few = gram(x[: 4 * x.shape[1]])
     with suppress(np.linalg.LinAlgError):  # the cheap test: no eigenvalue below the floor
@@ -79,18 +83,19 @@ def _basis(x: np.ndarray) -> np.ndarray | None:
         return None
     values, vectors = np.linalg.eigh(gram(x))
     kept = values > floor * values.sum()
-    return None if kept.all() else vectors[:, kept].astype(x.dtype)
+    return None if kept.all() else ranks.agree(vectors[:, kept].astype(x.dtype))
 
 
 class TapeJacobian:
     """O-bar of configurations ``sigma`` (n, n_sites): rows of Re O-bar above those of Im O-bar when psi has a phase.
 
     Memory: n token (fan_in + 2 fan_out) numbers per dense map; for T rows x 2048 x lanes (1 to 8, about 4096 / rows) for
-    columns at work, as much for sums, T itself.
+    columns at work, as much for sums, T itself. Of several ranks each holds its own n samples and rows, and its share of T.
     """
 
-    def __init__(self, psi: Wavefunction, sigma: np.ndarray):
-        self.psi, self.n = with_fast_bricks(psi), len(sigma)
+    def __init__(self, psi: Wavefunction, sigma: np.ndarray, ranks: Ranks = ALONE):
+        self.psi, self.n, self.ranks = with_fast_bricks(psi), len(sigma), ranks
+        self.samples = int(ranks.sum(np.asarray([self.n]))[0])
         self.groups = 2 if psi.state.complex_amplitude else 1
         self.dtype = psi.parameters.dtype
         self.inputs: dict[str, np.ndarray] = {}  # edge -> (n, token, fan_in)
@@ -128,6 +133,24 @@ class TapeJacobian:
         mirror(total, 1 / self.n)
         return total, self.product(vector)
 
+    def gram_panels(self, panels: Panels) -> dict[int, np.ndarray]:
+        """This rank's panels of T.
+
+        Every rank makes its own rows of a block of columns, and gets those of the others: 4 rows columns bytes received.
+        """
+        for edge in self.inputs:  # one after the other: the ranks agree on each basis
+            self._distilled(edge)
+        rows, total = self.groups * self.n, panels.zeros(self.narrow, np.float64)
+        for pieces, width in self._blocks(COLUMNS):
+            mine = np.empty((rows, width), self.dtype)
+            self._fill(pieces, mine)
+            panels.add(total, products(self.ranks.gather(mine)))
+        for x, delta in self.rank_one.values():
+            panels.add(total, rank_one_tiles(x, delta, self.samples, self.ranks))
+        for panel in total.values():
+            panel /= self.samples
+        return total
+
     def _blocks(self, columns: int) -> Iterator[tuple[list[Piece], int]]:
         """All columns that have to be multiplied out, as blocks of about equal width and at most about ``columns``."""
         parts = [(None, self.narrow.shape[1], 1)] + [
@@ -163,7 +186,9 @@ class TapeJacobian:
                 place += last - first
                 continue
             delta = self.deltas[brick.output]
-            outer_columns(self._distilled(brick.inputs[0]), delta, first, last, block, place)
+            x = self._distilled(brick.inputs[0])
+            mean = self.ranks.sum(column_sums(x, delta, first, last)) / self.samples
+            outer_columns(x, delta, first, last, mean, block, place)
             place += (last - first) * delta.shape[2]
 
     def _distilled(self, edge: str) -> np.ndarray:
@@ -175,7 +200,7 @@ class TapeJacobian:
         if edge not in self.distilled:
             x = self.inputs[edge]
             flat = x.reshape(-1, x.shape[2])
-            basis = _basis(flat)
+            basis = _basis(flat, self.ranks)
             self.distilled[edge] = x if basis is None else (flat @ basis).reshape(*x.shape[:2], -1)
         return self.distilled[edge]
 
@@ -208,12 +233,13 @@ class TapeJacobian:
             weighted = (weight[:, None] * delta).reshape(self.groups, self.n, -1).sum(axis=0)
             both = x.T @ weighted
             result[place], result[bias] = both[:-1].ravel(), both[-1]
-        return result
+        return self.ranks.sum(result)
 
     def _centred(self, values: np.ndarray) -> np.ndarray:
-        """Without the mean over samples, divided by sqrt(n)."""
+        """Without the mean over all samples, divided by the square root of their number."""
         groups = values.reshape(self.groups, self.n)
-        return (groups - groups.mean(axis=1, keepdims=True)).ravel() / math.sqrt(self.n)
+        mean = self.ranks.sum(groups.sum(axis=1, keepdims=True)) / self.samples
+        return (groups - mean).ravel() / math.sqrt(self.samples)
 
     def _dense(self) -> Iterator[Dense]:
         return (brick for brick in self.psi.state.bricks if isinstance(brick, Dense))
@@ -228,7 +254,7 @@ class TapeJacobian:
         passes = (slice(start, min(start + PASS, self.n)) for start in range(0, self.n, PASS))
         with ThreadPoolExecutor(numba.get_num_threads()) as pool:
             list(pool.map(lambda here: self._pass(sigma[here], here), passes))
-        centre_columns(self.narrow, self.n)
+        centre_columns(self.narrow, self.n, self.samples, self.ranks)
 
     def _pass(self, sigma: np.ndarray, here: slice) -> None:
         tape = self.psi.tape(sigma)

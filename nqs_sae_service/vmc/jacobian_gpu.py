@@ -18,9 +18,11 @@ import numpy as np
 
 from ..engine.arrays import namespace
 from ..engine.devices import doubles_are_fast, rows_that_fit
+from ..engine.ranks import ALONE, Ranks
 from ..states import Wavefunction
 from ..states.fused import Columns
 from ..states.primitives import Brick
+from .panels import Panels, products
 
 Array = Any
 
@@ -33,8 +35,9 @@ _COLUMNS_IN_DOUBLE = 2**14  # of a product in float64: its copy takes 8 rows byt
 class DeviceJacobian:
     """``states.fused.Jacobian`` from the bricks' tape, for arrays on a device: rows of Re O-bar above those of Im O-bar."""
 
-    def __init__(self, psi: Wavefunction, sigma: Array):
-        self.psi, self.n, self.xp = psi, len(sigma), namespace(sigma)
+    def __init__(self, psi: Wavefunction, sigma: Array, ranks: Ranks = ALONE):
+        self.psi, self.n, self.xp, self.ranks = psi, len(sigma), namespace(sigma), ranks
+        self.samples = int(ranks.sum(np.asarray([self.n]))[0])
         self.groups = 2 if psi.state.complex_amplitude else 1
         self.kept: tuple[slice, Array] | None
         self.slabs = self._slabs(sigma)
@@ -54,7 +57,7 @@ class DeviceJacobian:
     def product(self, vector: Array) -> Array:
         """O-bar vector (rows,)."""
         products = (block @ vector[place].astype(block.dtype) for place, block in self._blocks())
-        return sum(products) / math.sqrt(self.n)
+        return sum(products) / math.sqrt(self.samples)
 
     def gram_and_product(self, vector: Array) -> tuple[Array, Array]:
         """T (rows, rows) and O-bar vector (rows,), float64."""
@@ -76,12 +79,24 @@ class DeviceJacobian:
                 )
         return (total + xp.tril(total, -1).T) / self.n, product / math.sqrt(self.n)
 
+    def gram_panels(self, panels: Panels) -> dict[int, Array]:
+        """This rank's panels of T: the columns of all ranks, some at a time, pass through the host."""
+        total = panels.zeros(self.psi.parameters, np.float64)
+        wide = np.float64 if doubles_are_fast(self.xp) else self.psi.parameters.dtype
+        for _, block in self._blocks():
+            for start in range(0, block.shape[1], COLUMNS):
+                part = self.ranks.gather(block[:, start : start + COLUMNS])
+                panels.add(total, products(part.astype(wide)))
+        for panel in total.values():
+            panel /= self.samples
+        return total
+
     def transposed_product(self, y: Array) -> Array:
         """O-bar^T y (n_parameters,)."""
         result = self.xp.empty(self.psi.state.n_parameters)
         for place, block in self._blocks():
             result[place] = y.astype(block.dtype) @ block
-        return result / math.sqrt(self.n)
+        return self.ranks.sum(result) / math.sqrt(self.samples)
 
     def _blocks(self) -> Iterator[tuple[slice, Array]]:
         """All columns: (place in the flat vector, (rows, size))."""
@@ -125,7 +140,8 @@ class DeviceJacobian:
 
     def _centred(self, place: slice, block: Array) -> tuple[slice, Array]:
         """Columns (group, n, size) as rows, without their means over each group; not yet divided by sqrt(n)."""
-        block -= block.mean(axis=1, keepdims=True, dtype=np.float64).astype(block.dtype)
+        sums = self.ranks.sum(block.sum(axis=1, keepdims=True, dtype=np.float64))
+        block -= (sums / self.samples).astype(block.dtype)
         return place, block.reshape(self.groups * self.n, -1)
 
     def _grouped(self, values: Array) -> Array:

@@ -9,7 +9,7 @@ mu = 0 is minSR. T is accumulated array by array; O is never held whole. The upd
 its length |O-bar d theta| is how far the normalised state moves, and a step that is too long is shortened and reported.
 
 The linear system is solved by Cholesky, or by conjugate gradients from products with O-bar where these are cheap and the
-samples many.
+samples many. Where several ranks share the samples, T and its Cholesky factor are spread over them (``panels``).
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from loguru import logger
 
 from ..engine.arrays import namespace
 from ..engine.blas import cholesky_in_place
+from ..engine.ranks import ALONE, Ranks
 from ..errors import NumericalError
 from ..states import Wavefunction
 from ..states.fused import Differentiates, Factorised, Jacobian
 from .conjugate_gradients import conjugate_gradients
 from .jacobian import TapeJacobian
 from .jacobian_gpu import DeviceJacobian, solve_on_device
+from .panels import Panels
 
 # Relative residual of conjugate gradients, hence relative error of d theta: far below the noise of the samples, also after the
 # momentum has summed up the errors of many steps.
@@ -87,21 +89,38 @@ def affordable_iterations(jacobian: Jacobian, solver: str) -> int:
 
 
 def _iterated(
-    jacobian: Jacobian, shift: float, rhs: np.ndarray, iterations: int, foresee: bool
+    jacobian: Jacobian, shift: float, rhs: np.ndarray, iterations: int, foresee: bool, ranks: Ranks
 ) -> np.ndarray | None:
     """(T + shift I)^-1 rhs by conjugate gradients; None, and a line in the log, where they do not converge."""
-    solution = conjugate_gradients(jacobian, shift, rhs, TOLERANCE, iterations, foresee)
+    solution = conjugate_gradients(jacobian, shift, rhs, TOLERANCE, iterations, foresee, ranks)
     if solution is not None:
         return solution[0]
     logger.debug(f"conjugate gradients do not converge in {iterations} iterations: solving by Cholesky")
     return None
 
 
-def _jacobian(psi: Wavefunction, sigma: np.ndarray) -> Jacobian:
+def _jacobian(psi: Wavefunction, sigma: np.ndarray, ranks: Ranks) -> Jacobian:
     differentiates = psi.twin(Differentiates)  # type: ignore[type-abstract]
     if differentiates is not None:
-        return differentiates.jacobian(sigma)
-    return TapeJacobian(psi, sigma) if namespace(sigma) is np else DeviceJacobian(psi, sigma)
+        return differentiates.jacobian(sigma, ranks)
+    return (TapeJacobian if namespace(sigma) is np else DeviceJacobian)(psi, sigma, ranks)
+
+
+def _direct(
+    jacobian: Jacobian, previous: np.ndarray, eps: np.ndarray, momentum: float, shift: float, ranks: Ranks
+) -> np.ndarray:
+    """y, the rows of this rank, from T."""
+    if ranks.size == 1:
+        gram, moved = jacobian.gram_and_product(previous)
+        return solve_shifted(gram, shift, eps - momentum * moved)
+    rhs = ranks.gather(eps - momentum * jacobian.product(previous))
+    panels = Panels(ranks, len(rhs))
+    y = panels.solve(jacobian.gram_panels(panels), shift, rhs)
+    if y is None:
+        logger.debug("T is not positive definite: every rank solves by its eigenvalues")
+        y = solve_shifted(panels.whole(jacobian.gram_panels(panels)), shift, rhs)
+    before = sum(ranks.collect(len(eps))[: ranks.rank])
+    return y[before : before + len(eps)]
 
 
 def natural_step(
@@ -113,24 +132,26 @@ def natural_step(
     momentum: float,
     longest: float,
     solver: str = "auto",
+    ranks: Ranks = ALONE,
 ) -> Update:
-    """One minSR / SPRING update.
+    """One minSR / SPRING update, the same on all ranks, each of which passes its own samples.
 
     sigma (n, n_sites), local_energy (n,), previous d theta (n_parameters,) float64; ``shift`` > 0, ``momentum`` mu,
     ``longest``: bound of |O-bar d theta|; ``solver``: "cholesky", "cg", or "auto" for conjugate gradients as long as they
     promise to be cheaper. Returns the unscaled direction with the factor that respects the bound.
     """
-    xp, jacobian = namespace(sigma), _jacobian(psi, sigma)
-    eps = jacobian.rows(local_energy - local_energy.mean()) / math.sqrt(len(sigma))
+    xp, jacobian = namespace(sigma), _jacobian(psi, sigma, ranks)
+    everywhere = ranks.gather(local_energy)
+    eps = jacobian.rows(local_energy - everywhere.mean()) / math.sqrt(len(everywhere))
     y, iterations = None, affordable_iterations(jacobian, solver)
     if iterations >= _FEWEST_ITERATIONS:
         rhs = eps - momentum * jacobian.product(previous)
-        y = _iterated(jacobian, shift, rhs, iterations, foresee=solver == "auto")
+        y = _iterated(jacobian, shift, rhs, iterations, solver == "auto", ranks)
     if y is None:
-        gram, moved = jacobian.gram_and_product(previous)
-        y = solve_shifted(gram, shift, eps - momentum * moved)
+        y = _direct(jacobian, previous, eps, momentum, shift, ranks)
     direction = jacobian.transposed_product(y) + momentum * previous
-    norm = float(xp.linalg.norm(eps - shift * y))  # = T y + momentum O-bar previous
+    moved = ranks.gather(eps - shift * y)  # = T y + momentum O-bar previous
+    norm = ranks.agree(float(xp.linalg.norm(moved)))  # whose last bit may depend on the processor
     if not (math.isfinite(norm) and xp.isfinite(direction).all()):
         raise NumericalError(
             "the update is not finite; lower ground_state.learning_rate or raise ground_state.shift"

@@ -20,10 +20,11 @@ from ..engine.arrays import namespace, to_host
 from ..engine.devices import HOST, Device
 from ..engine.economy import DEFAULT, Economy
 from ..engine.random import Stream
+from ..engine.ranks import ALONE, Ranks
 from ..errors import NumericalError
 from ..physics.operators import Operator
-from ..sampling import Metropolis, drift
-from ..states import State
+from ..sampling import Chains, Metropolis, drift
+from ..states import State, Wavefunction
 from .estimators import local_values
 from .reconfiguration import natural_step
 
@@ -49,7 +50,7 @@ _DRIFT_LIMIT = 1e-2  # relative, of psi
 class Training:
     """State of a training after ``step`` steps; ``previous`` is the last update (SPRING), ``history`` one list per quantity.
 
-    The arrays live on the device that computes.
+    The arrays live on the device that computes. ``sigma`` are the chains of this rank, everything else is the same on all.
     """
 
     parameters: np.ndarray
@@ -59,29 +60,36 @@ class Training:
     step: int = 0
     history: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in HISTORIES})
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Plain arrays on the host, for a checkpoint."""
+    def arrays(self, ranks: Ranks = ALONE) -> dict[str, np.ndarray]:
+        """Plain arrays on the host, for a checkpoint; with the chains of all ranks."""
         histories = {f"history_{name}": np.asarray(values) for name, values in self.history.items()}
         counters = np.asarray([self.sweeps, self.step])
         return {
             "parameters": to_host(self.parameters),
             "previous": to_host(self.previous),
-            "sigma": to_host(self.sigma),
+            "sigma": ranks.gather(to_host(self.sigma)),
             "counters": counters,
             **histories,
         }
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray], device: Device = HOST) -> Training:
-        """Inverse of ``arrays``, with the arrays on a device."""
+    def from_arrays(
+        cls, arrays: dict[str, np.ndarray], device: Device = HOST, ranks: Ranks = ALONE
+    ) -> Training:
+        """Inverse of ``arrays``, with the arrays on a device, for any number of ranks."""
         history = {name: arrays[f"history_{name}"].tolist() for name in HISTORIES}
         sweeps, step = (int(v) for v in arrays["counters"])
-        parameters, previous, sigma = (device.put(arrays[n]) for n in ("parameters", "previous", "sigma"))
+        parameters, previous = (device.put(arrays[n]) for n in ("parameters", "previous"))
+        sigma = device.put(arrays["sigma"][ranks.share(len(arrays["sigma"]))])
         return cls(parameters, previous, sigma, sweeps, step, history)
 
 
 class Trainer:
-    """Takes optimisation steps on a ``Training``; holds what does not change: network, Hamiltonian, schedules."""
+    """Takes optimisation steps on a ``Training``; holds what does not change: network, Hamiltonian, schedules.
+
+    Several ``ranks`` share the chains, and with them samples, local energies and rows of the natural gradient. They draw the
+    samples that one process would draw, and all numbers and decisions are the same on all of them.
+    """
 
     def __init__(
         self,
@@ -91,19 +99,25 @@ class Trainer:
         options: GroundState,
         economy: Economy = DEFAULT,
         device: Device = HOST,
+        ranks: Ranks = ALONE,
     ):
         self.state, self.hamiltonian = state, hamiltonian
         self.sampling, self.options, self.economy, self.device = sampling, options, economy, device
+        self.ranks, self.share = ranks, ranks.share(sampling.chains)
         self.metropolis = Metropolis.of(sampling, state.n_sites, options.seed, Stream.TRAINING, economy)
 
     def start(self) -> Training:
         """Fresh parameters and chains, the chains thermalised."""
         parameters = self.device.put(self.state.initial_parameters(self.options.seed))
         psi = self.state.bind(parameters)
-        sigma = self.device.put(self.metropolis.random_chains(self.sampling.chains))
-        chains = self.metropolis.start(psi, sigma)
-        for _ in range(self.sampling.burn_in):
-            self.metropolis.sweep(psi, chains)
+        sigma = self.device.put(self.metropolis.random_chains(self.sampling.chains)[self.share])
+        chains = self.metropolis.start(psi, sigma, number=self.share.start)
+
+        def burn_in() -> None:
+            for _ in range(self.sampling.burn_in):
+                self.metropolis.sweep(psi, chains)
+
+        self.ranks.together(burn_in)
         previous = self.device.put(np.zeros(self.state.n_parameters))
         return Training(parameters, previous, chains.sigma, chains.sweeps)
 
@@ -126,14 +140,9 @@ class Trainer:
         """One step, in place. Raises NumericalError, leaving ``training`` as it was, when a number is not finite."""
         started = time.perf_counter()
         psi = self.state.bind(training.parameters)
-        chains = self.metropolis.start(psi, training.sigma, training.sweeps)
-        draws = self.options.samples // self.sampling.chains
-        sigma, log_psi = self.metropolis.draws(psi, chains, draws, self.sampling.sweeps)
-        if training.step % _DRIFT_EVERY == 0:
-            _refuse_drift(drift(psi, psi.reference, chains))
-        sigma, log_psi = sigma.reshape(-1, self.state.n_sites), log_psi.reshape(-1)
-        (local,) = local_values(psi, [self.hamiltonian], sigma, log_psi, self.economy)
-        energies = to_host(local)
+        sigma, local, chains = self.ranks.together(lambda: self._measured(psi, training))
+        energies = self.ranks.gather(to_host(local))
+        accepted, proposed = self.ranks.sum(np.asarray([chains.accepted, chains.proposed]))
         if not np.isfinite(energies).all():
             raise NumericalError(
                 f"a local energy is not finite at step {training.step}; "
@@ -149,6 +158,7 @@ class Trainer:
             self.options.momentum,
             self.options.max_step / rate,
             self.options.solver,
+            self.ranks,
         )
         parameters = training.parameters - rate * update.factor * update.direction
         parameters = parameters.astype(self.state.dtype)
@@ -164,7 +174,7 @@ class Trainer:
             energies.real.mean(),
             energies.real.std(ddof=1) / math.sqrt(len(energies)),
             energies.var(ddof=1),
-            chains.acceptance,
+            accepted / max(proposed, 1),
             rate,
             shift,
             rate * update.norm,
@@ -173,6 +183,17 @@ class Trainer:
         )
         for name, value in zip(HISTORIES, values, strict=True):
             training.history[name].append(float(value))
+
+    def _measured(self, psi: Wavefunction, training: Training) -> tuple[np.ndarray, np.ndarray, Chains]:
+        """Samples (n, n_sites) of this rank's chains, moved on, their local energies (n,), and the chains."""
+        chains = self.metropolis.start(psi, training.sigma, training.sweeps, self.share.start)
+        draws = self.options.samples // self.sampling.chains
+        sigma, log_psi = self.metropolis.draws(psi, chains, draws, self.sampling.sweeps)
+        if training.step % _DRIFT_EVERY == 0:
+            _refuse_drift(drift(psi, psi.reference, chains))
+        sigma, log_psi = sigma.reshape(-1, self.state.n_sites), log_psi.reshape(-1)
+        (local,) = local_values(psi, [self.hamiltonian], sigma, log_psi, self.economy)
+        return sigma, local, chains
 
 
 def _refuse_drift(departure: float) -> None:

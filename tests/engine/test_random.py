@@ -53,3 +53,8 @@ def test_uniform_and_below_are_uniform():
 def test_uniform_never_returns_zero():
     zero = np.zeros(1, np.uint32)
     assert np.isfinite(np.log(uniform(zero, zero)))[0]
+
+
+def test_some_chains_have_the_words_they_have_among_all():
+    all_chains = words(1, Stream.SAMPLES, 7, 5, 9)
+    np.testing.assert_array_equal(words(1, Stream.SAMPLES, 7, 5, 3, start=4), all_chains[:, 4:7])

@@ -320,10 +320,12 @@ def make_module(free_bytes=2**33, devices=1, raw_module=None, singles_per_double
             raise CUDARuntimeError("cudaErrorInsufficientDriver: no driver\nsecond line")
         return devices
 
+    current = [0]
     runtime = SimpleNamespace(
         CUDARuntimeError=CUDARuntimeError,
         getDeviceCount=count,
-        getDevice=lambda: 0,
+        getDevice=lambda: current[0],
+        setDevice=lambda device: current.__setitem__(0, device),
         getDeviceProperties=lambda device: {"name": b"Pretended GPU"},
         memGetInfo=lambda: (free_bytes, 2 * free_bytes),
         cudaDevAttrSingleToDoublePrecisionPerfRatio=87,

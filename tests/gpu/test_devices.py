@@ -44,6 +44,13 @@ def test_auto_takes_a_gpu_and_falls_back_on_the_host():
         assert choose_device("auto") is HOST
 
 
+def test_processes_of_one_machine_take_its_gpus_in_turn():
+    with pretended_gpu(devices=4) as cupy:
+        for number, expected in ((0, 0), (3, 3), (5, 1)):
+            assert choose_device("gpu", number).kind == "gpu"
+            assert cupy.cuda.runtime.getDevice() == expected
+
+
 @pytest.mark.parametrize(
     ("devices", "said"),
     [(0, "no CUDA device was found"), (-1, "no driver); check the driver with nvidia-smi")],

@@ -145,3 +145,18 @@ def test_draws_have_the_shape_of_chains_and_draws():
     assert sigma.shape == (7, 3, SITES)
     assert chains.sweeps == 6
     np.testing.assert_allclose(log_psi.reshape(-1), psi.log_psi(sigma.reshape(-1, SITES)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "psi", [network_state(), Ordered(), rbm_state()], ids=["network", "two sectors", "rbm"]
+)
+def test_a_chain_takes_its_path_whoever_computes_it(psi):
+    """What lets processes share the chains."""
+    metropolis = Metropolis(SITES, Moves(0.1, 0.3), seed=4, stream=Stream.SAMPLES)
+    everybody = metropolis.random_chains(128)
+    chains, last = metropolis.start(psi, everybody), metropolis.start(psi, everybody[64:], number=64)
+    for _ in range(5):
+        metropolis.sweep(psi, chains)
+        metropolis.sweep(psi, last)
+    np.testing.assert_array_equal(last.sigma, chains.sigma[64:])
+    np.testing.assert_array_equal(last.log_psi, chains.log_psi[64:])

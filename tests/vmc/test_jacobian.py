@@ -141,7 +141,8 @@ def test_columns_and_their_weighted_sums():
     vector, weight = generator.normal(size=(fan_in, fan_out)), generator.normal(size=2 * n)
     columns = o[:, first:last].reshape(2, n, -1)
     block, product = np.zeros((2 * n, 30)), np.ones(2 * n)
-    gram.outer_columns(x, delta, first, last, block, 5)
+    mean = gram.column_sums(x, delta, first, last) / n
+    gram.outer_columns(x, delta, first, last, mean, block, 5)
     found = block[:, 5:20].reshape(columns.shape)
     np.testing.assert_allclose(found, columns - columns.mean(axis=1, keepdims=True), atol=1e-13)
     np.testing.assert_array_equal(np.delete(block, np.s_[5:20], axis=1), 0)  # nothing beside them is touched
