@@ -2,7 +2,7 @@
 
 The same process takes steps alone and with the others, in turn, so that both meet the same machine. Wall times mean something
 on cores of one's own; the least CPU time outside of the operations of ``Ranks`` does on a shared machine as well: what is left
-of the work of one rank. Bytes that rank 0 sends in a step are counted, and by the formula of ``nqs_sae_service.sae.distributed``.
+of the work of one rank. The bytes that rank 0 sends in a step are counted, and by the formula of ``sae.distributed``.
 """
 
 from __future__ import annotations
