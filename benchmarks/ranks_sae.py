@@ -91,11 +91,12 @@ def measure(width: int, record: SaeSection, rounds: int, ranks: Counted) -> str:
         return ""
     one, several = np.swapaxes(times[1:], 0, 1)  # the first step compiles
     (wall_one, _), (wall, _) = np.median(one, axis=0), np.median(several, axis=0)
-    (_, cpu_one), (_, cpu) = one.min(axis=0), several.min(axis=0)
+    (least_one, cpu_one), (least, cpu) = one.min(axis=0), several.min(axis=0)
     k = getattr(record, "k", 0)
     formula = (8 * BATCH * width + 5 * BATCH * k) * (ranks.size - 1) / ranks.size
     return (
-        f"{record.kind} d {width} F {record.features} k {k}: wall, median {wall_one:.2f} -> {wall:.2f} ms; "
+        f"{record.kind} d {width} F {record.features} k {k}: wall, median {wall_one:.2f} -> {wall:.2f} ms, "
+        f"least {least_one:.2f} -> {least:.2f} ms ({least_one / least:.2f} x); "
         f"work of a rank, least {cpu_one:.2f} -> {cpu:.2f} ms ({cpu_one / cpu:.2f} x); "
         f"sent {(ranks.sent - before) / 1e6:.3f} MB, by formula {formula / 1e6:.3f} MB"
     )
