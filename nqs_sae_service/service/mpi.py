@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -30,6 +30,7 @@ from ..engine.threads import configure_threads, cores
 from ..errors import CompilationStopped, NumericalError, Stopped, UserError
 from ..stages.stage import Stage
 from .log import log_to_stderr, run_log
+from .status import read_status
 from .stop import EXIT_AGAIN, Stop, StopRequest
 
 if TYPE_CHECKING:
@@ -221,6 +222,7 @@ def _compute(task: Task, ranks: Ranks, knock: _Knock) -> None:
             except Stopped:
                 pass
     except CompilationStopped:
+        _mark(task, state="stopped", eta=None)
         ranks.abort(EXIT_AGAIN)
     except BaseException as problem:
         _say(task, ranks, problem)
@@ -231,14 +233,16 @@ def _say(task: Task, ranks: Ranks, problem: BaseException) -> None:
     """Leave the reason in the log and the status of the run, and as one line on stderr."""
     what = str(problem) if isinstance(problem, UserError) else f"{type(problem).__name__}: {problem}"
     text = f"{task.run}: rank {ranks.rank} of {ranks.size} on {platform.node()}: {task.stage.name}: {what}"
-    with suppress(OSError, ValueError):
-        status = task.directory / "status.json"
-        fields = json.loads(status.read_text(encoding="utf-8"))
-        write_text(
-            status, json.dumps(fields | {"state": "failed", "eta": None, "error": text}, indent=2) + "\n"
-        )
+    _mark(task, state="failed", eta=None, error=text)
     with suppress(OSError), run_log(task.directory / "run.jsonl"):
         logger.opt(exception=problem).error("{}", text)
+
+
+def _mark(task: Task, **fields: Any) -> None:
+    """Change the status of the run, of which rank 0 will say nothing more."""
+    with suppress(OSError):
+        text = json.dumps(read_status(task.directory) | fields, indent=2)
+        write_text(task.directory / "status.json", text + "\n")
 
 
 @dataclass

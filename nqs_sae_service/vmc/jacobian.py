@@ -38,7 +38,7 @@ from .gram import (
     weighted_outer,
     weighted_rows,
 )
-from .panels import Panels, products
+from .panels import Panels, all_rows
 
 PASS = 128  # samples on one tape: their edges stay in the shared cache
 _ROUNDS = 2  # products of COLUMNS columns that are summed in the precision of the network, before they go into float64
@@ -67,6 +67,11 @@ class _Store:
             self.stretch = np.empty(max(size, _STRETCH // self.stretch.itemsize), self.stretch.dtype)
         array, self.stretch = self.stretch[:size], self.stretch[-(-size // 16) * 16 :]
         return array.reshape(shape)
+
+
+def _width(ranks: Ranks, columns: int) -> int:
+    share = ranks.share(columns)
+    return share.stop - share.start
 
 
 def _basis(x: np.ndarray, ranks: Ranks) -> np.ndarray | None:
@@ -136,15 +141,22 @@ class TapeJacobian:
     def gram_panels(self, panels: Panels) -> dict[int, np.ndarray]:
         """This rank's panels of T.
 
-        Every rank makes its own rows of a block of columns, and gets those of the others: 4 rows columns bytes received.
+        Every rank makes its own rows of all columns, block by block, and gives every other one a share of the columns: it ends
+        with all rows of its share, of m rows and c columns 4 m c / P bytes, received and held.
         """
         for edge in self.inputs:  # one after the other: the ranks agree on each basis
             self._distilled(edge)
         rows, total = self.groups * self.n, panels.zeros(self.narrow, np.float64)
-        for pieces, width in self._blocks(COLUMNS):
+        blocks = list(self._blocks(COLUMNS))
+        share = np.empty((panels.rows, sum(_width(self.ranks, width) for _, width in blocks)), self.dtype)
+        place = 0
+        for pieces, width in blocks:
             mine = np.empty((rows, width), self.dtype)
             self._fill(pieces, mine)
-            panels.add(total, products(self.ranks.gather(mine)))
+            own = _width(self.ranks, width)
+            share[:, place : place + own] = all_rows(mine, self.ranks)
+            place += own
+        panels.add_products(total, share)
         for x, delta in self.rank_one.values():
             panels.add(total, rank_one_tiles(x, delta, self.samples, self.ranks))
         for panel in total.values():

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.arrays import namespace
+from ..engine.arrays import namespace, to_host
 from ..engine.devices import doubles_are_fast, rows_that_fit
 from ..engine.ranks import ALONE, Ranks
 from ..states import Wavefunction
 from ..states.fused import Columns
 from ..states.primitives import Brick
-from .panels import Panels, products
+from .panels import Panels, all_rows
 
 Array = Any
 
@@ -80,13 +80,12 @@ class DeviceJacobian:
         return (total + xp.tril(total, -1).T) / self.n, product / math.sqrt(self.n)
 
     def gram_panels(self, panels: Panels) -> dict[int, Array]:
-        """This rank's panels of T: the columns of all ranks, some at a time, pass through the host."""
+        """This rank's panels of T: columns are exchanged, and parts of panels added up, through the host."""
         total = panels.zeros(self.psi.parameters, np.float64)
         wide = np.float64 if doubles_are_fast(self.xp) else self.psi.parameters.dtype
         for _, block in self._blocks():
-            for start in range(0, block.shape[1], COLUMNS):
-                part = self.ranks.gather(block[:, start : start + COLUMNS])
-                panels.add(total, products(part.astype(wide)))
+            share = self.xp.asarray(all_rows(to_host(block), self.ranks))
+            panels.add_products(total, share.astype(wide))
         for panel in total.values():
             panel /= self.samples
         return total

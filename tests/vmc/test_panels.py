@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nqs_sae_service.engine.ranks import Ranks
-from nqs_sae_service.vmc.panels import Panels, products
+from nqs_sae_service.vmc.panels import Panels, all_rows
 
 
 def factor(rows, columns, dtype):
@@ -65,15 +65,17 @@ def test_a_matrix_that_is_not_positive_definite_is_noticed_by_all(in_ranks, wron
     assert in_ranks(2, solve) == [None, None]
 
 
-def test_products_of_rows(in_ranks):
-    block = factor(300, 10, np.float64)
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("columns", [2, 4200])
+def test_products_of_rows_that_the_ranks_share(in_ranks, size, columns):
+    block = factor(300, columns, np.float64)
 
     def multiply(ranks):
         panels = Panels(ranks, 300)
         own = panels.zeros(block, np.float64)
         for _ in range(2):
-            panels.add(own, products(block))
+            panels.add_products(own, all_rows(block[ranks.share(300)], ranks))
         return panels.whole(own)
 
-    for found in in_ranks(2, multiply):
-        np.testing.assert_allclose(found, 2 * block @ block.T, atol=1e-12)
+    for found in in_ranks(size, multiply):
+        np.testing.assert_allclose(found, 2 * block @ block.T, atol=1e-10)
