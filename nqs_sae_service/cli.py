@@ -90,7 +90,8 @@ def run(
     set_: Sets = None,
     results: Results = Path("results"),
     until: Annotated[
-        str | None, typer.Option(metavar="STAGE", help="compute this stage and what it needs, no more")
+        list[str] | None,
+        typer.Option(metavar="STAGE", help="compute this stage and what it needs, no more (repeatable)"),
     ] = None,
     force: Annotated[
         list[str] | None,
@@ -111,7 +112,7 @@ def run(
 
         deadline = deadline_in(seconds_in(max_time) if max_time else math.inf)
         _refuse_twins(points)
-        plans = make_plan(points, STAGES, results, until, force or ())
+        plans = make_plan(points, STAGES, results, until or (), force or ())
     if dry_run:
         from .service.forecast import print_plans
 
@@ -135,14 +136,26 @@ def submit(
     time_limit: Annotated[
         str | None, typer.Option(metavar="TIME", help="computing time that each run may take: 2h, 90m, 1d")
     ] = None,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="hand them to Slurm as job arrays, as [engine.slurm] says")
+    ] = False,
     queue: QueueFolder = None,
 ) -> None:
-    """Freeze specs into the queue; print the names of the runs."""
+    """Freeze specs into the queue, or hand them to Slurm; print the names of the runs, or the jobs."""
     points = [point for _, found in _load(specs, set_ or []) for point in found]
     with _plain_errors(BAD_USAGE):
         from .service.durations import seconds_in
 
         _refuse_twins(points)
+        if slurm:
+            from .service.submission import submit_slurm
+            from .stages import STAGES
+
+            if priority or time_limit or queue:
+                raise UserError("--slurm takes qos and time from [engine.slurm], and knows no --queue")
+            for line in submit_slurm(points, STAGES, results):
+                print(line)
+            return
         limit = seconds_in(time_limit) if time_limit else None
         for name in _queue(queue).submit(points, results, priority, limit):
             print(name)
@@ -221,14 +234,20 @@ def logs(
 
 @app.command()
 def cancel(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="a run or a sweep of the queue")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a run or a sweep of the queue, or of Slurm")],
+    results: Results = Path("results"),
     queue: QueueFolder = None,
 ) -> None:
-    """Take a run out of the queue; a running one stops with a checkpoint. What is finished stays."""
+    """Take a run out of the queue, or out of Slurm; a running one stops with a checkpoint. What is finished stays."""
     with _plain_errors(BAD_USAGE):
         from .service.overview import find
+        from .service.slurm import cancel_slurm
 
-        waiting = _queue(queue, create=False)
+        waiting, tasks = _queue(queue, create=False), cancel_slurm(results, run)
+        for task in tasks:
+            print(f"{task.run}: job {task.job} cancelled")
+        if tasks:
+            return
         for entry in find(waiting, run):
             print(f"{entry.run}: {waiting.cancel(entry)}")
 

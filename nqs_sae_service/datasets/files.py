@@ -8,6 +8,7 @@ ends, however it ends, so nothing has to guess whether a lock is stale.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -18,24 +19,50 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _TEMPORARY = ".tmp~"
+_PROBE = 1 << 16  # bytes
 
 
 def replace_atomically(path: Path, write: Callable[[Path], object], mode: int | None = None) -> None:
     """Let ``write(temporary)`` fill a file beside ``path``, then put it in place of ``path`` in one step.
 
-    Raises whatever ``write`` raises, and OSError (disk full, no permission); ``path`` is then untouched.
+    Raises whatever ``write`` raises, and OSError that names ``path`` (disk full, no permission); ``path`` is then untouched.
     """
     temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}~{path.name}")
     try:
+        temporary.unlink(missing_ok=True)  # a link that somebody put there would be written through
         write(temporary)
         with open(temporary, "rb") as written:
             if mode is not None:
                 os.fchmod(written.fileno(), mode)
             os.fsync(written.fileno())
         os.replace(temporary, path)
+        _fsync_directory(path.parent)
+    except OSError as problem:
+        if problem.errno is None:
+            raise
+        raise OSError(problem.errno, problem.strerror, str(path)) from problem
     finally:
-        temporary.unlink(missing_ok=True)
-    _fsync_directory(path.parent)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def refusal(path: Path) -> OSError | None:
+    """What the system says to more bytes at the end of ``path``: libraries hide why they could not write them."""
+    try:
+        with open(path, "ab") as file:
+            file.write(bytes(_PROBE))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as problem:
+        return problem
+    return None
+
+
+def require_space(directory: Path, size: int) -> None:
+    """Raise OSError (ENOSPC) unless the file system has ``size`` bytes left."""
+    found = os.statvfs(directory)
+    if found.f_bavail * found.f_frsize < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -45,7 +72,7 @@ def write_text(path: Path, text: str) -> None:
 
 def link_or_copy(source: Path, target: Path) -> None:
     """Make ``target`` a hard link to ``source``, or a read-only copy where the file system refuses links."""
-    if target.exists() and target.samefile(source):
+    if is_own_file(target) and target.samefile(source):
         return
 
     def link(temporary: Path) -> None:
@@ -55,6 +82,11 @@ def link_or_copy(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
     replace_atomically(target, link, mode=0o444)
+
+
+def is_own_file(path: Path) -> bool:
+    """Whether ``path`` is a regular file, not a link to one: what this package writes never is."""
+    return path.is_file() and not path.is_symlink()
 
 
 def sweep_temporaries(directory: Path, name: str = "*") -> None:
@@ -105,7 +137,7 @@ def is_locked(path: Path) -> bool:
 
 def _acquire(path: Path, wait: Callable[[], None] | None) -> int:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _still_there(path, descriptor):

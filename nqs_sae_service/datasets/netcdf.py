@@ -8,6 +8,7 @@ differs from plain xarray in one thing only: pairs ``x_re``, ``x_im`` come back 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..errors import UserError
+from ..errors import Stopped, UserError
 from . import schema
-from .files import replace_atomically
+from .files import refusal, replace_atomically, require_space
 from .provenance import code_version, machine
+
+_OVERHEAD = 1 << 18  # bytes of a file that are no data: attributes, indices
 
 VOLATILE = (
     "start",
@@ -81,16 +84,29 @@ def write_stage(dataset: xr.Dataset | Streamed, path: Path, origin: Origin) -> N
         name: schema.encoding(origin.stage, str(name), complete[name]) for name in complete.variables
     }
 
+    size = dataset.nbytes + sum(math.prod(s) * np.dtype(kind).itemsize for s, kind in streamed.large.values())
+
     def write(temporary: Path) -> None:
-        complete.to_netcdf(
-            temporary, format="NETCDF4", engine="netcdf4", encoding=encodings, unlimited_dims=()
-        )
-        if streamed.large:
-            _write_pieces(temporary, origin.stage, streamed)
+        # HDF5 never lets go of a file that it could not write to the end: better not to begin
+        require_space(path.parent, size + _OVERHEAD)
+        try:
+            complete.to_netcdf(
+                temporary, format="NETCDF4", engine="netcdf4", encoding=encodings, unlimited_dims=()
+            )
+            if streamed.large:
+                _write_pieces(temporary, origin.stage, streamed)
+        except (UserError, Stopped):  # raised by what computes the pieces
+            raise
+        except Exception as problem:  # netCDF calls a full disk a RuntimeError, or no permission, or worse
+            if refused := refusal(temporary):
+                raise refused from problem
+            raise
 
     try:
         replace_atomically(path, write, mode=0o444)
-    except (OSError, RuntimeError) as problem:  # netCDF reports a full disk as RuntimeError
+    except OSError as problem:
+        raise UserError(f"{path}: cannot be written ({problem.strerror or problem})") from problem
+    except RuntimeError as problem:
         raise UserError(f"{path}: cannot be written ({problem}); is the disk full?") from problem
 
 
@@ -111,24 +127,31 @@ def _write_pieces(path: Path, stage: str, streamed: Streamed) -> None:
 
 def read_stage(path: str | Path) -> xr.Dataset:
     """Open a stage file lazily, complex variables joined. Raises UserError when it is missing or not NetCDF."""
-    try:
-        dataset = xr.open_dataset(path, engine="netcdf4")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, RuntimeError) as problem:
-        raise UserError(f"{path}: not a readable NetCDF file ({problem})") from problem
+    dataset = open_plainly(path)
     joined = join_complex(dataset)
     if joined is not dataset:
         joined.set_close(dataset.close)
     return joined
 
 
+def open_plainly(path: str | Path) -> xr.Dataset:
+    """A NetCDF file opened lazily, as it is stored. Raises UserError when it is missing or not NetCDF."""
+    if not Path(path).exists():
+        raise UserError(f"{path}: no such file")
+    if not Path(path).is_file():
+        raise UserError(f"{path}: not a file")
+    try:
+        return xr.open_dataset(path, engine="netcdf4", decode_times=False)
+    except Exception as problem:  # there is hardly an exception that a damaged file does not bring about
+        raise UserError(f"{path}: not a readable NetCDF file ({problem})") from problem
+
+
 def read_attributes(path: str | Path) -> dict[str, Any]:
     """Root attributes of a stage file; empty when it is missing or not readable."""
     try:
-        with xr.open_dataset(path, engine="netcdf4") as dataset:
+        with open_plainly(path) as dataset:
             return dict(dataset.attrs)
-    except (OSError, ValueError, RuntimeError):
+    except UserError:
         return {}
 
 

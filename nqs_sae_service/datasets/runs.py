@@ -41,18 +41,21 @@ def check_run(directory: Path) -> None:
 
 def stage_files(directory: Path) -> list[Path]:
     """The stage files of a run directory."""
-    return sorted(directory.glob("[!.]*.nc"))
+    return sorted(file for file in directory.glob("[!.]*.nc") if file.is_file())
 
 
 def sweep_points(directory: Path) -> dict[Path, dict[str, Any]]:
     """The run directories inside the directory of a sweep, with their swept parameters (as ``status.json`` has them)."""
-    found = {spec.parent: _coordinates(spec.parent) for spec in sorted(directory.glob("*/spec.toml"))}
+    specs = sorted(spec for spec in directory.glob("*/spec.toml") if spec.is_file())
+    found = {spec.parent: _coordinates(spec.parent) for spec in specs}
     return {point: coordinates for point, coordinates in found.items() if coordinates}
 
 
 def _coordinates(directory: Path) -> dict[str, Any]:
+    status = directory / "status.json"
+    if not status.is_file():  # a pipe would be waited for
+        return {}
     try:
-        status = json.loads((directory / "status.json").read_text(encoding="utf-8"))
-        return dict(status["coordinates"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return dict(json.loads(status.read_text(encoding="utf-8"))["coordinates"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import xarray as xr
 
-from .files import link_or_copy, locked, sha256_of, sweep_temporaries, write_text
+from .files import is_own_file, link_or_copy, locked, sha256_of, sweep_temporaries, write_text
 from .netcdf import Origin, Streamed, write_stage
 
 
@@ -34,12 +34,12 @@ class Store:
 
     def has(self, stage: str, key: str) -> bool:
         """Whether a finished stage is present (its content is not verified)."""
-        return self.path(stage, key).exists() and self._sum(stage, key).exists()
+        return is_own_file(self.path(stage, key)) and is_own_file(self._sum(stage, key))
 
     def intact(self, stage: str, key: str) -> bool:
         """Whether a present file still has the content it was written with."""
         path = self.path(stage, key)
-        return self._sum(stage, key).read_text(encoding="utf-8").split()[:1] == [sha256_of(path)]
+        return self._sum(stage, key).read_bytes().split()[:1] == [sha256_of(path).encode()]
 
     def lock(self, stage: str, key: str, wait: Callable[[], None]) -> AbstractContextManager[None]:
         """Hold the key; ``wait()`` is called while another process holds it."""

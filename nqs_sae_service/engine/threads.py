@@ -11,8 +11,10 @@ from importlib import import_module
 
 
 def available_threads() -> int:
-    """Number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Number of cores this process may use: those it is bound to, or fewer where Slurm gave it fewer without binding it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return min(cores, int(given)) if given.isdecimal() and int(given) else cores
 
 
 def configure_threads(threads: int = 0) -> int:

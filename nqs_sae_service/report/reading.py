@@ -16,6 +16,7 @@ from typing import Any
 import tomli
 import xarray as xr
 
+from ..datasets.netcdf import open_plainly
 from ..datasets.schema import SCHEMA
 from ..errors import UserError
 
@@ -129,15 +130,15 @@ def _is_run(directory: Path) -> bool:
 def _read_status(path: Path) -> dict[str, Any]:
     try:
         status = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {"state": "unknown", "message": f"{path.name} is not valid JSON"}
     return status if isinstance(status, dict) else {}
 
 
 def _read_summary(path: Path) -> xr.Dataset:
-    try:
-        with xr.open_dataset(path, engine="netcdf4") as stored:
-            large = [name for name, variable in stored.variables.items() if LEFT_ON_DISK & set(variable.dims)]
+    with open_plainly(path) as stored:
+        large = [name for name, variable in stored.variables.items() if LEFT_ON_DISK & set(variable.dims)]
+        try:
             return stored.drop_vars(large).load()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: cannot be read as NetCDF ({error})") from error
+        except Exception as error:  # as in open_plainly
+            raise UserError(f"{path}: cannot be read as NetCDF ({error})") from error

@@ -40,12 +40,8 @@ def leftovers(results: Path, queue: Queue, stages: Mapping[str, Stage]) -> list[
     needed = {f"{stage}-{key}" for stage, key in _needed(results, queue, stages)}
     found = []
     for path in sorted(store.glob("*")):
-        stem = (
-            path.name.removeprefix(".tmp~").partition("~")[2] if path.name.startswith(".tmp~") else path.name
-        )
-        entry = stem.partition(".")[0]
         status = path.stat()
-        if entry not in needed and time.time() - status.st_mtime > _GRACE:
+        if _entry(path) not in needed and time.time() - status.st_mtime > _GRACE:
             found.append(Leftover(path, status.st_size if status.st_nlink == 1 else 0))
     return found
 
@@ -55,7 +51,7 @@ def remove(found: Iterable[Leftover]) -> int:
     freed = 0
     for leftover in found:
         path = leftover.path
-        lock = path.parent / f"{path.name.rpartition('~')[2].partition('.')[0]}.lock"
+        lock = path.with_name(f"{_entry(path)}.lock")
         try:
             with locked(lock):
                 path.unlink(missing_ok=True)
@@ -63,6 +59,11 @@ def remove(found: Iterable[Leftover]) -> int:
         except BlockingIOError:
             continue
     return freed
+
+
+def _entry(path: Path) -> str:
+    """The entry ``<stage>-<key>`` that a file belongs to, also a half-written one (``.tmp~12~<stage>-<key>.nc``)."""
+    return path.name.rpartition("~")[2].partition(".")[0]
 
 
 def _needed(results: Path, queue: Queue, stages: Mapping[str, Stage]) -> Iterator[tuple[str, str]]:

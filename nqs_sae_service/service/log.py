@@ -60,8 +60,27 @@ def _logged(path: Path, **options: Any) -> Iterator[None]:
 class _RotatingFile(RotatingFileHandler):
     """A log file of bounded size. A full disk ends a run where results are written, not where it is talked about."""
 
-    def handleError(self, record: LogRecord) -> None:
-        pass
+    def _open(self) -> Any:
+        return open(self.baseFilename, "a", encoding="utf-8", opener=_open_own)
+
+    def emit(self, record: LogRecord) -> None:
+        with suppress(OSError):
+            if self.shouldRollover(record):
+                self.doRollover()
+            self.stream = self.stream or self._open()
+            _append_line(self.stream.fileno(), self.format(record).encode())
+
+
+def _open_own(path: str, flags: int) -> int:
+    """Neither through a link nor into a pipe, whose reader would be waited for."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+
+def _append_line(descriptor: int, line: bytes) -> None:
+    """Write the whole line or, when the disk fills up in the middle of it, nothing."""
+    before = os.fstat(descriptor).st_size
+    if os.write(descriptor, line) < len(line):
+        os.ftruncate(descriptor, before)
 
 
 def _write_line(message: Message) -> None:

@@ -17,6 +17,7 @@ from ..datasets.files import is_locked
 from ..errors import UserError
 from .durations import duration
 from .queue import Entry, Queue
+from .slurm import Job, slurm_jobs
 from .status import read_status
 
 _ORDER = ("running", "cancelling", "queued", "failed", "interrupted", "stopped", "cancelled", "done")
@@ -28,13 +29,14 @@ Line = Mapping[str, Any]
 def overview(queue: Queue, results: Path) -> list[Line]:
     """Every run that is known, as plain values: those of the queue, and those of ``results`` that are not in it.
 
-    Fields: run, directory, state, stage, progress (0 to 1), eta (s), message, priority, submitted, started, ended, pid, host;
-    None where there is nothing to say.
+    Fields: run, directory, state, stage, progress (0 to 1), eta (s), message, job (of Slurm), priority, submitted, started,
+    ended, pid, host; None where there is nothing to say.
     """
     queue.revive()
     lines = [_of_entry(entry) for entry in queue.entries()]
     known = {line["directory"] for line in lines}
-    lines += [_of_directory(path) for path in _run_directories(results) if str(path) not in known]
+    lines += [_of_directory(path, results) for path in _run_directories(results) if str(path) not in known]
+    lines = _with_slurm(lines, slurm_jobs(results), results)
     return sorted(
         lines, key=lambda line: _ORDER.index(line["state"]) if line["state"] in _ORDER else len(_ORDER)
     )
@@ -104,41 +106,52 @@ def _of_entry(entry: Entry) -> Line:
         "progress": status.get("progress"),
         "eta": status.get("eta"),
         "message": entry.message or status.get("message"),
+        "job": None,
         "priority": entry.priority,
         **{name: getattr(entry, name) for name in ("submitted", "started", "ended", "pid", "host")},
     }
 
 
-def _of_directory(directory: Path) -> Line:
+def _of_directory(directory: Path, results: Path) -> Line:
     status = read_status(directory)
     state = status.get("state", "unknown")
     here = status.get("host") == platform.node()
     if state == "running" and here and not is_locked(directory / ".lock"):
         state = "interrupted"  # its process is gone
-    fields = (
-        "stage",
-        "progress",
-        "eta",
-        "message",
-        "priority",
-        "submitted",
-        "started",
-        "ended",
-        "pid",
-        "host",
-    )
-    message = status.get("error") if state == "failed" else status.get("message")
-    line = {name: status.get(name) for name in fields}
-    return line | {"run": status.get("run"), "directory": str(directory), "state": state, "message": message}
+    line = {name: status.get(name) for name in ("stage", "progress", "eta", "started", "pid", "host")}
+    return line | {
+        "run": str(directory.relative_to(results.absolute())),
+        "directory": str(directory),
+        "state": state,
+        "message": status.get("error") if state == "failed" else status.get("message"),
+        "job": None,
+        "priority": None,
+        "submitted": None,
+        "ended": status.get("updated") if state in ("done", "failed") else None,
+    }
+
+
+def _with_slurm(lines: list[Line], jobs: Sequence[Job], results: Path) -> list[Line]:
+    """The lines with what Slurm says of its tasks: the first of each run, whose earlier stop a waiting one outweighs."""
+    tasks = {str(results.absolute() / job.run): job for job in reversed(jobs)}
+    told = [
+        _with_task(line, tasks.pop(line["directory"])) if line["directory"] in tasks else line
+        for line in lines
+    ]
+    return told + [
+        _with_task(_of_directory(Path(directory), results), job) for directory, job in tasks.items()
+    ]
+
+
+def _with_task(line: Line, job: Job) -> Line:
+    reason = f", {job.reason}" if job.reason else ""
+    state = {"RUNNING": "running", "UNKNOWN": line["state"]}.get(job.state, "queued")
+    return {**line, "state": state, "job": job.job, "message": f"Slurm job {job.job}: {job.state}{reason}"}
 
 
 def _run_directories(results: Path) -> list[Path]:
     """The directories of runs and of the points of sweeps below ``results``."""
-    found = [
-        path.parent for depth in ("*", "*/*") for path in results.absolute().glob(f"{depth}/status.json")
-    ]
+    inside = results.absolute()
     return sorted(
-        path
-        for path in found
-        if not any(part.startswith(".") for part in path.relative_to(results.absolute()).parts)
+        path.parent for depth in ("[!.]*", "[!.]*/[!.]*") for path in inside.glob(f"{depth}/status.json")
     )

@@ -52,20 +52,20 @@ def make_plan(
     points: Sequence[Point],
     stages: Mapping[str, Stage],
     results: Path,
-    until: str | None = None,
+    until: Collection[str] = (),
     force: Collection[str] = (),
 ) -> list[PointPlan]:
     """Plan every point.
 
-    ``stages`` maps names to stages, upstream ones first. ``until`` leaves out what that stage does not need; ``force``
-    names stages that are computed again with all that depends on them. Raises UserError for a name that is no stage.
+    ``stages`` maps names to stages, upstream ones first. ``until`` leaves out what none of those stages needs;
+    ``force`` names stages that are computed again with all that depends on them. Raises UserError for a name that is no stage.
     """
-    for name in (*([until] if until else []), *force):
+    for name in (*until, *force):
         _check_name(name, stages)
-    wanted = _ancestors(stages, until) if until else set(stages)
+    wanted = set[str]().union(*(_ancestors(stages, name) for name in until)) if until else set(stages)
     beyond = [name for name in force if name not in wanted]
     if beyond:
-        raise UserError(f"--force {beyond[0]}: not computed for --until {until}")
+        raise UserError(f"--force {beyond[0]}: not computed for --until {' --until '.join(until)}")
     forced = _descendants(stages, force)
     store, claimed = Store(results / STORE), dict[str, str]()
     return [
@@ -103,7 +103,7 @@ def _plan_point(
         elif not runs:
             reason = "cached"
         else:
-            reason = _why(directory / f"{name}.nc", stage, sections, store.checkpoint(name, key))
+            reason = _why(directory / f"{name}.nc", stage, key, sections, store.checkpoint(name, key))
         if runs:
             claimed[key] = point.run
         steps.append(
@@ -112,18 +112,23 @@ def _plan_point(
     return PointPlan(point, directory, store, tuple(steps))
 
 
-def _why(present: Path, stage: Stage, sections: str, checkpoint: Path) -> str:
+def _why(present: Path, stage: Stage, key: str, sections: str, checkpoint: Path) -> str:
     """Why a stage runs, from the file that the run directory shows now."""
     if checkpoint.exists():
         return "continues from its checkpoint"
     attributes = read_attributes(present)
     if not attributes:
         return "not computed yet"
-    before, after = _flat(json.loads(attributes["sections"])), _flat(json.loads(sections))
+    try:
+        before, after = _flat(json.loads(attributes["sections"])), _flat(json.loads(sections))
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return "the file there is not of this stage"
     changed = [name for name in sorted(before | after) if before.get(name) != after.get(name)]
     if changed:
         return f"changed: {', '.join(changed)}"
-    return "upstream runs" if attributes["stage_version"] == stage.version else "new version of the stage"
+    if attributes.get("key") == key:
+        return "missing or damaged in the store"
+    return "upstream runs" if attributes.get("stage_version") == stage.version else "new version of the stage"
 
 
 def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import xarray as xr
 from loguru import logger
 
 from ..datasets import Origin, read_attributes, read_stage
-from ..datasets.files import locked, sweep_temporaries, write_text
+from ..datasets.files import is_own_file, locked, sweep_temporaries, write_text
 from ..engine.devices import Device, choose_device
 from ..engine.threads import configure_threads
 from ..errors import CompilationStopped, NumericalError, Stopped, UserError
@@ -110,6 +111,7 @@ def run_plans(plans: Sequence[PointPlan], deadline: float = math.inf) -> Outcome
     """
     done: list[Path] = []
     changed: dict[Path, Spec] = {}
+    points = Counter(plan.directory.parent for plan in plans if plan.point.coordinates)
     code = 0
     with StopRequest(deadline) as stop:
         for plan in plans:
@@ -125,7 +127,10 @@ def run_plans(plans: Sequence[PointPlan], deadline: float = math.inf) -> Outcome
             except Exception:  # said and logged where it happened
                 code = FAILED
         for sweep, spec in changed.items():
-            draw(sweep, spec)
+            if (
+                points[sweep] > 1
+            ):  # one point has nothing to compare, and others of its sweep may be at work elsewhere
+                draw(sweep, spec)
     return Outcome(code, tuple(done))
 
 
@@ -204,17 +209,25 @@ def plainly(plan: PointPlan, problem: Exception) -> str:
 def _prepare(plan: PointPlan) -> None:
     """Write the resolved spec, and take away stage files that belong to an earlier version of it."""
     spec, text = plan.directory / "spec.toml", plan.point.toml()
-    if not spec.exists() or spec.read_text(encoding="utf-8") != text:
+    if not is_own_file(spec) or spec.read_bytes() != text.encode():
         write_text(spec, text)
     for step in plan.steps:
         present = plan.directory / f"{step.stage.name}.nc"
-        if present.exists() and read_attributes(present).get("key") != step.key:
+        if present.exists() and not _shows(present, plan, step):
             present.unlink()
             (plan.directory / "report.html").unlink(missing_ok=True)
     for step in plan.steps:
         if step.forced:
             with plan.store.lock(step.stage.name, step.key, lambda: None):
                 plan.store.forget(step.stage.name, step.key)
+
+
+def _shows(present: Path, plan: PointPlan, step: Step) -> bool:
+    """Whether a file of the run directory is of this key. Links to the store are not opened: damaged HDF5 can crash."""
+    stored = plan.store.path(step.stage.name, step.key)
+    if stored.exists() and present.samefile(stored):
+        return True
+    return read_attributes(present).get("key") == step.key
 
 
 @dataclass

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import time
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ..datasets.files import write_text
 
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("run", "state", "stage", "message", "error", "host", "started", "updated"), str),
+    **dict.fromkeys(("progress", "eta"), (int, float)),
+    "pid": int,
+    "coordinates": dict,
+}
 _EVERY = 2.0  # seconds between updates that only report progress
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def now() -> str:
@@ -43,7 +52,13 @@ class Status:
         """Change fields and write the file."""
         self._fields |= fields
         self._written = time.monotonic()
-        write_text(self._path, json.dumps(self._fields | {"updated": now()}, indent=2) + "\n")
+        text = json.dumps(self._fields | {"updated": now()}, indent=2) + "\n"
+        try:
+            write_text(self._path, text)
+        except OSError as problem:
+            if problem.errno in _NO_SPACE:
+                _overwrite(self._path, text)
+            raise
 
     def report(self, **fields: Any) -> None:
         """Change fields; the file follows at most every two seconds."""
@@ -52,10 +67,27 @@ class Status:
             self.set()
 
 
+def _overwrite(path: Path, text: str) -> None:
+    """Write over the file in place, in the space that it has: a full disk does not keep "failed" from being said."""
+    content = text.encode()
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            content += b" " * (os.fstat(descriptor).st_size - len(content))
+            os.pwrite(descriptor, content, 0)
+        finally:
+            os.close(descriptor)
+
+
 def read_status(directory: Path) -> dict[str, Any]:
-    """What ``status.json`` in a run directory says; nothing when it is missing or damaged."""
+    """What ``status.json`` in a run directory says, as far as it can be understood: it may be missing, damaged or foreign."""
+    path = directory / "status.json"
     try:
-        fields = json.loads((directory / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        fields = (
+            json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        )  # a pipe would be waited for
+    except (OSError, ValueError, RecursionError):
         return {}
-    return fields if isinstance(fields, dict) else {}
+    if not isinstance(fields, dict):
+        return {}
+    return {name: value for name, value in fields.items() if isinstance(value, _TYPES.get(name, ()))}

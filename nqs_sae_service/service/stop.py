@@ -1,6 +1,7 @@
 """Stopping on request: SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 ask for a checkpoint and an orderly end.
 
-The first signal sets a flag that stages meet at their next tick; a second one leaves at once, and the last checkpoint stands.
+The first signal sets a flag that stages meet at their next tick; a later one leaves at once, and the last checkpoint stands.
+Two within half a second are one: srun and mpiexec pass on to a process what it has received by itself too.
 The first run compiles kernels for many seconds without a tick: there the signal interrupts the compiler (CompilationStopped).
 A known end of the time (``--max-time``) asks in the same way, early enough for the checkpoint.
 """
@@ -20,6 +21,7 @@ from ..errors import CompilationStopped
 EXIT_AGAIN = 75  # EX_TEMPFAIL: run the same command again to continue
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _SHOW_CURSOR = b"\033[?25h"
+_TOGETHER = 0.5  # seconds
 _CHECKPOINT_SECONDS = 10.0  # from being asked to having stopped
 
 
@@ -42,6 +44,7 @@ class StopRequest:
     def __init__(self, deadline: float = math.inf) -> None:
         self.deadline = deadline
         self.signalled = False
+        self._first = math.inf  # when the first signal came
         self._before: dict[signal.Signals, object] = {}
 
     @property
@@ -63,8 +66,10 @@ class StopRequest:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signalled:
-            _leave_at_once()
-        self.signalled = True
+            if time.monotonic() > self._first + _TOGETHER:
+                _leave_at_once()
+            return
+        self.signalled, self._first = True, time.monotonic()
         text = f"{signal.Signals(number).name} received: writing a checkpoint, then stopping (once more: leave at once)\n"
         os.write(2, text.encode())
         if compiling():

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date, time
 from pathlib import PurePath
 from typing import Any
 
 import tomli
 
-from .locate import TooDeep, locate
+from .locate import TooMuch, locate
 from .problems import COMMAND_LINE, KeyPath, Origin, Problem, SpecError, dotted, show
 from .root import DEFAULT_KINDS, REGISTRIES
 
@@ -28,7 +31,7 @@ class Document:
     """Values as tomli reads them, and the origin of every key and array element by its path."""
 
     values: dict[str, Any]
-    origins: dict[KeyPath, Origin]
+    origins: Mapping[KeyPath, Origin]
 
     def origin(self, path: KeyPath) -> Origin:
         """Where the value at ``path`` was written, or what encloses it when it was not written at all."""
@@ -38,17 +41,22 @@ class Document:
 
     def assigned(self, path: KeyPath, value: Any, origins: Mapping[KeyPath, Origin]) -> Document:
         """A copy with ``value`` at ``path`` and its ``origins``. Raises KeyError where a non-table is entered."""
-        values = dict(self.values)
-        table: dict[Any, Any] = values
-        for part in path[:-1]:
-            inner = table.get(part, {})
-            if not isinstance(inner, dict):
-                raise KeyError(part)
-            table[part] = table = dict(inner)
-        table[path[-1]] = value
         known = {p: o for p, o in self.origins.items() if p[: len(path)] != path}
         enclosing = {path[:n]: origins[path] for n in range(1, len(path))}
-        return Document(values, {**enclosing, **known, **origins})
+        return Document(replaced(self.values, path, value), {**enclosing, **known, **origins})
+
+
+def replaced(values: dict[str, Any], path: KeyPath, value: Any) -> dict[str, Any]:
+    """A copy with ``value`` at ``path``; tables beside the path are shared. Raises KeyError where a non-table is entered."""
+    values = dict(values)
+    table: dict[Any, Any] = values
+    for part in path[:-1]:
+        inner = table.get(part, {})
+        if not isinstance(inner, dict):
+            raise KeyError(part)
+        table[part] = table = dict(inner)
+    table[path[-1]] = value
+    return values
 
 
 def read_document(path: str) -> tuple[Document, list[Problem]]:
@@ -93,10 +101,20 @@ def _base_path(path: str, extends: Any, descendants: tuple[str, ...]) -> str:
     return base_path
 
 
+def _open_base(path: str, flags: int) -> int:
+    """Open a base, which must not wait for anybody. (The spec itself is named by the user, and may be a pipe of the shell.)"""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device")
+    return os.open(
+        path, flags | os.O_NONBLOCK
+    )  # some files of /proc call themselves regular and wait all the same
+
+
 def _read_text(file: Origin) -> str:
     try:
-        with open(file.source, "rb") as stream:
-            content = stream.read(_LARGEST_FILE + 1)
+        with open(file.source, "rb", opener=_open_base if file.rank else None) as stream:
+            content = stream.read(_LARGEST_FILE + 1) or b""
     except FileNotFoundError:
         raise SpecError([Problem(file, "", "no such file")]) from None
     except IsADirectoryError:
@@ -125,7 +143,7 @@ def _parse(text: str, file: Origin) -> Document:
     try:
         values = tomli.loads(text)
         places = locate(text)
-    except TooDeep as error:
+    except TooMuch as error:
         raise SpecError([Problem(at(*error.position), "", str(error))]) from None
     except RecursionError:
         raise SpecError([Problem(at(1, 1), "", "nested deeper than any spec can be")]) from None
@@ -199,7 +217,7 @@ class Setting:
 
 
 def read_setting(text: str) -> Setting:
-    """Parse ``section.key=value``. The value is TOML; a bare word is a string. Raises SpecError."""
+    """Parse ``section.key=value``. The value is TOML; a bare word, date or time is a string. Raises SpecError."""
     origin = Origin(f"--set {text}", rank=COMMAND_LINE)
 
     def wrong(what: str, key: str = "") -> SpecError:
@@ -215,12 +233,16 @@ def read_setting(text: str) -> Setting:
         raise wrong("the base of a spec cannot be set on the command line", "extends")
     try:
         parsed = tomli.loads(f"value = {literal}")
+        locate(f"{key} = {literal}")
+    except TooMuch as error:
+        raise wrong(str(error)) from None
     except (ValueError, RecursionError):
         if not _BARE_WORD.fullmatch(literal):
             what = f"{show(literal)} is not a TOML value (quote a string, as in key='\"two words\"')"
             raise wrong(what, dotted(path)) from None
         parsed = {"value": literal}
-    return Setting(path, parsed["value"], origin)
+    value = parsed["value"]
+    return Setting(path, literal if isinstance(value, date | time) else value, origin)
 
 
 def _parse_key(key: str) -> KeyPath | None:

@@ -18,7 +18,7 @@ from .document import Document, Setting, read_document, read_setting
 from .problems import KeyPath, Problem, SpecError
 from .root import REGISTRIES, Spec
 from .sweep import expand, label
-from .validate import validate
+from .validate import Memory, validate
 
 _LONGEST_LABEL = 200  # characters of a directory name; file systems allow 255 bytes
 
@@ -58,7 +58,8 @@ def load_spec(path: str | os.PathLike[str], sets: Iterable[str] = ()) -> list[Po
             complete = False
     expansion = expand(document, settings)
     complete = complete and not expansion.problems
-    results = [validate(point, complete) for point in expansion.documents]
+    memory: Memory = {}
+    results = [validate(point, complete, memory) for point in expansion.documents]
     problems += expansion.problems
     problems += _common(expansion.documents, expansion.targets, [found for _, found in results])
     if problems:

@@ -16,13 +16,14 @@ from .problems import KeyPath
 Position = tuple[int, int]
 
 DEEPEST = 32  # levels of a document; no spec needs more than five
+MOST = 50_000  # keys and array elements; a sweep needs at most as many as it has points
 
 
-class TooDeep(ValueError):
-    """The document is nested deeper than any spec can be."""
+class TooMuch(ValueError):
+    """The document is nested deeper, or holds more, than any spec can: ``position`` is where it goes too far."""
 
-    def __init__(self, position: Position) -> None:
-        super().__init__(f"nested deeper than {DEEPEST} levels")
+    def __init__(self, what: str, position: Position) -> None:
+        super().__init__(what)
         self.position = position
 
 
@@ -44,7 +45,7 @@ def locate(text: str) -> dict[KeyPath, Position]:
     """(line, column) from 1 of every key and array element, by its path: ``("observables", "names", 2)``.
 
     A table has the position of its name in the first header or dotted key that mentions it. ``text`` must
-    be valid TOML with ``\\n`` line ends. Raises TooDeep.
+    be valid TOML with ``\\n`` line ends. Raises TooMuch.
     """
     scanner = _Scanner(text)
     scanner.document()
@@ -156,7 +157,9 @@ class _Scanner:
 
     def record(self, path: KeyPath, position: Position) -> None:
         if len(path) > DEEPEST:
-            raise TooDeep(position)
+            raise TooMuch(f"nested deeper than {DEEPEST} levels", position)
+        if len(self.positions) >= MOST:
+            raise TooMuch(f"holds more than {MOST} keys and values", position)
         self.positions.setdefault(path, position)
 
 

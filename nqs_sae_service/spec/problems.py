@@ -18,6 +18,8 @@ KeyPath = tuple[str | int, ...]  # of a value in a document: ("observables", "na
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _LONGEST_VALUE = 60
+_LONGEST_PART = 500  # of a line: the place, the key, what is wrong
+_MOST_PROBLEMS = 100  # nobody reads more at a time
 COMMAND_LINE = 1000  # rank of ``--set``: after the spec (0) and its bases (1, 2, ...)
 
 
@@ -52,18 +54,22 @@ class Problem:
         return (self.origin.rank, self.origin.source, self.origin.line, self.origin.column)
 
     def __str__(self) -> str:
-        line = f"{self.origin}: {self.key}: {self.what}" if self.key else f"{self.origin}: {self.what}"
+        line = ": ".join(
+            _cut(part, _LONGEST_PART) for part in (str(self.origin), self.key, self.what) if part
+        )
         if self.candidates:
             line += f" (did you mean {' or '.join(show(candidate) for candidate in self.candidates)}?)"
         return plain(line)
 
 
 class SpecError(UserError):
-    """A spec that cannot be run. ``problems`` holds all that was found, in the order of the text."""
+    """A spec that cannot be run. ``problems`` holds what was found, in the order of the text: the first hundred."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        unique = dict.fromkeys(problems)
-        self.problems: tuple[Problem, ...] = tuple(sorted(unique, key=lambda problem: problem.order))
+        found = sorted(dict.fromkeys(problems), key=lambda problem: problem.order)
+        if left := found[_MOST_PROBLEMS:]:
+            found[_MOST_PROBLEMS:] = [Problem(left[0].origin, "", f"and {len(left)} more problems")]
+        self.problems: tuple[Problem, ...] = tuple(found)
         super().__init__("\n".join(map(str, self.problems)))
 
 
@@ -81,7 +87,11 @@ def show(value: Any) -> str:
     except (ValueError, RecursionError):  # an integer of thousands of digits, a very deep array
         return "a value too large to show"
     text = {"NaN": "nan", "Infinity": "inf", "-Infinity": "-inf"}.get(text, text)
-    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+    return _cut(text, _LONGEST_VALUE)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def dotted(path: KeyPath) -> str:

@@ -38,7 +38,7 @@ REGISTRIES: Mapping[str, Mapping[str, type[Section]]] = {
 }
 DEFAULT_KINDS = {"state": "transformer", "sae": "topk"}
 
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _LONGEST_NAME = 100
 
 
@@ -72,7 +72,7 @@ class Heading(Section):
             raise ValueError(f"a name has at most {_LONGEST_NAME} characters, this one {len(name)}")
         if not _NAME.fullmatch(name):
             raise ValueError(
-                "a name is made of letters, digits, '.', '_' and '-', does not start with '.', and is no path"
+                "a name is made of letters, digits, '.', '_' and '-', does not start with '.' or '-', and is no path"
                 f" (results go to results/<name>); got {name!r}"
             )
         return name

@@ -36,6 +36,16 @@ class Section(BaseModel):
         """
         return self
 
+    @classmethod
+    def tables(cls) -> dict[str, type[Section]]:
+        """The fields that are records themselves: the tables inside this section, ``[engine.slurm]``."""
+        records = {name: field.annotation for name, field in cls.model_fields.items()}
+        return {
+            name: record
+            for name, record in records.items()
+            if isinstance(record, type) and issubclass(record, Section)
+        }
+
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
         """Check this section against the others. ``sections`` holds those that validated; one may be missing."""
         return iter(())

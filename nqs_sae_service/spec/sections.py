@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from .section import Finding, Section
+from .slurm import Slurm
 
 DEFAULT_SEED = 1
 StageSeed = Annotated[
@@ -277,10 +278,10 @@ def _without_norm(names: tuple[str, ...], sections: Mapping[str, Section]) -> li
         return []
     from ..physics.observables import UnknownObservable, observable_kind
 
-    found = []
+    found, n_sites = [], lattice.build().n_sites
     for name in names:
         try:
-            if observable_kind(name, lattice.build().n_sites) == "log_psi":
+            if observable_kind(name, n_sites) == "log_psi":
                 found.append(name)
         except UnknownObservable:
             continue
@@ -305,6 +306,7 @@ class Engine(Section):
         description="what is not computed twice: equal configurations; what a flip leaves alone; few chains: proposals ahead",
     )
     checkpoint_seconds: float = Field(30.0, ge=0, le=86_400, description="seconds between checkpoints")
+    slurm: Slurm = Field(default_factory=Slurm, description="what a run asks of Slurm")
 
 
 class Output(Section):
@@ -334,9 +336,11 @@ def _multiple_of_chains(key: str, count: int, sections: Mapping[str, Section]) -
 
 
 def _repeated(key: str, names: tuple[str, ...]) -> Iterator[Finding]:
+    seen: set[str] = set()
     for index, name in enumerate(names):
-        if name in names[:index]:
+        if name in seen:
             yield Finding(f"{key}[{index}]", f'"{name}" is listed twice')
+        seen.add(name)
 
 
 def _among(key: str, names: tuple[str, ...], where: str, allowed: tuple[str, ...]) -> Iterator[Finding]:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .document import Document, Setting
+from .document import Document, Setting, replaced
 from .problems import COMMAND_LINE, KeyPath, Origin, Problem, dotted, nearest, show
 from .root import SECTIONS, records_of
 
 MOST_POINTS = 10_000
+_MOST_AXES = 100  # a spec has fewer keys
+_MOST_VALUES = 2_000_000  # of all points together: seconds of validation, hundreds of megabytes
 
 
 @dataclass(frozen=True)
@@ -61,17 +64,26 @@ def expand(document: Document, settings: Sequence[Setting]) -> Expansion:
         return Expansion([single], problems=tuple(problems))
     moving = [(axis,) for axis in grid] + ([tuple(zipped)] if zipped else [])
     axes = [[[(axis, i) for axis in together] for i in range(len(together[0].values))] for together in moving]
-    documents = [_point(single, itertools.chain(*choice)) for choice in itertools.product(*axes)]
-    return Expansion(documents, tuple(axis.target for axis in (*grid, *zipped)))
+    targets = tuple(axis.target for axis in (*grid, *zipped))
+    unswept = {p: o for p, o in single.origins.items() if not any(p[: len(t)] == t for t in targets)}
+    choices = map(itertools.chain.from_iterable, itertools.product(*axes))
+    return Expansion([_point(rest, unswept, choice) for choice in choices], targets)
 
 
-def _point(document: Document, choice: Iterable[tuple[Axis, int]]) -> Document:
+def _point(
+    values: dict[str, Any], origins: dict[KeyPath, Origin], choice: Iterable[tuple[Axis, int]]
+) -> Document:
+    """The document of one point. What is not swept is shared by all points, not copied."""
+    written: dict[KeyPath, Origin] = {}
+    enclosing: dict[KeyPath, Origin] = {}
     for axis, index in choice:
         try:
-            document = document.assigned(axis.target, axis.values[index], axis.origins[index])
+            values = replaced(values, axis.target, axis.values[index])
         except KeyError:  # the section is no table, which is a problem of the section
             continue
-    return document
+        written |= axis.origins[index]
+        enclosing[axis.target[:-1]] = written[axis.target]
+    return Document(values, ChainMap(written, origins, enclosing))
 
 
 def _read_axes(document: Document, problems: list[Problem]) -> tuple[list[Axis], list[Axis]]:
@@ -85,8 +97,15 @@ def _read_axes(document: Document, problems: list[Problem]) -> tuple[list[Axis],
         what = 'unknown key: a sweep is written as [sweep.grid] or [sweep.zip] with keys like "hamiltonian.h"'
         problems.append(Problem(document.origin(path), dotted(path), what, nearest(key, ("grid", "zip"))))
     grid, zipped = (
-        list(_axes(document, ("sweep", kind), sweep.get(kind, {}), problems)) for kind in ("grid", "zip")
+        list(
+            itertools.islice(_axes(document, ("sweep", kind), sweep.get(kind, {}), problems), _MOST_AXES + 1)
+        )
+        for kind in ("grid", "zip")
     )
+    if max(len(grid), len(zipped)) > _MOST_AXES:
+        what = f"more than {_MOST_AXES} keys are swept"
+        problems.append(Problem(document.origin(("sweep",)), "sweep", what))
+        return [], []
     return grid, zipped
 
 
@@ -136,6 +155,8 @@ def _axis_problems(document: Document, axis: Axis, settings: Sequence[Setting]) 
     if rest[0] not in fields:
         near = tuple(f"{section}.{name}" for name in nearest(rest[0], fields))
         yield Problem(origin, dotted(axis.place), f"unknown key {show(key)}", near)
+    elif any(rest[0] in record.tables() for record in records_of(section)):
+        yield Problem(origin, dotted(axis.place), f"cannot be swept: [{key}] is a table")
 
 
 def _repetition_problems(document: Document, axes: Sequence[Axis]) -> Iterator[Problem]:
@@ -156,6 +177,10 @@ def _size_problems(document: Document, grid: Sequence[Axis], zipped: Sequence[Ax
     points = math.prod(len(axis.values) for axis in grid) * max(lengths, default=1)
     if points > MOST_POINTS:
         what = f"makes {points} points; at most {MOST_POINTS} are allowed"
+        yield Problem(document.origin(("sweep",)), "sweep", what)
+    values = sum(path[0] != "sweep" for path in document.origins if path)
+    if points <= MOST_POINTS and points * values > _MOST_VALUES:
+        what = f"makes {points} points of {values} values each; at most {_MOST_VALUES // points} each can be handled"
         yield Problem(document.origin(("sweep",)), "sweep", what)
 
 

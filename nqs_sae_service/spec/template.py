@@ -50,18 +50,23 @@ def _section(section: str, chosen: dict[str, Any]) -> str:
     record = records_of(section)[0]
     if section in REGISTRIES:
         record = REGISTRIES[section][chosen["kind"]]
-    about = inspect.cleandoc(record.__doc__ or "").split("\n\n")[0].replace("\n", " ").replace("``", "")
     others = [kind for kind in REGISTRIES.get(section, {}) if kind != chosen["kind"]]
-    if others:
-        about += f" Other kinds: {', '.join(others)}."
-    header = "\n".join(textwrap.wrap(about, _WIDTH, initial_indent="# ", subsequent_indent="# "))
-    return f"{header}\n[{section}]\n{_keys(record, chosen)}"
+    return _table(section, record, chosen, f" Other kinds: {', '.join(others)}." if others else "")
+
+
+def _table(name: str, record: type[Section], chosen: dict[str, Any], more: str = "") -> str:
+    """A section, or a table inside one, with its keys; then the tables inside it."""
+    about = inspect.cleandoc(record.__doc__ or "").split("\n\n")[0].replace("\n", " ").replace("`", "")
+    header = "\n".join(textwrap.wrap(about + more, _WIDTH, initial_indent="# ", subsequent_indent="# "))
+    inner = [_table(f"{name}.{key}", table, {}) for key, table in record.tables().items()]
+    return "\n".join([f"{header}\n[{name}]\n{_keys(record, chosen)}", *inner])
 
 
 def _keys(record: type[Section], chosen: dict[str, Any]) -> str:
     """Every key of a record: the chosen ones set, the others commented out at their defaults."""
     lines = []
-    for name in sorted(record.model_fields, key=lambda name: name != "kind"):
+    names = [name for name in record.model_fields if name not in record.tables()]
+    for name in sorted(names, key=lambda name: name != "kind"):
         field = record.model_fields[name]
         default = field.get_default(call_default_factory=True)
         if name in chosen:

@@ -49,18 +49,25 @@ class Missing(Problem):
     """Something required that is not there."""
 
 
-def validate(document: Document, complete: bool = True) -> tuple[Spec | None, list[Problem]]:
+Validated = tuple[Section | None, list[Problem]]
+Memory = dict[tuple[str, int], tuple[Any, Validated]]
+
+
+def validate(
+    document: Document, complete: bool = True, memory: Memory | None = None
+) -> tuple[Spec | None, list[Problem]]:
     """The resolved spec of a document without sweep, or None and everything that is wrong with it.
 
     ``complete=False`` says that part of the document is known to be lost (an unreadable base): nothing counts
-    as missing.
+    as missing. ``memory``, handed on from one point of a sweep to the next, spares the sections that they share.
     """
+    memory = {} if memory is None else memory
     problems = list(_unknown_sections(document))
     heading, found = _record(document, (), Heading)
     problems += found
     sections: dict[str, Section] = {}
     for name in SECTIONS:
-        record, found = _section(document, name)
+        record, found = _remembered(document, name, memory)
         problems += found
         if record is not None:
             sections[name] = record
@@ -75,7 +82,16 @@ def validate(document: Document, complete: bool = True) -> tuple[Spec | None, li
     return Spec(**fields), []
 
 
-def _section(document: Document, name: str) -> tuple[Section | None, list[Problem]]:
+def _remembered(document: Document, name: str, memory: Memory) -> Validated:
+    """A section, validated once for all points that hold the very same table (which the memory keeps alive)."""
+    values = document.values.get(name)
+    key = (name, id(values))
+    if key not in memory:
+        memory[key] = (values, _section(document, name))
+    return memory[key][1]
+
+
+def _section(document: Document, name: str) -> Validated:
     values = document.values.get(name)
     if values is None:
         if name in REQUIRED_SECTIONS:
@@ -109,7 +125,7 @@ def _kind(
     return registry[kind], []
 
 
-def _record(document: Document, path: KeyPath, record: type[Section]) -> tuple[Section | None, list[Problem]]:
+def _record(document: Document, path: KeyPath, record: type[Section]) -> Validated:
     """Validate one section (or, for the empty path, the keys above all sections)."""
     values: Any = document.values
     for part in path:
@@ -125,7 +141,9 @@ def _record(document: Document, path: KeyPath, record: type[Section]) -> tuple[S
     problems = [Problem(document.origin(place), dotted(place), what) for place, what in foreign.items()]
     for error in errors:
         place = (*path, *error["loc"])
-        if not any(place[:n] in foreign for n in range(len(place) + 1)):
+        # elements that are wrong do not count for pydantic, so that it finds too few of them as well
+        short = error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]
+        if not short and not any(place[:n] in foreign for n in range(len(place) + 1)):
             problems.append(_problem(document, place, error, record))
     if validated is None and all(
         error["type"] == "extra_forbidden" and len(error["loc"]) == 1 for error in errors
@@ -154,13 +172,14 @@ def _as_json(value: Any, path: KeyPath, foreign: dict[KeyPath, str]) -> Any:
         return None
     if isinstance(value, str | int | float):
         return value
-    foreign[path] = f"dates and times have no place in a spec, got {value}"
+    foreign[path] = f"dates and times have no place in a spec, got {value} (quote what is meant as a string)"
     return None
 
 
 def _problem(document: Document, place: KeyPath, error: Mapping[str, Any], record: type[Section]) -> Problem:
     """One error of pydantic in our words."""
     kind, origin = error["type"], document.origin(place)
+    record = _innermost(record, place)
     if kind == "missing":
         return Missing(origin, dotted(place), f"required key is missing{_described(record, place)}")
     if kind == "extra_forbidden":
@@ -176,6 +195,13 @@ def _problem(document: Document, place: KeyPath, error: Mapping[str, Any], recor
     return Problem(origin, dotted(place), f"{what}, got {show(error['input'])}", candidates)
 
 
+def _innermost(record: type[Section], place: KeyPath) -> type[Section]:
+    """The record of the table that holds the key at ``place``: of the section, or of a table inside it."""
+    for part in place[1:-1]:
+        record = record.tables().get(str(part), record)
+    return record
+
+
 def _described(record: type[Section], place: KeyPath) -> str:
     field = record.model_fields.get(str(place[-1]))
     return f" ({field.description})" if field is not None and field.description else ""
@@ -184,21 +210,26 @@ def _described(record: type[Section], place: KeyPath) -> str:
 def _unknown_key(place: KeyPath, record: type[Section]) -> tuple[str, tuple[str, ...]]:
     """What to say about a key that the section does not have, and where it may belong."""
     section, key = str(place[0]), str(place[-1])
+    table = ".".join(map(str, place[:-1]))
     kinds = [kind for kind, other in REGISTRIES.get(section, {}).items() if key in other.model_fields]
     if kinds:
         return f"unknown key here; it belongs to kind {' or '.join(map(show, kinds))}", ()
     near = (*nearest(key, record.model_fields), *_sections_with(key))
     if near:
         return "unknown key", near
-    return f"unknown key; [{section}] has {', '.join(record.model_fields) or 'none'}", ()
+    return f"unknown key; [{table}] has {', '.join(record.model_fields) or 'none'}", ()
 
 
 def _sections_with(key: str) -> tuple[str, ...]:
-    """The dotted names of this key in all sections that have it."""
+    """The dotted names of this key in all sections that have it, and in the tables inside them."""
+    tables = {section: records_of(section) for section in SECTIONS}
+    for section in SECTIONS:
+        for record in records_of(section):
+            tables |= {f"{section}.{name}": (inner,) for name, inner in record.tables().items()}
     return tuple(
-        f"{section}.{key}"
-        for section in SECTIONS
-        if any(key in record.model_fields for record in records_of(section))
+        f"{table}.{key}"
+        for table, records in tables.items()
+        if any(key in record.model_fields for record in records)
     )
 
 

@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import toy
 
 from nqs_sae_service.datasets import same_data
+from nqs_sae_service.service import stop
 from nqs_sae_service.service.plan import make_plan
 from nqs_sae_service.service.runner import run_plans
 from nqs_sae_service.service.stop import StopRequest
@@ -117,6 +119,24 @@ def test_three_signals_ask_to_stop(number, capfd):
             signal.signal(each, signal.default_int_handler if each is signal.SIGINT else signal.SIG_DFL)
 
 
+def test_the_same_request_twice_is_one(monkeypatch):
+    left = []
+    moments = iter([0.0, 0.1, 0.4, 0.6])
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    monkeypatch.setattr(stop, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+    monkeypatch.setattr(stop, "_leave_at_once", lambda: left.append("at once"))
+    try:
+        with StopRequest():
+            for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
+                os.kill(os.getpid(), number)
+            assert left == []
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert left == ["at once"]
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1), handlers, strict=True):
+            signal.signal(number, handler)
+
+
 def test_two_processes_on_one_run_do_not_meet(start, tmp_path):
     first = start("shared", sleep=1.0)
     wait_for(tmp_path / "shared.log", first)
@@ -146,8 +166,10 @@ def test_a_second_signal_leaves_at_once(start, tmp_path):
     ):  # written at the first tick, before the long step
         assert process.poll() is None
         time.sleep(0.01)
+    time.sleep(0.5)  # into the long step
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
     assert process.stderr.readline().startswith("SIGINT received")
+    time.sleep(0.6)  # any sooner, it would belong to the first
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=5) == 75

@@ -62,9 +62,10 @@ def test_going_back_finds_the_old_results(lab):
 
 
 def test_until_leaves_out_what_is_not_needed(lab):
-    plans = lab(until="samples")
+    plans = lab(until=["samples"])
     assert running(plans) == [["ground_state", "samples"]]
     assert reasons(plans)[0]["steering"] == "not asked for"
+    assert running(lab(until=["ground_state", "samples"])) == running(plans)
 
 
 def test_forcing_a_stage_runs_what_follows(lab):
@@ -82,7 +83,7 @@ def test_points_of_a_sweep_share_what_they_have_in_common(lab):
     assert reasons(forced)[1]["samples"] == "shared with toy/steering.draws=2"
 
 
-@pytest.mark.parametrize("options", [{"until": "sample"}, {"force": ["sample"]}])
+@pytest.mark.parametrize("options", [{"until": ["sample"]}, {"force": ["sample"]}])
 def test_an_unknown_stage_names_the_nearest(lab, options):
     with pytest.raises(UserError, match=r"'sample' \(did you mean samples\?\)"):
         lab(**options)
@@ -90,4 +91,4 @@ def test_an_unknown_stage_names_the_nearest(lab, options):
 
 def test_forcing_beyond_until_is_a_contradiction(lab):
     with pytest.raises(UserError, match="--force steering"):
-        lab(until="samples", force=["steering"])
+        lab(until=["samples"], force=["steering"])

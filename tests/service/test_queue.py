@@ -1,10 +1,10 @@
 """The queue as a table: order, states, locks, and what happens to runs whose worker is gone."""
 
 import json
+import os
 import sqlite3
 import subprocess
 import sys
-import time
 
 import pytest
 import toy
@@ -211,7 +211,7 @@ def test_a_damaged_queue_is_said_plainly(tmp_path):
 
 
 def test_a_thousand_queued_runs_cost_nothing(tmp_path):
-    """``status`` and ``submit`` as processes, start of Python included: under half a second each."""
+    """``status`` and ``submit`` as processes, start of Python included: under half a second each, whatever else goes on."""
     spec, folder = tmp_path / "toy.toml", str(tmp_path / "queue")
     spec.write_text(toy.SPEC + f"[sweep.grid]\nseed = {list(range(1000))}\n", encoding="utf-8")
     Queue(tmp_path / "queue").submit(load_spec(spec), tmp_path / "results", 0, None)
@@ -219,9 +219,10 @@ def test_a_thousand_queued_runs_cost_nothing(tmp_path):
 
     def seconds(*arguments: str) -> float:
         command = [sys.executable, "-m", "nqs_sae_service", *arguments, "--queue", folder]
-        began = time.monotonic()
+        before = os.times()
         subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-        return time.monotonic() - began
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
 
     assert min(seconds("status") for _ in range(5)) < 0.5
     assert min(seconds("status", "--json") for _ in range(5)) < 0.5

@@ -81,7 +81,7 @@ def spec(tmp_path_factory) -> Path:
 
 
 def plan(spec: Path, results: Path, *sets: str, until: str | None = None):
-    return make_plan(load_spec(spec, sets), STAGES, results, until)
+    return make_plan(load_spec(spec, sets), STAGES, results, [until] if until else ())
 
 
 def compute(spec: Path, results: Path, *sets: str, until: str | None = None) -> list[Path]:

@@ -100,7 +100,7 @@ def test_editing_a_section_reruns_only_what_depends_on_it(lab, computed):
 
 def test_files_of_an_earlier_version_of_the_spec_are_taken_away(lab, run_directory, computed):
     lab()
-    lab("samples.seed=9", until="samples")
+    lab("samples.seed=9", until=["samples"])
     assert not (run_directory / "steering.nc").exists()
     assert (run_directory / "samples.nc").exists()
 

@@ -5,7 +5,7 @@ import tomli
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nqs_sae_service.spec.locate import TooDeep, locate
+from nqs_sae_service.spec.locate import TooMuch, locate
 
 
 def paths(value, path=()):
@@ -166,8 +166,8 @@ def test_positions_agree_with_tomli_on_any_document(parts):
 
 
 def test_nesting_beyond_any_spec_is_refused_where_it_happens():
-    with pytest.raises(TooDeep) as error:
+    with pytest.raises(TooMuch) as error:
         locate("ok = 1\nx = " + "[" * 100 + "]" * 100)
     assert error.value.position[0] == 2
-    with pytest.raises(TooDeep):
+    with pytest.raises(TooMuch):
         locate(".".join("a" * 100) + " = 1")

@@ -11,18 +11,25 @@ from nqs_sae_service.spec import SpecError, json_schema, starter
 from nqs_sae_service.spec.root import REGISTRIES, SECTIONS, records_of
 
 
-def fields():
+def tables():
+    """Every record of a section, and of a table inside one, by the dotted name of the table."""
     for section in SECTIONS:
         for record in records_of(section):
-            for name, field in record.model_fields.items():
-                yield section, record.__name__, name, field
+            yield section, record
+            yield from ((f"{section}.{name}", inner) for name, inner in record.tables().items())
+
+
+def fields():
+    for table, record in tables():
+        for name, field in record.model_fields.items():
+            yield table, record.__name__, name, field
 
 
 def test_every_field_says_what_it_means():
     assert [
         (record, name) for _, record, name, field in fields() if name != "kind" and not field.description
     ] == []
-    assert all(record.__doc__ for section in SECTIONS for record in records_of(section))
+    assert all(record.__doc__ for _, record in tables())
 
 
 def test_the_schema_knows_every_key():
@@ -32,7 +39,7 @@ def test_the_schema_knows_every_key():
     for _, record, name, field in fields():
         entry = schema["$defs"][record]["properties"][name]
         assert entry.get("description") == field.description
-        assert entry.keys() & {"type", "const", "enum", "anyOf"}
+        assert entry.keys() & {"type", "const", "enum", "anyOf", "$ref"}
     for section, registry in REGISTRIES.items():
         text = json.dumps(schema["properties"][section])
         assert all(f'"#/$defs/{record.__name__}"' in text for record in registry.values())
@@ -51,7 +58,7 @@ def test_the_starter_is_a_spec(folder):
     (point,) = folder.load(text)
     assert point.spec.name == "first"
     assert max(map(len, text.split("\n"))) <= 110
-    assert all(f"\n[{section}]\n" in text for section in SECTIONS)
+    assert all(f"\n[{table}]\n" in text for table in {*SECTIONS, "engine.slurm"})
 
 
 def test_the_commented_keys_of_the_starter_are_its_defaults(folder):

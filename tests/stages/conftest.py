@@ -80,7 +80,9 @@ def _compute(directory: Path, *sets: str, until: str | None = None) -> Path:
     spec = directory / "ring.toml"
     spec.write_text(SPEC, encoding="utf-8")
     log_to_stderr()
-    outcome = run_plans(make_plan(load_spec(spec, sets), STAGES, directory / "results", until))
+    outcome = run_plans(
+        make_plan(load_spec(spec, sets), STAGES, directory / "results", [until] if until else ())
+    )
     assert outcome.code == 0
     return outcome.directories[0]
 
