@@ -264,9 +264,13 @@ def _stored(stage: str, name: str, array: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def encoding(stage: str, name: str, array: xr.DataArray) -> dict[str, Any]:
-    """NetCDF encoding of a variable: no fill value, and zlib 4 with shuffle where the table says that it pays."""
+    """NetCDF encoding of a variable: no fill value, and zlib 4 with shuffle where the table says that it pays.
+
+    Texts are arrays of characters, which every tool reads: HDF5 2.2 crashes when a file with strings of variable length as
+    coordinates is opened a few times more while it is open.
+    """
     if array.dtype.kind not in "biuf":
-        return {}
+        return {"dtype": "S1"}
     pays = _is(stage, name, "compress") and array.size > 0
     return {"_FillValue": None} | ({"zlib": True, "complevel": 4, "shuffle": True} if pays else {})
 

@@ -17,6 +17,10 @@ import xarray as xr
 from .files import is_own_file, link_or_copy, locked, sha256_of, sweep_temporaries, write_text
 from .netcdf import Origin, Streamed, write_stage
 
+_INTACT: set[tuple[object, ...]] = (
+    set()
+)  # files that this process has verified: the points of a sweep share large ones
+
 
 @dataclass(frozen=True)
 class Store:
@@ -37,9 +41,14 @@ class Store:
         return is_own_file(self.path(stage, key)) and is_own_file(self._sum(stage, key))
 
     def intact(self, stage: str, key: str) -> bool:
-        """Whether a present file still has the content it was written with."""
+        """Whether a present file still has the content it was written with; a process reads it once."""
         path = self.path(stage, key)
-        return self._sum(stage, key).read_bytes().split()[:1] == [sha256_of(path).encode()]
+        said = self._sum(stage, key).read_bytes()
+        status = path.stat()
+        seen = (path.absolute(), said, status.st_ino, status.st_size, status.st_mtime_ns)
+        if seen not in _INTACT and said.split()[:1] == [sha256_of(path).encode()]:
+            _INTACT.add(seen)
+        return seen in _INTACT
 
     def lock(self, stage: str, key: str, wait: Callable[[], None]) -> AbstractContextManager[None]:
         """Hold the key; ``wait()`` is called while another process holds it."""

@@ -134,8 +134,10 @@ class MpiRanks(Ranks):
     def exchange(self, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
         mine = [np.ascontiguousarray(part) for part in parts]
         received = [np.empty(shape, mine[0].dtype) for shape in self._world.alltoall([p.shape for p in mine])]
-        requests = [self._world.Irecv(_bytes(part), rank) for rank, part in enumerate(received)]
-        requests += [self._world.Isend(_bytes(part), rank) for rank, part in enumerate(mine)]
+        received[self.rank] = mine[self.rank]  # a message to oneself would cost more than the others
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        requests = [self._world.Irecv(_bytes(received[rank]), rank) for rank in others]
+        requests += [self._world.Isend(_bytes(mine[rank]), rank) for rank in others]
         self._mpi.Request.Waitall(requests)
         return received
 

@@ -20,6 +20,7 @@ import numpy as np
 from ..engine.arrays import namespace, to_host
 from ..engine.devices import HOST, Device
 from ..engine.economy import Economy
+from ..engine.ranks import ALONE, Ranks
 from ..physics.exact import FullSummation, all_configurations
 from ..physics.observables import Observable
 from ..sampling import Metropolis
@@ -158,7 +159,10 @@ def weighted_start(weight: np.ndarray, chains: int, seed: tuple[int, ...]) -> np
 
 @dataclass(frozen=True)
 class FreshSampling:
-    """How a state is sampled anew: ``draws`` samples per chain, ``sweeps`` apart, after ``burn_in`` sweeps."""
+    """How a state is sampled anew: ``draws`` samples per chain, ``sweeps`` apart, after ``burn_in`` sweeps.
+
+    The ``ranks`` share the chains.
+    """
 
     metropolis: Metropolis
     chains: int
@@ -166,6 +170,7 @@ class FreshSampling:
     draws: int
     sweeps: int
     economy: Economy
+    ranks: Ranks = ALONE
 
 
 _SWEEPS_OF_A_STATE = 1 << 24  # the random numbers of different states never overlap
@@ -189,23 +194,28 @@ def resampled(
     log_ratio = to_host(psi_s.log_psi(sigma) - log_psi).real
     weight = np.exp(2 * (log_ratio - log_ratio.max()))
     start = weighted_start(weight, sampling.chains, (sampling.metropolis.seed, number))
-    start = namespace(sigma).asarray(start)
-    chains = sampling.metropolis.start(psi_s, sigma[start], number * _SWEEPS_OF_A_STATE)
-    for _ in range(sampling.burn_in):
+    ranks = sampling.ranks
+    own = ranks.share(sampling.chains)
+    start = namespace(sigma).asarray(start[own])
+    chains = sampling.metropolis.start(psi_s, sigma[start], number * _SWEEPS_OF_A_STATE, own.start)
+
+    def sweep() -> None:
         tick("resampling")
-        sampling.metropolis.sweep(psi_s, chains)
+        ranks.together(lambda: sampling.metropolis.sweep(psi_s, chains))
+
+    for _ in range(sampling.burn_in):
+        sweep()
     values, log_ratios = [], []
     for _ in range(sampling.draws):
         for _ in range(sampling.sweeps):
-            tick("resampling")
-            sampling.metropolis.sweep(psi_s, chains)
+            sweep()
         measured = measure(psi_s, observables, chains.sigma, chains.log_psi, sampling.economy)
         values.append(to_host(measured).real)
         log_ratios.append(to_host(psi.log_psi(chains.sigma) - chains.log_psi))
-    value = np.stack(values, axis=1)
+    value = ranks.gather(np.stack(values, axis=1))
     mean = value.mean(axis=(0, 1))
     tau = float(autocorrelation_time(value[..., -1])) if sampling.draws > 1 else 1.0
-    overlap = infidelity(np.stack(log_ratios))
+    overlap = infidelity(np.ascontiguousarray(ranks.gather(np.stack(log_ratios, axis=1)).T))
     return Curve(
         mean[None], (value - mean)[None], False, np.asarray([overlap]), np.asarray([1 / max(1.0, tau)])
     )

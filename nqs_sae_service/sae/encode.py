@@ -353,7 +353,7 @@ def encode_topk(
     scratch = scratch or Scratch()
     values = scratch.array(f"{name} values", (len(x), k))
     indices = scratch.array(f"{name} indices", (len(x), k), np.int32)
-    if len(x) == 0:
+    if values.size == 0:
         return values, indices
     floor = np.float32(0) if positive else np.finfo(np.float32).min
     rows = _rows_at_once(len(x), k)
@@ -365,3 +365,27 @@ def encode_topk(
         *(values.reshape(-1), indices.reshape(-1), lists),
     )
     return values, indices
+
+
+@njit(parallel=True)
+def _keep_best(scores, places, stride, n, k, keep):
+    floor = np.finfo(np.float32).min
+    for i in prange(len(keep)):
+        start, lowest = i * stride, np.float32(np.inf)
+        for q in range(start, start + n):
+            places[q] = q - start
+            if floor < scores[q] < lowest:  # a search from the lowest number that there is would be long
+                lowest = scores[q]
+        kept, _ = _cut(scores, places, start, n, k, 0, lowest, floor, scores, places, start)
+        for q in range(start, start + kept):
+            keep[i, places[q]] = True
+
+
+def keep_best(scores, k):
+    """Mask, shaped like ``scores`` (n, m) float32, of the k largest of every row; the first wins a tie, -inf is never kept."""
+    n, m = scores.shape
+    keep, stride = np.zeros((n, m), np.bool_), -(-m // FEATURES) * FEATURES
+    padded, places = np.empty((n, stride), np.float32), np.empty(n * stride, np.int32)
+    padded[:, :m] = scores
+    _keep_best(padded.reshape(-1), places, stride, m, k, keep)
+    return keep

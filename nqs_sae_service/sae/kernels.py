@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..engine.jit import njit, numba, prange
+from ..engine.ranks import ALONE
 from .encode import Scratch, encode_topk
 from .rows import adam, add, add_two, dot, prefetch, scale
 
@@ -161,7 +162,7 @@ class Sorted:
 def sort_by_feature(values, indices, n_features, scratch=None, name="sorted"):
     """Counting sort of the active entries (n, k) by feature; empty places are left out. Cost: two passes, 16 n k bytes."""
     scratch, size = scratch or Scratch(), values.size
-    parts = max(1, min(numba.get_num_threads(), size // n_features))
+    parts = max(1, min(numba.get_num_threads(), size // max(1, n_features)))
     result = Sorted(
         scratch.array(f"{name} start", (n_features + 1,), np.int32),
         scratch.array(f"{name} rows", (size,), np.int32),
@@ -289,7 +290,7 @@ class Term:
         return self.target, np.float32(self.weight), (active.start, active.rows, active.values)
 
 
-def learn(x, terms, bias_gradient, parameters, moments, constants, unit):
+def learn(x, terms, bias_gradient, parameters, moments, constants, unit, ranks=ALONE):
     """One Adam step, in place, with the gradients of the sum of two ``terms`` by the parameters of a sparse dictionary.
 
     Equals, with dense f and delta = weight (target W_d^T) where f is active: dW_d = weight f^T target,
@@ -297,6 +298,7 @@ def learn(x, terms, bias_gradient, parameters, moments, constants, unit):
     ``rows.adam`` with ``constants`` and, for ``unit``, rows of W_d on the unit sphere: their gradient g loses its part along
     the row p, g - (g.p) p, before the step, and they are renormalised after it. Gradients are never stored: those of a feature
     stay in the cache until its step is done. ``parameters``, and ``moments``, a pair for each: W_e, W_d (F, d), b_e, b_d.
+    Where ``ranks`` share the features, these are the ones of this rank, and b_d is the same everywhere.
     Cost: 6 n k d operations and about 30 F d; reads two rows of length d per active entry, passes 48 F d bytes.
     """
     encoder, decoder, encoder_bias, decoder_bias = parameters
@@ -309,7 +311,7 @@ def learn(x, terms, bias_gradient, parameters, moments, constants, unit):
         tuple(array.reshape(-1) for pair in moments[:2] for array in pair),
         *((m_bias, v_bias), constants, unit, partial.reshape(-1), workers),
     )
-    gradient = (bias_gradient + partial.sum(axis=0, dtype=np.float64)).astype(np.float32)
+    gradient = (bias_gradient + ranks.sum(partial.sum(axis=0, dtype=np.float64))).astype(np.float32)
     _adam_rows(decoder_bias, *moments[3], gradient, constants)
 
 

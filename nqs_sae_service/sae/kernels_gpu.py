@@ -38,6 +38,8 @@ def encode_topk(
     xp = namespace(x)
     n, features = len(x), len(encoder)
     values, indices = xp.empty((n, k), dtype=xp.float32), xp.empty((n, k), dtype=xp.int32)
+    if values.size == 0:
+        return values, indices
     rows = max(1, _CACHED_ELEMENTS // features)
     for first in range(0, n, rows):
         block = slice(first, first + rows)

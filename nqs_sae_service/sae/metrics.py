@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from ..engine.ranks import ALONE, Ranks
 from .dictionary import BLOCK_ELEMENTS, Dictionary
 from .inputs import Inputs, blocks
 
@@ -61,24 +62,37 @@ def mean_and_variance(inputs: Inputs) -> tuple[np.ndarray, float]:
     return origin + mean, square / inputs.n_rows - float(mean @ mean)
 
 
-def explained_variance(inputs: Inputs, reconstruct: Callable[[np.ndarray], np.ndarray]) -> float:
-    """Share of the variance of the rows of ``inputs`` that ``reconstruct`` (n, d) explains; NaN when they do not vary."""
+def explained_variance(
+    inputs: Inputs, reconstruct: Callable[[np.ndarray], np.ndarray], ranks: Ranks = ALONE
+) -> float:
+    """Share of the variance of the rows of ``inputs`` that ``reconstruct`` (n, d) explains; NaN when they do not vary.
+
+    Every one of the ``ranks`` reconstructs its share of each block.
+    """
     _, variance = mean_and_variance(inputs)
-    error = sum(float(np.sum((rows - reconstruct(rows).astype(np.float64)) ** 2)) for rows in blocks(inputs))
+    error = 0.0
+    for block in blocks(inputs):
+        rows = block[ranks.share(len(block))]
+        error += float(np.sum((rows - reconstruct(rows).astype(np.float64)) ** 2))
+    error = float(ranks.sum(np.asarray([error]))[0])
     return 1 - error / (inputs.n_rows * variance) if variance > 0 else float("nan")
 
 
-def density(dictionary: Dictionary, inputs: Inputs) -> np.ndarray:
-    """Share (F,) of the rows of ``inputs`` on which each feature is active; its sum is the mean L0."""
+def density(dictionary: Dictionary, inputs: Inputs, ranks: Ranks = ALONE) -> np.ndarray:
+    """Share (F,) of the rows of ``inputs`` on which each feature is active; its sum is the mean L0.
+
+    Every one of the ``ranks`` encodes its share of each block.
+    """
     counts = np.zeros(dictionary.n_features, np.int64)
-    for rows in blocks(inputs):
+    for block in blocks(inputs):
+        rows = block[ranks.share(len(block))]
         if dictionary.kind == "topk":
             _, indices = dictionary.encode_sparse(rows)
             counts += np.bincount(indices[indices >= 0], minlength=dictionary.n_features)
             continue
         for part in _blocks(rows, dictionary.n_features):
             counts += (dictionary.encode(rows[part]) > 0).sum(axis=0)
-    return counts / max(inputs.n_rows, 1)
+    return ranks.sum(counts) / max(inputs.n_rows, 1)
 
 
 def l0(dictionary: Dictionary, inputs: Inputs) -> float:

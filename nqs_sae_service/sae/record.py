@@ -12,6 +12,7 @@ from ..spec.section import Finding, Section
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..engine.ranks import Ranks
     from .dictionary import Dictionary
     from .training import History, Learner
 
@@ -55,10 +56,11 @@ class SaeSection(Section):
             elif seed in self.seeds[:position]:
                 yield Finding(f"seeds[{position}]", f"{seed} appears twice")
 
-    def learner(self, parameters_seed: np.random.Generator, sample: np.ndarray) -> Learner:
+    def learner(self, parameters_seed: np.random.Generator, sample: np.ndarray, ranks: Ranks) -> Learner:
         """A freshly initialised dictionary that can take optimisation steps (each kind defines it).
 
         ``sample`` (n, d) float32: the first batch of centred, scaled inputs, on which the initial lengths are set.
+        Of its features the learner has the share of this one of the ``ranks``.
         """
         raise NotImplementedError
 

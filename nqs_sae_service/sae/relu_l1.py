@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from ..engine.arrays import namespace
+from ..engine.ranks import ALONE, Ranks
 from .record import SaeSection
 from .training import Adam, Parameters, unit_rows
 
@@ -37,9 +38,11 @@ class ReluL1(SaeSection):
         description="penalty lambda, for inputs scaled to E|x|^2 = width (about 1 suits a width of 32)",
     )
 
-    def learner(self, generator: np.random.Generator, sample: np.ndarray) -> ReluL1Learner:
+    def learner(
+        self, generator: np.random.Generator, sample: np.ndarray, ranks: Ranks = ALONE
+    ) -> ReluL1Learner:
         """A tied dictionary with short decoder rows, for inputs like ``sample`` (n, d)."""
-        return ReluL1Learner(self, generator, sample)
+        return ReluL1Learner(self, generator, sample, ranks)
 
 
 class ReluL1Learner:
@@ -47,10 +50,13 @@ class ReluL1Learner:
 
     k = 0
 
-    def __init__(self, record: ReluL1, generator: np.random.Generator, sample: np.ndarray) -> None:
-        self.l1, xp, width = record.l1, namespace(sample), sample.shape[1]
-        decoder = xp.asarray(np.float32(DECODER_LENGTH) * unit_rows(generator, record.features, width))
-        no_bias = xp.zeros(record.features, np.float32)
+    def __init__(
+        self, record: ReluL1, generator: np.random.Generator, sample: np.ndarray, ranks: Ranks = ALONE
+    ) -> None:
+        self.l1, self.ranks, xp, width = record.l1, ranks, namespace(sample), sample.shape[1]
+        own = ranks.share(record.features)
+        decoder = xp.asarray(np.float32(DECODER_LENGTH) * unit_rows(generator, own.stop, width, own.start))
+        no_bias = xp.zeros(len(decoder), np.float32)
         self.parameters = Parameters(decoder.copy(), decoder, no_bias, xp.zeros(width, np.float32))
 
     def step(
@@ -58,7 +64,7 @@ class ReluL1Learner:
     ) -> tuple[float, np.ndarray]:
         """See ``training.Learner``; this kind does nothing about dead features."""
         loss, gradients, counts = relu_l1_gradients(
-            self.parameters, x, self.l1 * min(1.0, progress / WARM_UP)
+            self.parameters, x, self.l1 * min(1.0, progress / WARM_UP), self.ranks
         )
         if np.isfinite(loss):
             adam.update(self.parameters, gradients, learning_rate)
@@ -71,22 +77,24 @@ class ReluL1Learner:
 
 
 def relu_l1_gradients(
-    parameters: Parameters, x: np.ndarray, l1: float
+    parameters: Parameters, x: np.ndarray, l1: float, ranks: Ranks = ALONE
 ) -> tuple[float, Parameters, np.ndarray]:
     """L of the module's formula, its gradients, and how often each feature fires (F,), for ``x`` (n, d), any precision.
 
-    L has kinks: at z = 0 the derivative of the inactive side is taken, at |d_i| = 0 zero.
+    L has kinks: at z = 0 the derivative of the inactive side is taken, at |d_i| = 0 zero. Where ``ranks`` share the features,
+    gradients and counts are those of this rank's; only the reconstructions are summed over the ranks.
     """
     p = parameters
     xp = namespace(x)
     lengths = xp.linalg.norm(p.decoder, axis=1)
     loss, counts, total_f = 0.0, xp.zeros(len(lengths), np.int64), xp.zeros_like(lengths)
     gradients = Parameters(*(xp.zeros_like(array) for array in vars(p).values()))
-    size = max(64, (BLOCK_ELEMENTS if xp is np else BLOCK_ELEMENTS_ON_DEVICE) // len(lengths))
+    most = max(1, -(-int(ranks.sum(np.asarray([len(lengths)]))[0]) // ranks.size))  # features of a rank
+    size = max(64, (BLOCK_ELEMENTS if xp is np else BLOCK_ELEMENTS_ON_DEVICE) // most)
     for first in range(0, len(x), size):
         rows = x[first : first + size]
         f = xp.maximum(rows @ p.encoder.T + p.encoder_bias, 0)
-        error = rows - (f @ p.decoder + p.decoder_bias)
+        error = rows - (ranks.sum(f @ p.decoder) + p.decoder_bias)
         loss += float((error**2).sum(dtype=np.float64)) / len(x)
         active, g = f > 0, error * (-2 / len(x))
         delta = (g @ p.decoder.T + lengths * (l1 / len(x))) * active
@@ -97,7 +105,7 @@ def relu_l1_gradients(
         total_f += f.sum(axis=0)
         counts += active.sum(axis=0)
     weight = l1 / max(len(x), 1) * total_f
-    loss += float(weight @ lengths)
+    loss += float(ranks.sum((weight @ lengths).reshape(1))[0])
     divisor = xp.where(lengths > 0, lengths, lengths.dtype.type(1))
     gradients.decoder += (weight / divisor)[:, None] * p.decoder
     return loss, gradients, counts

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..engine.arrays import namespace
+from ..engine.ranks import ALONE, Ranks
+from .distributed import best_over_ranks
 from .kernels_gpu import adam_rows, backward, decode_error, encode_topk
 from .training import Adam, Parameters
 
@@ -20,15 +22,19 @@ Array = Any
 class DeviceStep:
     """One optimisation step on a device: the counterpart of ``topk.SparseStep``."""
 
-    def __init__(self, parameters: Parameters, k: int, k_aux: int, aux_coefficient: float) -> None:
-        self.parameters, self.constants = parameters, (k, k_aux, aux_coefficient)
+    def __init__(
+        self, parameters: Parameters, k: int, k_aux: int, aux_coefficient: float, ranks: Ranks = ALONE
+    ) -> None:
+        self.parameters, self.constants, self.ranks = parameters, (k, k_aux, aux_coefficient), ranks
 
     def __call__(
         self, x: Array, progress: float, dead: Array, adam: Adam, learning_rate: float
     ) -> tuple[float, Array]:
         """See ``training.Learner``."""
         k, k_aux, aux_coefficient = self.constants
-        loss, gradients, counts = sparse_gradients(self.parameters, x, k, dead, k_aux, aux_coefficient)
+        loss, gradients, counts = sparse_gradients(
+            self.parameters, x, k, dead, k_aux, aux_coefficient, self.ranks
+        )
         if np.isfinite(loss):
             constants = adam.next(learning_rate)
             for name, parameter in vars(self.parameters).items():
@@ -38,29 +44,53 @@ class DeviceStep:
 
 
 def sparse_gradients(
-    parameters: Parameters, x: Array, k: int, dead: Array, k_aux: int, aux_coefficient: float
+    parameters: Parameters,
+    x: Array,
+    k: int,
+    dead: Array,
+    k_aux: int,
+    aux_coefficient: float,
+    ranks: Ranks = ALONE,
 ) -> tuple[float, Parameters, Array]:
-    """Loss, its gradients and the firing counts (F,), as ``reference.topk_gradients``; x (n, d), mask ``dead`` (F,)."""
+    """Loss, its gradients and the firing counts (F,), as ``reference.topk_gradients``; x (n, d), mask ``dead`` (F,).
+
+    Where ``ranks`` share the features, parameters, gradients, counts and mask are those of this rank's.
+    """
     xp, p = namespace(x), parameters
-    values, indices = encode_topk(x, p.encoder, p.encoder_bias, p.decoder_bias, k)
-    error, squared = decode_error(x, p.decoder, p.decoder_bias, values, indices)
+    own = encode_topk(x, p.encoder, p.encoder_bias, p.decoder_bias, min(k, len(p.encoder)))
+    values, indices = best_over_ranks(*own, k, ranks)
+    error, squared = _rest(x, p.decoder, p.decoder_bias, values, indices, ranks)
     loss = float(squared.sum()) / error.size
     d_encoder, d_decoder, d_encoder_bias, counts = backward(
         x, error, -2 / error.size, p.decoder, p.decoder_bias, values, indices
     )
-    variance = float(error.var(axis=0, dtype=np.float64).mean()) if dead.any() else 0.0
+    n_dead = int(ranks.sum(dead.sum(keepdims=True))[0])
+    variance = float(error.var(axis=0, dtype=np.float64).mean()) if n_dead else 0.0
     if variance > 0 and aux_coefficient > 0:
         j = xp.flatnonzero(dead)
         encoder, decoder, no_bias = p.encoder[j], p.decoder[j], xp.zeros_like(p.decoder_bias)
-        values, indices = encode_topk(
-            x, encoder, p.encoder_bias[j], p.decoder_bias, min(k_aux, len(j)), positive=False
-        )
-        residual, squared = decode_error(error, decoder, no_bias, values, indices)
+        own = encode_topk(x, encoder, p.encoder_bias[j], p.decoder_bias, min(k_aux, len(j)), positive=False)
+        values, indices = best_over_ranks(*own, min(k_aux, n_dead), ranks)
+        residual, squared = _rest(error, decoder, no_bias, values, indices, ranks)
         weight = aux_coefficient / variance
         loss += weight * float(squared.sum()) / error.size
         of_dead = backward(x, residual, -2 * weight / error.size, decoder, p.decoder_bias, values, indices)
         d_encoder[j] += of_dead[0]
         d_decoder[j] += of_dead[1]
         d_encoder_bias[j] += of_dead[2]
-    d_decoder_bias = -2 / error.size * error.sum(axis=0, dtype=np.float64) - d_encoder_bias @ p.encoder
+    through_encoder = ranks.sum(d_encoder_bias @ p.encoder)
+    d_decoder_bias = -2 / error.size * error.sum(axis=0, dtype=np.float64) - through_encoder
     return loss, Parameters(d_encoder, d_decoder, d_encoder_bias, d_decoder_bias.astype(np.float32)), counts
+
+
+def _rest(
+    target: Array, decoder: Array, bias: Array, values: Array, indices: Array, ranks: Ranks
+) -> tuple[Array, Array]:
+    """What the active features of all ranks leave of ``target`` - ``bias`` (n, d), and its squares (n,)."""
+    nothing = namespace(target).zeros_like
+    if ranks.rank > 0:  # the others add their part to what rank 0 has
+        target, bias = nothing(target), nothing(bias)
+    result = decode_error(target, decoder, bias, values, indices)
+    if ranks.size == 1:
+        return result
+    return decode_error(ranks.sum(result[0]), decoder, nothing(bias), values[:, :0], indices[:, :0])

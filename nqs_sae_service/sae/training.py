@@ -20,8 +20,10 @@ import numpy as np
 
 from ..engine.arrays import namespace, to_host
 from ..engine.devices import HOST, Device
+from ..engine.ranks import ALONE, Ranks
 from ..errors import NumericalError
 from .dictionary import Dictionary, kernels_for
+from .distributed import on_the_first
 from .inputs import Batches, Held, Inputs
 from .metrics import mean_and_variance
 from .record import SaeSection, Tick
@@ -90,12 +92,13 @@ class Adam:
 
 
 class _Trainee:
-    """One dictionary in training, with everything that its next step depends on."""
+    """One dictionary in training, with everything that its next step depends on: of its features this rank's share."""
 
-    def __init__(self, record: SaeSection, seed: int, sample: np.ndarray) -> None:
-        self.record, self.learner = record, record.learner(np.random.default_rng([seed, 0]), sample)
+    def __init__(self, record: SaeSection, seed: int, sample: np.ndarray, ranks: Ranks) -> None:
+        self.record, self.ranks = record, ranks
+        self.learner = record.learner(np.random.default_rng([seed, 0]), sample, ranks)
         self.adam = Adam(self.learner.parameters)
-        self.idle = namespace(sample).zeros(record.features, np.int64)
+        self.idle = namespace(sample).zeros(len(self.learner.parameters.encoder), np.int64)
         self.history = np.zeros((3, record.steps))
 
     def step(self, step: int, batch: np.ndarray) -> None:
@@ -110,8 +113,9 @@ class _Trainee:
             raise _diverged(record, step)
         self.idle += len(batch)
         self.idle[counts > 0] = 0
-        dead = int((self.idle >= record.dead_after).sum()) / record.features
-        self.history[:, step] = loss, int(counts.sum()) / len(batch), dead
+        dead = int((self.idle >= record.dead_after).sum())
+        active, dead = self.ranks.sum(np.asarray([int(counts.sum()), dead]))
+        self.history[:, step] = loss, active / len(batch), dead / record.features
 
     def arrays(self) -> dict[str, np.ndarray]:
         """By name, all arrays that a step changes."""
@@ -120,23 +124,48 @@ class _Trainee:
         second = {f"second_moment_{name}": pair[1] for name, pair in self.adam.moments.items()}
         return {**parameters, **first, **second, "idle": self.idle, "history": self.history}
 
+    def state(self) -> dict[str, np.ndarray]:
+        """``arrays`` with the features of all ranks on rank 0; elsewhere without any."""
+        arrays = {name: to_host(array) for name, array in self.arrays().items()}
+        return {
+            name: on_the_first(array, self.ranks) if _by_feature(name) else array
+            for name, array in arrays.items()
+        }
+
+    def restore(self, steps: int, state: Mapping[str, np.ndarray]) -> None:
+        """Continue after so many steps with a ``state`` of all features."""
+        self.adam.steps, own = steps, self.ranks.share(self.record.features)
+        for name, array in self.arrays().items():
+            array[...] = namespace(array).asarray(state[name][own] if _by_feature(name) else state[name])
+
+
+def _by_feature(name: str) -> bool:
+    """Whether an array of a trainee has a row for every feature."""
+    return not name.endswith(("decoder_bias", "history"))
+
 
 class Training:
     """Dictionaries of one record, one per seed, in training on ``device`` on one pass over the same inputs.
 
     Batches are put together on the host and moved: 4 n d bytes a step for all dictionaries.
     None of them depends on the others. Raises NumericalError when the inputs are empty, constant or not finite, and from
-    ``advance`` when one of them diverges.
+    ``advance`` when one of them diverges. ``ranks`` that call everything alike share the features of every dictionary
+    (``distributed.py``).
     """
 
     def __init__(
-        self, record: SaeSection, inputs: Inputs, seeds: Sequence[int], device: Device = HOST
+        self,
+        record: SaeSection,
+        inputs: Inputs,
+        seeds: Sequence[int],
+        device: Device = HOST,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.record, self.step, self.device = record, 0, device
+        self.record, self.step, self.device, self.ranks = record, 0, device, ranks
         self.mean, self.scale = normalisation(inputs)
         self._batches = Batches(inputs, self.mean, self.scale, min(record.batch, inputs.n_rows))
         sample = device.put(self._batches.batch(0))
-        self._trainees = [_Trainee(record, seed, sample) for seed in seeds]
+        self._trainees = [_Trainee(record, seed, sample, ranks) for seed in seeds]
 
     def advance(self) -> None:
         """One step of every dictionary, on the same batch."""
@@ -153,11 +182,14 @@ class Training:
         return f"loss {loss:.4g}, {active:.1f} active, {dead:.0%} dead"
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything needed to continue with the same bits (references, not copies, where it is on the host)."""
+        """Everything needed to continue with the same bits (references, not copies, where it is on the host).
+
+        It is complete on rank 0, and the same for any number of ranks.
+        """
         each = {
-            f"{place}.{name}": to_host(array)
+            f"{place}.{name}": array
             for place, trainee in enumerate(self._trainees)
-            for name, array in trainee.arrays().items()
+            for name, array in trainee.state().items()
         }
         return {"step": np.asarray(self.step), **each}
 
@@ -165,18 +197,21 @@ class Training:
         """Continue from a ``state`` of the same record, inputs and seeds."""
         self.step = int(state["step"])
         for place, trainee in enumerate(self._trainees):
-            trainee.adam.steps = self.step
-            for name, array in trainee.arrays().items():
-                array[...] = namespace(array).asarray(state[f"{place}.{name}"])
+            prefix = f"{place}."
+            own = {
+                name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)
+            }
+            trainee.restore(self.step, own)
 
     def finished(self) -> list[tuple[Dictionary, History]]:
         """The dictionaries, in the order of the seeds, and how they got there."""
         result = []
         for trainee in self._trainees:
             learner = trainee.learner
-            if not all(np.isfinite(to_host(array)).all() for array in vars(learner.parameters).values()):
+            whole = gathered(learner.finished(), self.ranks)
+            if not all(np.isfinite(to_host(array)).all() for array in vars(whole).values()):
                 raise _diverged(self.record, self.record.steps)
-            dictionary = fold(learner.finished(), self.record.kind, learner.k, self.mean, self.scale)
+            dictionary = fold(whole, self.record.kind, learner.k, self.mean, self.scale)
             result.append((dictionary, History(*trainee.history)))
         return result
 
@@ -193,13 +228,20 @@ def train(record: SaeSection, x: np.ndarray, seed: int, tick: Tick) -> tuple[Dic
     return training.finished()[0]
 
 
-def unit_rows(generator: np.random.Generator, n_rows: int, width: int) -> np.ndarray:
-    """Independent directions, uniform on the sphere: (n_rows, width) float32."""
-    result, block = np.empty((n_rows, width), np.float32), 2**14
+def unit_rows(generator: np.random.Generator, n_rows: int, width: int, start: int = 0) -> np.ndarray:
+    """Independent directions, uniform on the sphere, float32: (n_rows, width), without the first ``start``."""
+    result, block = np.empty((n_rows - start, width), np.float32), 2**14
     for first in range(0, n_rows, block):
-        rows = generator.standard_normal((min(block, n_rows - first), width))
-        result[first : first + block] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        rows = generator.standard_normal((min(block, n_rows - first), width))[max(0, start - first) :]
+        at = max(0, first - start)
+        result[at : at + len(rows)] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return result
+
+
+def gathered(parameters: Parameters, ranks: Ranks) -> Parameters:
+    """The features of all ranks, on every rank."""
+    arrays = {name: ranks.gather(a) if _by_feature(name) else a for name, a in vars(parameters).items()}
+    return Parameters(**arrays)
 
 
 def normalisation(inputs: Inputs) -> tuple[np.ndarray, float]:

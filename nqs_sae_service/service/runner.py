@@ -60,6 +60,7 @@ class StageContext:
     status: Status
     stop: Stop
     ranks: Ranks = ALONE
+    restored: bool = False
     _due: float = field(init=False)
     _state: Callable[[], dict[str, np.ndarray]] | None = field(init=False, default=None)
 
@@ -95,6 +96,7 @@ class StageContext:
         """The arrays of the last checkpoint of this stage, or None."""
         arrays = self.ranks.agree(load_checkpoint(self.checkpoint))
         if arrays is not None:
+            self.restored = True
             logger.info("continuing from the checkpoint of an earlier attempt")
         return arrays
 
@@ -151,13 +153,14 @@ def run_point(
     """
     with ExitStack() as stack:
         try:
+            _refuse_links_elsewhere(plan)
             plan.directory.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_owned(plan.directory))
             sweep_temporaries(plan.directory)
             stack.enter_context(run_log(plan.directory / "run.jsonl"))
             status = Status(plan.directory / "status.json", plan.point.run, dict(plan.point.coordinates))
             status.set()
-        except OSError as problem:
+        except (OSError, UserError) as problem:
             logger.error("{}", plainly(plan, problem))
             raise
         with _reported(plan, status):
@@ -165,6 +168,15 @@ def run_point(
             run = _Run(plan, stop, status, elsewhere, team or Team())
             run.execute()
             return run.changed
+
+
+def _refuse_links_elsewhere(plan: PointPlan) -> None:
+    """A run directory that is a link out of the results would have somebody else's files replaced."""
+    results = plan.store.directory.parent.resolve()
+    if not plan.directory.resolve().is_relative_to(results):
+        raise UserError(
+            f"{plan.directory} is a link out of {results}: remove it, or choose another --results"
+        )
 
 
 @contextmanager
@@ -306,6 +318,17 @@ class _Run:
                 if not self.team.apart:
                     context.keep()
                 raise Stopped from None
+            except (KeyError, IndexError, TypeError, ValueError):
+                if context.restored:
+                    remedy = "if it does so again, delete that file: the stage then starts anew"
+                    logger.warning(
+                        "{}: {} failed after it continued from {}; {}",
+                        self.plan.point.run,
+                        name,
+                        checkpoint,
+                        remedy,
+                    )
+                raise
             seed = getattr(getattr(spec, name, None), "seed", spec.seed)
             store.put(
                 dataset,

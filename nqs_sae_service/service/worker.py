@@ -142,7 +142,10 @@ class _Worker:
             state, message = "queued", str(problem)
         except Exception as problem:  # said and logged where it happened
             state, message = "failed", plainly(plan, problem)
-            if isinstance(problem, OSError) and problem.errno in _DISK_TROUBLE:
+            if (
+                getattr(problem, "errno", None) in _DISK_TROUBLE
+                or getattr(problem.__cause__, "errno", None) in _DISK_TROUBLE
+            ):
                 state, self.broken = "queued", True
         self.queue.settle(entry, state, message, time.monotonic() - began)
         if state == "failed" or self.broken:

@@ -10,6 +10,7 @@ import xarray as xr
 
 from ..engine.arrays import to_host
 from ..engine.economy import Economy
+from ..engine.ranks import ALONE, Ranks
 from ..states import Wavefunction
 from ..states.fused import ALIGNMENT
 from .stage import Context
@@ -90,6 +91,7 @@ class Rows:
     """What a dictionary sees (``sae.inputs.Inputs``): every token of a source is a row or, when ``pooled``, every token mean.
 
     ``shape`` is (samples, tokens, width). The size of a block depends on it alone. ``tick`` is called before a block is read.
+    Every one of the ``ranks`` reads, or computes, its share of a block; then all have it.
     """
 
     def __init__(
@@ -98,8 +100,10 @@ class Rows:
         shape: tuple[int, int, int],
         pooled: bool,
         tick: Callable[[], None] = lambda: None,
+        ranks: Ranks = ALONE,
     ) -> None:
         n_samples, n_tokens, self.width = shape
+        self._ranks = ranks
         self._source, self._n_samples, self._pooled, self._tick = source, n_samples, pooled, tick
         self._samples = aligned_samples(_BLOCK_ELEMENTS, n_tokens * self.width)
         each = 1 if pooled else n_tokens
@@ -109,9 +113,14 @@ class Rows:
         """The rows of one block, (at most block_rows, width) float32."""
         self._tick()
         first = block * self._samples
-        x = self._source(first, min(self._n_samples, first + self._samples))
+        end = min(self._n_samples, first + self._samples)
+        own = self._ranks.share(-(-(end - first) // ALIGNMENT))
+        start, stop = (min(end, first + ALIGNMENT * place) for place in (own.start, own.stop))
+        if start == stop:
+            return self._ranks.gather(np.empty((0, self.width), np.float32))
+        x = self._source(start, stop)
         rows = x.mean(axis=1) if self._pooled else x.reshape(-1, self.width)
-        return np.ascontiguousarray(rows, dtype=np.float32)
+        return self._ranks.gather(np.ascontiguousarray(rows, dtype=np.float32))
 
 
 def economy_of(spec: Spec) -> Economy:

@@ -2,6 +2,9 @@
 
 The untrained networks are the first control of every finding: same architecture, same configurations, same dictionary
 pipeline, random parameters. Their dictionaries are trained here, once, so that adding an observable never retrains anything.
+
+Several ranks share the features of every dictionary in training (``sae.distributed``), the rows of what is read and measured,
+and the chains of every energy.
 """
 
 from __future__ import annotations
@@ -86,7 +89,9 @@ class _Workshop:
         metropolis = Metropolis.of(
             spec.sampling, n, self.record.seeds[0], Stream.RECONSTRUCTION, economy_of(spec)
         )
-        sampling = FreshSampling(metropolis, spec.sampling.chains, _BURN_IN, _DRAWS, 1, economy_of(spec))
+        sampling = FreshSampling(
+            metropolis, spec.sampling.chains, _BURN_IN, _DRAWS, 1, economy_of(spec), self.context.ranks
+        )
         sigma, log_psi = born_samples(self.samples, self.psi.state.complex_amplitude)
         sigma, log_psi = sigma[self.chains["select"]], log_psi[self.chains["select"]]
         some = np.linspace(0, log_psi.size - 1, min(_SAMPLES, log_psi.size)).astype(int)
@@ -129,9 +134,14 @@ class _Workshop:
             shape = source(0, 1).shape[1:]
         n_samples = len(chains) * n_draws
         n_tokens, width = shape
-        rows = Rows(source, (n_samples, n_tokens, width), self.pooled, lambda: self.tick(f"{layer}: reading"))
-        small = 4 * rows.n_rows * rows.width <= available_memory() * _SHARE_OF_MEMORY
-        return Held.of(rows) if small else rows
+        ranks, shape = self.context.ranks, (n_samples, n_tokens, width)
+        rows = Rows(source, shape, self.pooled, lambda: self.tick(f"{layer}: reading"), ranks)
+        # Every rank holds them all, perhaps on one machine.
+        return Held.of(rows) if 4 * rows.n_rows * rows.width * ranks.size <= self._memory() else rows
+
+    def _memory(self) -> float:
+        """Bytes that inputs are held in, or dictionaries trained together in, at most: the same on all ranks."""
+        return self.context.ranks.agree(available_memory() * _SHARE_OF_MEMORY)
 
     def tick(self, message: str) -> None:
         """Progress; a checkpoint, when one is due, holds the results and the dictionaries in training."""
@@ -151,7 +161,7 @@ class _Workshop:
         self, inputs: Inputs, layer: int, members: Sequence[int], seeds: Sequence[int], label: str
     ) -> list[tuple[Dictionary, History]]:
         """Dictionaries of a layer trained together, continued where a checkpoint left them; ``members`` are their places."""
-        training = Training(self.record, inputs, seeds, self.context.device)
+        training = Training(self.record, inputs, seeds, self.context.device, self.context.ranks)
         if self.in_training:
             training.restore(self.in_training)
         self.in_training = {"layer": np.asarray(layer), "members": np.asarray(members)}
@@ -173,7 +183,7 @@ class _Workshop:
             if members[0] < len(self.record.seeds):
                 yield members
         each = 4.0 * _ARRAYS * self.record.features * self.psi.state.width
-        together = max(1, int(available_memory() * _SHARE_OF_MEMORY / each))
+        together = max(1, int(self._memory() / each))
         left = [place for place in range(len(self.record.seeds)) if not self.results["done"][layer, place]]
         yield from (left[first : first + together] for first in range(0, len(left), together))
 
@@ -192,8 +202,11 @@ class _Workshop:
                 self._keep(dictionary, "", (layer, place))
                 for quantity in ("loss", "l0", "dead_fraction"):
                     r[quantity][layer, place] = getattr(history, quantity)
-                r["feature_density"][layer, place] = density(dictionary, held_out)
-                r["explained_variance"][layer, place] = explained_variance(held_out, dictionary.reconstruct)
+                ranks = self.context.ranks
+                r["feature_density"][layer, place] = density(dictionary, held_out, ranks)
+                r["explained_variance"][layer, place] = explained_variance(
+                    held_out, dictionary.reconstruct, ranks
+                )
                 self._measure(layer, place, dictionary, x)
             self._finish(layer, members)
 
@@ -228,7 +241,7 @@ class _Workshop:
         self._keep(dictionary, "untrained_", (layer, initialisation))
         held_out = self.inputs(parameters, name, "select")
         self.results["untrained_explained_variance"][layer, initialisation] = explained_variance(
-            held_out, dictionary.reconstruct
+            held_out, dictionary.reconstruct, self.context.ranks
         )
         self._finish(layer, [place])
 
@@ -279,4 +292,5 @@ STAGE = Stage(
     version=2,
     run=run,
     estimate=estimate,
+    distributed=True,
 )

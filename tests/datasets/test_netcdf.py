@@ -1,7 +1,10 @@
 """Stage files: what the schema promises is what a plain reader finds."""
 
 import json
+import subprocess
+import sys
 
+import netCDF4
 import numpy as np
 import pytest
 import xarray as xr
@@ -181,3 +184,24 @@ def test_pieces_that_stop_leave_no_file(tmp_path):
             Streamed(small, {"residual_1": ((4, 3, 2, 5), np.float32)}, pieces()), tmp_path / "x.nc", origin
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_open_can_be_opened_again_and_again(written):
+    """In a process of its own: where texts are strings of variable length, HDF5 2.2 ends it here."""
+    program = (
+        "import sys, xarray as xr\n"
+        "kept = [xr.open_dataset(sys.argv[1]) for _ in range(2)]\n"
+        "texts = [dataset[name].values for dataset in kept for name in dataset.variables]\n"
+        "for _ in range(30): xr.open_dataset(sys.argv[1]).close()\n"
+        "print(kept[0].observable.values, kept[0].verdict.values)\n"
+    )
+    dataset = xr.Dataset(
+        {"value": ("observable", np.ones(2)), "verdict": ("observable", ["found", "ψ"])},
+        coords={"observable": ["sigma_x", "|m|"]},
+    )
+    path = written.with_name("texts.nc")
+    write_stage(dataset, path, ORIGIN)
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "['sigma_x' '|m|'] ['found' 'ψ']\n")
+    with netCDF4.Dataset(path) as file:
+        assert not any(variable.dtype is str for variable in file.variables.values())

@@ -219,7 +219,7 @@ def test_what_is_not_a_run_is_refused_by_name(tmp_path: Path, name: str) -> None
 def test_an_unreadable_stage_file_is_named(make_run: Factory) -> None:
     directory = make_run(stages=())
     (directory / "sae.nc").write_bytes(b"not NetCDF")
-    with pytest.raises(UserError, match=r"sae\.nc: cannot be read"):
+    with pytest.raises(UserError, match=r"sae\.nc: not a readable NetCDF file"):
         show(directory, Console(file=StringIO()))
 
 

@@ -198,8 +198,8 @@ def test_divergence_is_an_error_with_a_remedy(kind, monkeypatch):
 def _exploding(learner):
     """Initial parameters so large that the first squares overflow."""
 
-    def start(self, generator, sample):
-        result = learner(self, generator, sample)
+    def start(self, generator, sample, ranks):
+        result = learner(self, generator, sample, ranks)
         result.parameters.encoder *= np.float32(1e30)
         return result
 

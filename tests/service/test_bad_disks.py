@@ -16,7 +16,8 @@ import toy
 from loguru import logger
 
 from nqs_sae_service import open_run
-from nqs_sae_service.datasets import Store, files, same_data
+from nqs_sae_service.datasets import Store, files, same_data, store
+from nqs_sae_service.datasets.files import sha256_of
 from nqs_sae_service.service.checkpoint import load_checkpoint, save_checkpoint
 from nqs_sae_service.service.plan import make_plan
 from nqs_sae_service.service.runner import run_plans
@@ -393,3 +394,44 @@ def test_a_store_does_not_take_a_link_for_an_entry(tmp_path):
     store.path("samples", "k").symlink_to(tmp_path / "real")
     Path(f"{store.path('samples', 'k')}.sha256").write_text(files.sha256_of(tmp_path / "real"))
     assert not store.has("samples", "k")
+
+
+def test_a_checkpoint_that_does_not_fit_is_named_with_the_remedy(spec, tmp_path, undisturbed):
+    results = tmp_path / "results"
+    (plan,) = make_plan(load_spec(spec), toy.STAGES, results)
+    checkpoint = plan.store.checkpoint("ground_state", plan.steps[0].key)
+    checkpoint.parent.mkdir(parents=True)
+    save_checkpoint(checkpoint, {"step": np.asarray(3), "history": np.zeros(2)})
+    code, errors = run_here(spec, results)
+    assert code == 1
+    assert f"failed after it continued from {checkpoint}; if it does so again, delete that file" in errors
+    checkpoint.unlink()
+    assert_ends_well(spec, results, undisturbed)
+
+
+def test_a_run_directory_that_leads_elsewhere_is_refused(spec, tmp_path):
+    results, elsewhere = tmp_path / "results", tmp_path / "elsewhere"
+    results.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "spec.toml").write_text("mine")
+    (results / "toy").symlink_to(elsewhere)
+    code, errors = run_here(spec, results)
+    assert code == 1
+    assert f"{results / 'toy'} is a link out of {results}: remove it, or choose another --results" in errors
+    assert [path.name for path in elsewhere.iterdir()] == ["spec.toml"]
+    assert (elsewhere / "spec.toml").read_text() == "mine"
+
+
+def test_a_large_file_is_read_once_by_a_process(spec, tmp_path, monkeypatch):
+    """The points of a sweep share stages; what has been verified is not read again unless it has changed."""
+    results = tmp_path / "results"
+    run_here(spec, results)
+    read = []
+    monkeypatch.setattr(store, "sha256_of", lambda path: read.append(path) or sha256_of(path))
+    run_here(spec, results)
+    assert len(read) == 3
+    run_here(spec, results)
+    assert len(read) == 3
+    flip_a_bit(stored(results, "samples"), 2000)
+    run_here(spec, results)
+    assert [path.name.partition("-")[0] for path in read[3:]] == ["samples"] * 2  # found; its new sum

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ class Lab:
     def points(self, *sets: str):
         return load_spec(toy.write_spec(self.folder), sets)
 
-    def run(self, *sets: str, until: str | None = None) -> None:
+    def run(self, *sets: str, until: Sequence[str] = ()) -> None:
         assert run_plans(make_plan(self.points(*sets), toy.STAGES, self.results, until)).code == 0
 
     def age(self) -> None:
@@ -67,7 +68,7 @@ def test_what_an_edit_left_behind_goes(lab):
 
 
 def test_what_an_unfinished_or_queued_run_will_ask_for_stays(lab):
-    lab.run(until="samples")
+    lab.run(until=["samples"])
     (plan,) = make_plan(lab.points(), toy.STAGES, lab.results)
     mine = plan.store.checkpoint("steering", plan.steps[2].key)
     (other,) = make_plan(lab.points("name='other'", "hamiltonian.h=0.5"), toy.STAGES, lab.results)

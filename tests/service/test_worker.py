@@ -131,6 +131,17 @@ def test_a_full_disk_ends_the_worker_and_the_runs_stay(lab, undisturbed, monkeyp
     assert_same(lab.results / "toy", undisturbed)
 
 
+def test_a_stage_that_does_not_fit_on_the_disk_stays_in_the_queue(lab, undisturbed, monkeypatch):
+    lab.submit()
+    with monkeypatch.context() as patch:
+        patch.setattr("nqs_sae_service.datasets.netcdf._OVERHEAD", 2**70)
+        assert lab.work() == 1
+    (entry,) = lab.queue.entries("queued")
+    assert "No space left on device" in entry.message
+    assert lab.work() == 0
+    assert_same(lab.results / "toy", undisturbed)
+
+
 def test_at_most_so_many_runs(lab):
     for name in "abc":
         lab.submit(f"name='{name}'")
