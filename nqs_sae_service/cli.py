@@ -315,7 +315,7 @@ def gc(
 @app.command()
 def show(run: Run) -> None:
     """Summarise a run: energy, dictionaries, verdicts, steering."""
-    with _plain_errors(BAD_USAGE):
+    with _plain_errors(BAD_USAGE), _foreign_files(run):
         from .report import show as show_run
 
         show_run(run, _console())
@@ -324,7 +324,7 @@ def show(run: Run) -> None:
 @app.command()
 def report(run: Run) -> None:
     """Write report.html, one self-contained page, and print its path."""
-    with _plain_errors(BAD_USAGE):
+    with _plain_errors(BAD_USAGE), _foreign_files(run):
         from .report import write_report
 
         print(write_report(run))
@@ -333,7 +333,7 @@ def report(run: Run) -> None:
 @app.command()
 def figures(run: Run) -> None:
     """Write the figures of a run (PNG and SVG) and print their paths."""
-    with _plain_errors(BAD_USAGE):
+    with _plain_errors(BAD_USAGE), _foreign_files(run):
         from .report import write_figures
 
         for path in write_figures(run):
@@ -446,6 +446,20 @@ def _plain_errors(code: int) -> Iterator[None]:
     except OSError as error:
         _say(f"error: {error.filename or ''}: {error.strerror or error}")
         raise typer.Exit(code) from None
+
+
+@contextmanager
+def _foreign_files(run: Path) -> Iterator[None]:
+    """Files that this version did not write may hold anything: what they bring about is said in one line."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as problem:
+        what = f"{type(problem).__name__}: {problem}"
+        raise UserError(
+            f"{run}: its files do not fit together ({what}); run its spec again to replace them"
+        ) from problem
 
 
 def _say(line: str) -> None:

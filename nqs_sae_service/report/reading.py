@@ -1,7 +1,8 @@
 """A run directory as the report sees it: its status, its resolved spec, and the summaries of the stages that are there.
 
 Only summaries are read: variables over chains, parameters or widths (samples, activations, dictionaries) stay
-on disk, so a report costs the same for a run of 16 sites and for one of 10,000.
+on disk, so a report costs the same for a run of 16 sites and for one of 10,000. Texts lose their control characters here: a
+file may come from anywhere, and a terminal obeys them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tomli
 import xarray as xr
 
@@ -132,13 +134,26 @@ def _read_status(path: Path) -> dict[str, Any]:
         status = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         return {"state": "unknown", "message": f"{path.name} is not valid JSON"}
-    return status if isinstance(status, dict) else {}
+    return {key: _printable(value) for key, value in status.items()} if isinstance(status, dict) else {}
+
+
+def _printable(value: Any) -> Any:
+    """The value; a text with what is not printable written as an escape."""
+    if not isinstance(value, str):
+        return value
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
 
 
 def _read_summary(path: Path) -> xr.Dataset:
     with open_plainly(path) as stored:
         large = [name for name, variable in stored.variables.items() if LEFT_ON_DISK & set(variable.dims)]
         try:
-            return stored.drop_vars(large).load()
+            summary = stored.drop_vars(large).load()
         except Exception as error:  # as in open_plainly
             raise UserError(f"{path}: cannot be read as NetCDF ({error})") from error
+    texts = {
+        str(name): (array.dims, np.vectorize(_printable, otypes=[object])(array.values), array.attrs)
+        for name, array in summary.variables.items()
+        if array.dtype.kind in "OUS" and array.size
+    }
+    return summary.assign(texts).assign_attrs({k: _printable(v) for k, v in summary.attrs.items()})
