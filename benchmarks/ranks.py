@@ -81,6 +81,7 @@ def expected_bytes(shape: dict[str, float], ranks: int) -> dict[str, float]:
 
 def measure(sites: int, samples: int, repetitions: int) -> dict[str, Any]:
     """Seconds of every phase, repetition by repetition, and the bytes of each; run by every rank."""
+    from nqs_sae_service.engine.panels import Panels
     from nqs_sae_service.engine.ranks import ALONE, MpiRanks
     from nqs_sae_service.engine.threads import configure_threads, cores
     from nqs_sae_service.physics.hamiltonians.tfim import Tfim
@@ -89,7 +90,6 @@ def measure(sites: int, samples: int, repetitions: int) -> dict[str, Any]:
     from nqs_sae_service.states import Transformer
     from nqs_sae_service.vmc.estimators import local_values
     from nqs_sae_service.vmc.jacobian import COLUMNS, TapeJacobian
-    from nqs_sae_service.vmc.panels import Panels
     from nqs_sae_service.vmc.reconfiguration import solve_shifted
     from nqs_sae_service.vmc.training import Trainer
 

@@ -132,7 +132,7 @@ def _run(
         deadline = deadline_in(seconds_in(max_time) if max_time else math.inf)
         _refuse_twins(points)
         plans = make_plan(points, STAGES, results, until or (), force or ())
-        refuse_idle_ranks(plans, ranks)
+        refuse_idle_ranks(plans, ranks.size)
     if dry_run:
         from .service.forecast import print_plans
 
@@ -263,12 +263,17 @@ def cancel(
         from .service.overview import find
         from .service.slurm import cancel_slurm
 
-        waiting, tasks = _queue(queue, create=False), cancel_slurm(results, run)
-        for task in tasks:
-            print(f"{task.run}: job {task.job} cancelled")
-        if tasks:
+        waiting = _queue(queue, create=False)
+        try:
+            found = find(waiting, run)
+        except UserError:
+            tasks = cancel_slurm(results, run)
+            if not tasks:
+                raise
+            for task in tasks:
+                print(f"{task.run}: job {task.job} cancelled")
             return
-        for entry in find(waiting, run):
+        for entry in found:
             print(f"{entry.run}: {waiting.cancel(entry)}")
 
 
@@ -295,7 +300,7 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
     queue: QueueFolder = None,
 ) -> None:
-    """Delete from the store what no run shows and none will ask for, and ended runs from the queue's list."""
+    """Delete from the store what no run shows and none will ask for; take its runs that are done off the queue's list."""
     with _plain_errors(BAD_USAGE):
         from .service.cleaning import leftovers, remove
         from .service.forecast import size
@@ -303,13 +308,14 @@ def gc(
 
         waiting = _queue(queue, create=False)
         found = leftovers(results, waiting, STAGES)
+        done = [entry for entry in waiting.entries("done") if entry.results == results.absolute()]
         for leftover in found:
             print(leftover.path)
         if dry_run:
             print(f"{size(sum(leftover.size for leftover in found))} would be freed")
         else:
             print(f"{size(remove(found))} freed")
-            waiting.forget(waiting.entries("done", "cancelled"))
+            waiting.forget(done)
 
 
 @app.command()

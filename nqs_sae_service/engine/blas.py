@@ -14,6 +14,10 @@ import numpy as np
 
 from .jit import njit, numba, prange
 
+# Columns that one product adds up, two of them before a sum leaves the precision of the network.
+COLUMNS = 2048
+# Rows and columns in one product: the BLAS needs so many to be at its best.
+TILE = 512
 CHOLESKY_TILE = 64
 
 _KINDS = {

@@ -171,7 +171,7 @@ class MpiRanks(Ranks):
         self._world.Abort(code)
 
 
-_KNOCK = 1  # the tag of a message that says nothing but that it came
+_DATA, _KNOCK = 0, 1  # tags: a knock says nothing but that it came, and must not be taken for data
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:

@@ -68,7 +68,8 @@ def _entry(path: Path) -> str:
 
 def _needed(results: Path, queue: Queue, stages: Mapping[str, Stage]) -> Iterator[tuple[str, str]]:
     points = [point for spec in _specs(results) for point in _points(spec)]
-    points += [queue.frozen(entry) for entry in queue.entries() if entry.results == results.absolute()]
+    waiting = [e for e in queue.entries() if e.state != "done" and e.results == results.absolute()]
+    points += [point for entry in waiting if (point := queue.frozen(entry)) is not None]
     for plan in make_plan(points, stages, results):
         for step in plan.steps:
             yield step.stage.name, step.key

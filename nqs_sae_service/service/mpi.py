@@ -31,13 +31,12 @@ from ..errors import CompilationStopped, NumericalError, Stopped, UserError
 from ..stages.stage import Stage
 from .log import log_to_stderr, run_log
 from .status import read_status
-from .stop import EXIT_AGAIN, Stop, StopRequest
+from .stop import EXIT_AGAIN, FAILED, Stop, StopRequest
 
 if TYPE_CHECKING:
     from ..spec import Spec
     from .plan import PointPlan
 
-_FAILED = 1
 _LAUNCHERS = (  # where a launcher says how many processes it started, and which one this is; an inner one comes first
     ("PMI_SIZE", "PMI_RANK"),
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
@@ -84,18 +83,18 @@ def execute(command: Callable[[Ranks], None]) -> int | None:
     except UserError:
         if launched()[1] == 0:
             raise
-        return _FAILED
+        return FAILED
     if ranks.size == 1:
         command(ranks)
         return None
     if ranks.rank > 0:
         return _help(ranks)
-    code = _FAILED
+    code = FAILED
     try:
         command(ranks)
         code = 0
     except BaseException as leaving:
-        code = getattr(leaving, "exit_code", _FAILED)
+        code = getattr(leaving, "exit_code", FAILED)
         raise
     finally:
         ranks.meet()
@@ -103,19 +102,19 @@ def execute(command: Callable[[Ranks], None]) -> int | None:
     return None
 
 
-def refuse_idle_ranks(plans: Sequence[PointPlan], ranks: Ranks) -> None:
+def refuse_idle_ranks(plans: Sequence[PointPlan], processes: int) -> None:
     """Raise UserError where a rank would get no chain."""
     for plan in plans:
         chains = plan.point.spec.sampling.chains
-        if chains < ranks.size:
+        if chains < processes:
             raise UserError(
-                f"{plan.point.run}: {ranks.size} processes cannot share sampling.chains = {chains}; "
+                f"{plan.point.run}: {processes} processes cannot share sampling.chains = {chains}; "
                 f"start at most {chains}, or raise sampling.chains"
             )
 
 
 @dataclass(frozen=True)
-class Task:
+class Errand:
     """What rank 0 asks the others to compute with it: a stage, its spec, its upstream files. ``directory``: of the run."""
 
     run: str
@@ -137,16 +136,16 @@ class Team:
         return own if self.ranks.size == 1 else _AnyStop(own, self.ranks)
 
     @contextmanager
-    def computing(self, task: Task) -> Iterator[tuple[Ranks, int, Device]]:
+    def computing(self, errand: Errand) -> Iterator[tuple[Ranks, int, Device]]:
         """All ranks begin a stage: the ranks that compute it, the threads of this one, and its device."""
-        ranks = self.ranks if task.stage.distributed else ALONE
+        ranks = self.ranks if errand.stage.distributed else ALONE
         if ranks.size > 1:
             ranks.meet()
-            ranks.agree(task)
+            ranks.agree(errand)
             self.apart = True
         try:
-            yield ranks, *_seat(ranks, task.spec)
-        except (Stopped, NumericalError):
+            yield ranks, *_seat(ranks, errand.spec)
+        except (Stopped, NumericalError, _Unseated):
             self.apart = False
             raise
         self.apart = False
@@ -173,7 +172,21 @@ def _seat(ranks: Ranks, spec: Spec) -> tuple[int, Device]:
     """Threads and device of this rank. The ranks of a machine share its cores and GPUs, unless the launcher has dealt them."""
     threads, number = _part_of_the_machine(ranks.collect((platform.node(), cores())), ranks.rank)
     threads = configure_threads(spec.engine.threads or min(threads, available_threads()))
-    return threads, choose_device(spec.engine.device, number)
+    device, problem = HOST, ""
+    try:
+        device = choose_device(spec.engine.device, number)
+    except UserError as missing:
+        problem = str(missing)
+    found = ranks.collect((device.kind, problem))
+    for rank, (kind, reason) in enumerate(found):
+        if reason or kind != found[0][0]:
+            what = reason or f"it computes on the {kind}, rank 0 on the {found[0][0]}; set engine.device"
+            raise _Unseated(what if ranks.size == 1 else f"rank {rank} of {ranks.size}: {what}")
+    return threads, device
+
+
+class _Unseated(UserError):
+    """Some rank lacks the device that it should compute on, which all ranks know."""
 
 
 def _part_of_the_machine(seats: Sequence[tuple[str, set[int]]], rank: int) -> tuple[int, int]:
@@ -191,10 +204,10 @@ def _help(ranks: Ranks) -> int:
         knock = _Knock(stop, ranks)
         while True:
             ranks.meet(knock)
-            task: Task | int = ranks.agree(0)
-            if isinstance(task, int):
-                return task
-            _compute(task, ranks, knock)
+            errand: Errand | int = ranks.agree(0)
+            if isinstance(errand, int):
+                return errand
+            _compute(errand, ranks, knock)
 
 
 @dataclass
@@ -211,43 +224,48 @@ class _Knock:
             self.ranks.notify()
 
 
-def _compute(task: Task, ranks: Ranks, knock: _Knock) -> None:
+def _compute(errand: Errand, ranks: Ranks, knock: _Knock) -> None:
     """Take part in a stage. What rank 0 meets as well is said there."""
     try:
         with ExitStack() as stack:
-            context = HelperContext(task.spec, {}, HOST, ranks, knock)
-            _, context.device = _seat(ranks, task.spec)
+            context = HelperContext(errand.spec, {}, HOST, ranks, knock)
+            try:
+                _, context.device = _seat(ranks, errand.spec)
+            except _Unseated:
+                return
             context.upstream = {
-                name: stack.enter_context(read_stage(path)) for name, path in task.upstream.items()
+                name: stack.enter_context(read_stage(path)) for name, path in errand.upstream.items()
             }
             try:
-                task.stage.run(context)
+                errand.stage.run(context)
             except NumericalError:
                 context.keep()
             except Stopped:
                 pass
     except CompilationStopped:
-        _mark(task, state="stopped", eta=None)
+        _mark(errand, state="stopped", eta=None)
         ranks.abort(EXIT_AGAIN)
     except BaseException as problem:
-        _say(task, ranks, problem)
-        ranks.abort(_FAILED)
+        _say(errand, ranks, problem)
+        ranks.abort(FAILED)
 
 
-def _say(task: Task, ranks: Ranks, problem: BaseException) -> None:
+def _say(errand: Errand, ranks: Ranks, problem: BaseException) -> None:
     """Leave the reason in the log and the status of the run, and as one line on stderr."""
     what = str(problem) if isinstance(problem, UserError) else f"{type(problem).__name__}: {problem}"
-    text = f"{task.run}: rank {ranks.rank} of {ranks.size} on {platform.node()}: {task.stage.name}: {what}"
-    _mark(task, state="failed", eta=None, error=text)
-    with suppress(OSError), run_log(task.directory / "run.jsonl"):
+    text = (
+        f"{errand.run}: rank {ranks.rank} of {ranks.size} on {platform.node()}: {errand.stage.name}: {what}"
+    )
+    _mark(errand, state="failed", eta=None, error=text)
+    with suppress(OSError), run_log(errand.directory / "run.jsonl"):
         logger.opt(exception=problem).error("{}", text)
 
 
-def _mark(task: Task, **fields: Any) -> None:
+def _mark(errand: Errand, **fields: Any) -> None:
     """Change the status of the run, of which rank 0 will say nothing more."""
     with suppress(OSError):
-        text = json.dumps(read_status(task.directory) | fields, indent=2)
-        write_text(task.directory / "status.json", text + "\n")
+        text = json.dumps(read_status(errand.directory) | fields, indent=2)
+        write_text(errand.directory / "status.json", text + "\n")
 
 
 @dataclass

@@ -16,13 +16,13 @@ import json
 import os
 import platform
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..datasets.files import locked
+from ..datasets.files import is_locked, locked
 from ..errors import UserError
 from .filesystem import is_network, kind_of_filesystem
 from .status import now, read_status
@@ -122,8 +122,8 @@ class Queue:
         Returns the names of the runs. Raises UserError when one of them is running.
         """
         names = []
+        self.revive()
         with self._transaction() as database:
-            self._revive(database)
             for point in points:
                 place = (point.run, str(results.absolute()))
                 busy = database.execute(
@@ -144,29 +144,34 @@ class Queue:
                 names.append(point.run)
         return names
 
-    def entries(self, *states: str) -> list[Entry]:
-        """The runs in these states (in any, without names): those that come next first."""
+    def entries(self, *states: str, most: int = -1) -> list[Entry]:
+        """The runs in these states (in any, without names), at most so many: those that come next first."""
         if not self.exists:
             return []
         where = f"WHERE state IN ({', '.join('?' * len(states))})" if states else ""
         with self._connected() as database:
             rows = database.execute(
-                f"SELECT {_COLUMNS} FROM runs {where} ORDER BY priority DESC, id", states
+                f"SELECT {_COLUMNS} FROM runs {where} ORDER BY priority DESC, id LIMIT ?", (*states, most)
             ).fetchall()
         return [_entry(row) for row in rows]
 
-    def frozen(self, entry: Entry) -> Point:
-        """The point of a run. Raises UserError when this version of the package does not understand it."""
+    def frozen(self, entry: Entry) -> Point | None:
+        """The point of a run; None when it has been taken out or replaced meanwhile.
+
+        Raises UserError when this version of the package does not understand it.
+        """
         from ..spec import frozen_point
 
-        with self._connected() as database:
-            (text,) = database.execute("SELECT spec FROM runs WHERE id = ?", (entry.id,)).fetchone()
-        return frozen_point(text, entry.run, entry.coordinates)
+        text = self._value("spec", entry)
+        return None if text is None else frozen_point(text, entry.run, entry.coordinates)
 
     def state(self, entry: Entry) -> str | None:
-        """The present state of a run; None when it has been taken out."""
+        """The present state of a run; None when it has been taken out or replaced."""
+        return self._value("state", entry)
+
+    def _value(self, column: str, entry: Entry) -> str | None:
         with self._connected() as database:
-            row = database.execute("SELECT state FROM runs WHERE id = ?", (entry.id,)).fetchone()
+            row = database.execute(f"SELECT {column} FROM runs WHERE id = ?", (entry.id,)).fetchone()
         return row[0] if row else None
 
     @contextmanager
@@ -198,66 +203,73 @@ class Queue:
 
     def revive(self) -> list[str]:
         """Put runs whose worker has died back into the queue; their names. One that kills every worker fails."""
-        if not self.exists:
+        abandoned = [
+            entry for entry in self.entries("running", "cancelling") if not is_locked(self._lock(entry.id))
+        ]
+        if not abandoned:
             return []
+        reached = {
+            entry.id: _reached(entry.directory) for entry in abandoned
+        }  # files are read outside of the transaction
         with self._transaction() as database:
-            return self._revive(database)
+            return [entry.run for entry in abandoned if self._requeue(database, entry.id, reached[entry.id])]
 
     def cancel(self, entry: Entry) -> str:
         """Take a run out of the queue, or ask its worker to stop it; the state it is in now."""
+        self.revive()
         with self._transaction() as database:
-            self._revive(database)
             database.execute(
                 "UPDATE runs SET state = CASE state WHEN 'queued' THEN 'cancelled' WHEN 'running' THEN 'cancelling' "
                 "ELSE state END, ended = CASE state WHEN 'queued' THEN ? ELSE ended END WHERE id = ?",
                 (now(), entry.id),
             )
-            return database.execute("SELECT state FROM runs WHERE id = ?", (entry.id,)).fetchone()[0]
+        return self.state(entry) or "replaced by another"
 
     def retry(self, entry: Entry) -> str:
         """Queue a failed or cancelled run again, with its time limit anew; the state it is in now."""
+        self.revive()
         with self._transaction() as database:
-            self._revive(database)
             database.execute(
                 "UPDATE runs SET state = 'queued', message = '', seconds = 0, deaths = 0, reached = '', ended = NULL "
                 "WHERE id = ? AND state IN ('failed', 'cancelled')",
                 (entry.id,),
             )
-            return database.execute("SELECT state FROM runs WHERE id = ?", (entry.id,)).fetchone()[0]
+        return self.state(entry) or "replaced by another"
 
-    def forget(self, entries: Iterable[Entry]) -> None:
-        """Take runs that have ended out of the table; their files stay."""
+    def forget(self, entries: Sequence[Entry]) -> None:
+        """Take runs that are done out of the table; their files stay."""
+        if not entries:
+            return
         with self._transaction() as database:
             database.executemany(
-                "DELETE FROM runs WHERE id = ? AND state IN ('done', 'failed', 'cancelled')",
-                [(entry.id,) for entry in entries],
+                "DELETE FROM runs WHERE id = ? AND state = 'done'", [(entry.id,) for entry in entries]
             )
 
-    def _revive(self, database: sqlite3.Connection) -> list[str]:
-        """See ``revive``; inside a transaction, so that no worker takes a run meanwhile."""
-        revived = []
-        rows = database.execute(
-            "SELECT id, run, results, state, deaths, reached FROM runs WHERE state IN ('running', 'cancelling')"
-        ).fetchall()
-        for number, run, results, state, deaths, before in rows:
-            try:
-                with locked(self._lock(number)):
-                    reached = _reached(Path(results, run))
-                    deaths = deaths + 1 if reached == before else 1
-                    new, message = "queued", "its worker died"
-                    if state == "cancelling":
-                        new, message = "cancelled", ""
-                    elif deaths >= _MOST_DEATHS:
-                        new = "failed"
-                        message = f"{deaths} workers died at the same point of this run (out of memory?); see logs, then retry"
-                    database.execute(
-                        "UPDATE runs SET state = ?, message = ?, deaths = ?, reached = ?, pid = NULL WHERE id = ?",
-                        (new, message, deaths, reached, number),
-                    )
-                    revived.append(run)
-            except BlockingIOError:
-                continue
-        return revived
+    def _requeue(self, database: sqlite3.Connection, number: int, reached: str) -> bool:
+        """Put a run whose worker has died back into the queue; False when it is in somebody's hands after all."""
+        row = database.execute(
+            "SELECT state, deaths, reached FROM runs WHERE id = ? AND state IN ('running', 'cancelling')",
+            (number,),
+        ).fetchone()
+        if row is None:
+            return False
+        state, deaths, before = row
+        try:
+            with locked(self._lock(number)):
+                deaths = deaths + 1 if reached == before else 1
+                new, message = "queued", "its worker died"
+                if state == "cancelling":
+                    new, message = "cancelled", ""
+                elif deaths >= _MOST_DEATHS:
+                    new = "failed"
+                    message = f"{deaths} workers died at the same point of this run (out of memory?); see logs, then retry"
+                database.execute(
+                    "UPDATE runs SET state = ?, message = ?, deaths = ?, reached = ?, pid = NULL WHERE id = ?",
+                    (new, message, deaths, reached, number),
+                )
+        except BlockingIOError:
+            return False
+        return True
 
     def _lock(self, number: int) -> Path:
         return self.directory / f"{number}.lock"
@@ -272,11 +284,7 @@ class Queue:
             finally:
                 database.close()
         except sqlite3.DatabaseError as problem:
-            raise UserError(
-                f"{self._file}: {problem}; free space or mend the permissions, nothing that was queued is lost"
-                if isinstance(problem, sqlite3.OperationalError)
-                else f"{self._file}: {problem}; move it away and submit again"
-            ) from None
+            raise UserError(f"{self._file}: {problem}; {_remedy(problem)}") from None
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -288,6 +296,14 @@ class Queue:
                 database.rollback()
                 raise
             database.execute("COMMIT")
+
+
+def _remedy(problem: sqlite3.DatabaseError) -> str:
+    if not isinstance(problem, sqlite3.OperationalError):
+        return "move it away and submit again"
+    if "locked" in str(problem):
+        return "another process holds it, perhaps a stopped one; try again"
+    return "free space or mend the permissions, nothing that was queued is lost"
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:

@@ -27,16 +27,15 @@ from ..errors import CompilationStopped, NumericalError, Stopped, UserError
 from .checkpoint import load_checkpoint, save_checkpoint
 from .durations import duration
 from .log import run_log
-from .mpi import Task, Team
+from .mpi import Errand, Team
 from .plan import PointPlan, Step
 from .progress import StageProgress
 from .status import Status, now
-from .stop import EXIT_AGAIN, Stop, StopRequest
+from .stop import EXIT_AGAIN, FAILED, Stop, StopRequest
 
 if TYPE_CHECKING:
     from ..spec import Spec
 
-FAILED = 1
 _SPARE = 10  # at most one part in ten of the time goes into writing checkpoints
 
 
@@ -302,14 +301,14 @@ class _Run:
         checkpoint = store.checkpoint(name, step.key)
         began, start = time.monotonic(), now()
         files = {above: self._file(above) for above in step.stage.upstream}
-        task = Task(self.plan.point.run, step.stage, spec, files, self.plan.directory)
+        errand = Errand(self.plan.point.run, step.stage, spec, files, self.plan.directory)
         with ExitStack() as stack:
             upstream = {above: stack.enter_context(read_stage(file)) for above, file in files.items()}
             progress = StageProgress(self.plan.point.run, name)
             stack.callback(progress.close)
             context = StageContext(spec, upstream, HOST, checkpoint, progress, self.status, self.stop)
             try:
-                with self.team.computing(task) as (context.ranks, threads, context.device):
+                with self.team.computing(errand) as (context.ranks, threads, context.device):
                     dataset = step.stage.run(context)
             except NumericalError:
                 context.keep()

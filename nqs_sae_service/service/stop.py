@@ -18,6 +18,7 @@ from typing import Protocol
 from ..engine.jit import compiling
 from ..errors import CompilationStopped
 
+FAILED = 1
 EXIT_AGAIN = 75  # EX_TEMPFAIL: run the same command again to continue
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _SHOW_CURSOR = b"\033[?25h"

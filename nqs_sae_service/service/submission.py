@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ import tomli_w
 
 from ..datasets.files import write_text
 from ..errors import UserError
+from .mpi import refuse_idle_ranks
 from .plan import make_plan
 from .sbatch import PROGRAM, Array, point_file, render, render_waves
 from .slurm import FOLDER, RECORD, ask, slurm_jobs
@@ -55,7 +57,10 @@ def submit_slurm(
         )
     results = Path(os.path.abspath(results))
     _refuse_present(points, results)
-    planned = waves(make_plan(points, stages, results))
+    plans = make_plan(points, stages, results)
+    for plan in plans:
+        refuse_idle_ranks([plan], plan.point.spec.engine.slurm.ntasks)
+    planned = waves(plans)
     folder = _new_folder(results / FOLDER, points[0].run.split("/")[0])
     for index, point in enumerate(points):
         (folder / point_file(index)).write_text(frozen_text(point), encoding="utf-8")
@@ -107,9 +112,10 @@ def _hand_over(arrays: Sequence[Array], folder: Path) -> list[str]:
             answer = ask("sbatch", "--parsable", *chain, str(folder / f"{array.script}.sbatch"))
             jobs.append((array, answer.strip().split(";")[0]))
             _record(jobs, folder)
-    except UserError:
+    except BaseException:  # a full disk, Ctrl-C
         if jobs:
-            ask("scancel", *(job for _, job in jobs))
+            with suppress(UserError):
+                ask("scancel", *(job for _, job in jobs))
         raise
     return [f"job {job}: {folder.name}, {array.title}; {folder / array.script}.sbatch" for array, job in jobs]
 

@@ -40,15 +40,15 @@ def waves(plans: Sequence[PointPlan]) -> list[list[Task]]:
         if len(points) > 1:
             group_of[need] = tuple(points)
             groups.setdefault(tuple(points), []).append(need)
-    waves: dict[int, dict[int, list[str]]] = {}
+    found: dict[int, dict[int, list[str]]] = {}
     for group, needs in groups.items():
-        tasks = waves.setdefault(_wave(group, groups, group_of, upstream), {})
+        tasks = found.setdefault(_wave(group, groups, group_of, upstream), {})
         point = next((point for point in group if point not in tasks), group[0])
         above = {need for other in needs for need in upstream[other]}
         tasks.setdefault(point, []).extend(stage for stage, key in needs if (stage, key) not in above)
     shared = [
-        [Task(plans[point].point, tuple(until)) for point, until in sorted(waves[wave].items())]
-        for wave in sorted(waves)
+        [Task(plans[point].point, tuple(until)) for point, until in sorted(found[wave].items())]
+        for wave in sorted(found)
     ]
     return [*shared, [Task(plan.point) for plan in plans]]
 

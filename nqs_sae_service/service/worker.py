@@ -36,6 +36,7 @@ _LOOK_AHEAD = 100  # queued runs that are considered
 _POLL = 0.5  # seconds between looks at whether a run has been cancelled
 _DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}  # the next run would meet it too
 _REST = 10.0  # seconds before a run whose directory somebody else uses is tried again
+_SHORT_REST = 1.0  # the same for one that was given back for other work
 
 
 def work(
@@ -69,8 +70,18 @@ class _RunStop:
     queue: Queue
     entry: Entry
     deadline: float
-    _looked: float = 0.0
     cancelled: bool = False
+    waited: float = 0.0  # seconds spent waiting for another process: they do not count
+    _looked: float = 0.0
+    _waiting_since: float = 0.0
+
+    def waits(self) -> None:
+        """Called five times a second while another process computes what this run needs."""
+        moment = time.monotonic()
+        if moment - self._waiting_since < 1.0:
+            self.waited += moment - self._waiting_since
+            self.deadline += moment - self._waiting_since
+        self._waiting_since = moment
 
     @property
     def overdue(self) -> bool:
@@ -99,10 +110,18 @@ class _Worker:
     def work(self, drain: bool, runs_left: float) -> int:
         while not (self.stop.asked or self.broken) and runs_left > 0:
             took = self._take_one(drain)
-            if took is None:
+            if took is None and not (drain and self._rested()):
                 break
-            runs_left -= took
+            runs_left -= took or 0
         return self.code or (EXIT_AGAIN if self.stop.asked else 0)
+
+    def _rested(self) -> bool:
+        """Wait a little for runs that are in use elsewhere; False when there are none."""
+        moment = time.monotonic()
+        self._resting = {number: until for number, until in self._resting.items() if until > moment}
+        if self._resting:
+            time.sleep(_POLL)
+        return bool(self._resting)
 
     def _take_one(self, drain: bool) -> bool | None:
         """Take the next run. None: there is none to take now; False: it was given back; True: its end is settled."""
@@ -124,8 +143,13 @@ class _Worker:
         left = math.inf if entry.time_limit is None else entry.time_limit - entry.seconds
         stop = _RunStop(self.stop, self.queue, entry, deadline_in(left))
         logger.info("{}: begins", entry.run)
+
+        def elsewhere() -> bool:
+            stop.waits()
+            return self._next(entry) is not None
+
         try:
-            changed = run_point(plan, stop, elsewhere=lambda: self._next(entry) is not None)
+            run_point(plan, stop, elsewhere)
             state, message = "done", ""
         except Stopped:
             state, message = "queued", "stopped with a checkpoint"
@@ -136,6 +160,7 @@ class _Worker:
                 )
                 logger.error("{}: {}", entry.run, message)
         except Postponed:
+            self._resting[entry.id] = time.monotonic() + _SHORT_REST
             state, message = "queued", ""
         except Locked as problem:
             self._resting[entry.id] = time.monotonic() + _REST
@@ -147,18 +172,16 @@ class _Worker:
                 or getattr(problem.__cause__, "errno", None) in _DISK_TROUBLE
             ):
                 state, self.broken = "queued", True
-        self.queue.settle(entry, state, message, time.monotonic() - began)
+        self.queue.settle(entry, state, message, time.monotonic() - began - stop.waited)
         if state == "failed" or self.broken:
             self.code = FAILED
-        if state == "done":
-            self._plans.pop(entry.id, None)
-            if changed and entry.coordinates:
-                self._draw_sweep(entry, plan.point.spec)
+        if state in ("done", "failed") and entry.coordinates:
+            self._draw_sweep(entry, plan.point.spec)
         return state != "queued"
 
     def _next(self, busy_with: Entry | None = None, waiting: bool = False) -> Entry | None:
         """The most urgent run, other than ``busy_with``, whose next stage nobody computes now or, ``waiting``, any."""
-        moment, considered = time.monotonic(), self.queue.entries("queued")[:_LOOK_AHEAD]
+        moment, considered = time.monotonic(), self.queue.entries("queued", most=_LOOK_AHEAD)
         for entry in considered:
             if entry is busy_with or self._resting.get(entry.id, 0.0) > moment:
                 continue
@@ -172,10 +195,13 @@ class _Worker:
         return None
 
     def _planned(self, entry: Entry) -> PointPlan | None:
-        """The plan of a run; a run that this version cannot plan fails with the reason."""
+        """The plan of a run, None when it has gone; a run that this version cannot plan fails with the reason."""
         if entry.id not in self._plans:
             try:
-                (self._plans[entry.id],) = make_plan([self.queue.frozen(entry)], self.stages, entry.results)
+                point = self.queue.frozen(entry)
+                if point is None:
+                    return None
+                (self._plans[entry.id],) = make_plan([point], self.stages, entry.results)
             except UserError as problem:
                 with self.queue.taken(entry) as mine:
                     if mine:
@@ -190,7 +216,7 @@ class _Worker:
         return self.has_gpu or spec.engine.device == "cpu"
 
     def _draw_sweep(self, entry: Entry, spec: Spec) -> None:
-        """The figures and the report of a sweep, when its last run is done."""
+        """The figures and the report of a sweep, when its last run has ended."""
         sweep: Path = entry.directory.parent
         if not any(
             other.directory.parent == sweep for other in self.queue.entries("queued", "running", "cancelling")

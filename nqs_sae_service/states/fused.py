@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ..engine.ranks import ALONE, Ranks
 
-if TYPE_CHECKING:
-    from ..vmc.panels import Panels
+if TYPE_CHECKING:  # the records of states stand beside them, and reading a spec needs no compiler
+    from ..engine.panels import Panels
 
 Array = Any
 

@@ -23,7 +23,7 @@ from ..engine.ranks import ALONE, Ranks
 from .state import State
 
 if TYPE_CHECKING:
-    from ..vmc.panels import Panels
+    from ..engine.panels import Panels
 
 _TILE = 128
 _ROWS = 256  # rows of one product; fixed, so that sums do not depend on the number of threads

@@ -12,14 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.blas import add_product, add_syrk, gemm
+from ..engine.blas import TILE, add_product, add_syrk, gemm
 from ..engine.jit import EXACT, njit, prange
 from ..engine.ranks import Ranks
 
-# Columns that one product adds up, two of them before a sum leaves the precision of the network.
-COLUMNS = 2048
-# Rows and columns of T in one product: the BLAS needs so many to be at its best.
-TILE = 512
 _LANES_ROWS = 4096
 _STRIP = 16  # samples that a thread makes columns of at a time
 _PARTS = 16

@@ -16,13 +16,14 @@ from contextlib import suppress
 
 import numpy as np
 
+from ..engine.blas import COLUMNS
 from ..engine.jit import numba
+from ..engine.panels import Panels, all_rows
 from ..engine.ranks import ALONE, Ranks
 from ..states import Wavefunction
 from ..states.primitives import Brick, Dense
 from ..states.primitives_cpu import with_fast_bricks
 from .gram import (
-    COLUMNS,
     accumulate_rank_one,
     add_lower,
     add_tiles,
@@ -38,7 +39,6 @@ from .gram import (
     weighted_outer,
     weighted_rows,
 )
-from .panels import Panels, all_rows
 
 PASS = 128  # samples on one tape: their edges stay in the shared cache
 _ROUNDS = 2  # products of COLUMNS columns that are summed in the precision of the network, before they go into float64
@@ -82,13 +82,15 @@ def _basis(x: np.ndarray, ranks: Ranks) -> np.ndarray | None:
         rows = rows.astype(np.float64)
         return ranks.sum(rows.T @ rows)
 
-    few = gram(x[: 4 * x.shape[1]])
+    few, full = gram(x[: 4 * x.shape[1]]), False
     with suppress(np.linalg.LinAlgError):  # the cheap test: no eigenvalue below the floor
         np.linalg.cholesky(few - 2 * floor * np.trace(few) * np.eye(len(few)))
+        full = True
+    if ranks.agree(full):
         return None
-    values, vectors = np.linalg.eigh(gram(x))
+    values, vectors = ranks.agree(np.linalg.eigh(gram(x)))
     kept = values > floor * values.sum()
-    return None if kept.all() else ranks.agree(vectors[:, kept].astype(x.dtype))
+    return None if kept.all() else vectors[:, kept].astype(x.dtype)
 
 
 class TapeJacobian:

@@ -18,11 +18,11 @@ import numpy as np
 
 from ..engine.arrays import namespace, to_host
 from ..engine.devices import doubles_are_fast, rows_that_fit
+from ..engine.panels import Panels, all_rows
 from ..engine.ranks import ALONE, Ranks
 from ..states import Wavefunction
 from ..states.fused import Columns
 from ..states.primitives import Brick
-from .panels import Panels, all_rows
 
 Array = Any
 
@@ -105,7 +105,8 @@ class DeviceJacobian:
         """Neighbouring bricks whose columns are made together: all of them, or as many as the memory beside ``like`` holds."""
         state = self.psi.state
         bytes_per_column = self.groups * self.n * np.dtype(self.psi.parameters.dtype).itemsize
-        most = rows_that_fit(bytes_per_column, like, state.n_parameters, state.n_parameters)
+        fitting = rows_that_fit(bytes_per_column, like, state.n_parameters, state.n_parameters)
+        most = min(self.ranks.collect(fitting))  # slabs are exchanged: all ranks have the same
         slabs: list[list[Brick]] = []
         width = most
         for brick in state.bricks:

@@ -23,6 +23,7 @@ from loguru import logger
 
 from ..engine.arrays import namespace
 from ..engine.blas import cholesky_in_place
+from ..engine.panels import Panels
 from ..engine.ranks import ALONE, Ranks
 from ..errors import NumericalError
 from ..states import Wavefunction
@@ -30,7 +31,6 @@ from ..states.fused import Differentiates, Factorised, Jacobian
 from .conjugate_gradients import conjugate_gradients
 from .jacobian import TapeJacobian
 from .jacobian_gpu import DeviceJacobian, solve_on_device
-from .panels import Panels
 
 # Relative residual of conjugate gradients, hence relative error of d theta: far below the noise of the samples, also after the
 # momentum has summed up the errors of many steps.

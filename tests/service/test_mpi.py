@@ -197,9 +197,9 @@ def test_a_run_by_two_processes_draws_the_chains_of_one(mpiexec, tmp_path):
 def test_more_processes_than_chains_are_refused(tmp_path):
     plans = make_plan(load_spec(toy.write_spec(tmp_path)), toy.STAGES, tmp_path / "results")
     chains = plans[0].point.spec.sampling.chains
-    mpi.refuse_idle_ranks(plans, engine_ranks.Ranks(0, chains))
+    mpi.refuse_idle_ranks(plans, chains)
     with pytest.raises(UserError, match=f"{chains + 1} processes cannot share sampling.chains = {chains}"):
-        mpi.refuse_idle_ranks(plans, engine_ranks.Ranks(0, chains + 1))
+        mpi.refuse_idle_ranks(plans, chains + 1)
 
 
 @pytest.fixture

@@ -127,6 +127,9 @@ def test_the_commands_of_the_queue(queue, tmp_path, monkeypatch):
     assert invoke(queue, "retry", "--failed").output == ""
     assert invoke(queue, "logs", "toy").output == ""
     assert invoke(queue, "gc").output == "0 B freed\n"
+    empty = ["gc", "--queue", str(tmp_path / "none")]
+    assert CliRunner().invoke(app, empty).output == "0 B freed\n"
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(

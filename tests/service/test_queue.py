@@ -148,18 +148,33 @@ def test_a_cancelled_run_whose_worker_died_is_cancelled(queue, submit):
     assert only(queue).state == "cancelled"
 
 
-def test_only_what_has_ended_is_forgotten(queue, submit):
-    submit("a", "b")
-    a, b = queue.entries()
+def test_only_what_is_done_is_forgotten(queue, submit):
+    submit("a", "b", "c")
+    a, b, c = queue.entries()
     queue.cancel(a)
-    queue.forget([a, b])
-    assert states(queue) == {"b": "queued"}
+    with queue.taken(b):
+        queue.settle(b, "done")
+    queue.forget([a, b, c])
+    assert states(queue) == {"a": "cancelled", "c": "queued"}
+
+
+def test_a_run_that_was_replaced_meanwhile_is_gone(queue, submit):
+    submit("a")
+    before = only(queue)
+    submit("a", sets=("hamiltonian.h=0.5",))
+    assert queue.frozen(before) is None
+    assert queue.state(before) is None
+    assert queue.cancel(before) == queue.retry(before) == "replaced by another"
+    with queue.taken(before) as mine:
+        assert not mine
+    assert states(queue) == {"a": "queued"}
 
 
 def test_asking_creates_nothing(tmp_path):
     queue = Queue(tmp_path / "none", create=False)
     assert queue.entries() == []
     assert queue.revive() == []
+    queue.forget([])
     assert not (tmp_path / "none").exists()
 
 
@@ -208,6 +223,15 @@ def test_a_damaged_queue_is_said_plainly(tmp_path):
     (tmp_path / "queue" / "queue.sqlite3").write_bytes(b"no database" * 1000)
     with pytest.raises(UserError, match=r"queue.sqlite3: .*move it away and submit again"):
         Queue(tmp_path / "queue").entries()
+
+
+def test_a_queue_that_is_held_says_so(queue, submit, tmp_path, monkeypatch):
+    submit("a")
+    monkeypatch.setattr("nqs_sae_service.service.queue._PATIENCE", 0.1)
+    with sqlite3.connect(tmp_path / "queue" / "queue.sqlite3") as database:
+        database.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UserError, match="another process holds it, perhaps a stopped one; try again"):
+            submit("b")
 
 
 def test_a_thousand_queued_runs_cost_nothing(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 import toy
 
 from nqs_sae_service.datasets import same_data
+from nqs_sae_service.datasets.files import locked
 from nqs_sae_service.service import runner
 from nqs_sae_service.service.plan import make_plan
 from nqs_sae_service.service.queue import Queue
@@ -259,6 +260,46 @@ def test_a_worker_that_would_wait_takes_other_work(lab):
     assert first.wait(timeout=60) == 0
     assert lab.work() == 0
     assert lab.computed().count("ground_state") == 2
+
+
+def test_waiting_for_another_process_does_not_count(lab):
+    """The stage that the run needs is held for longer than its time limit."""
+    lab.submit(time_limit=1.5)
+    (plan,) = make_plan(load_spec(lab.folder / "toy.toml"), toy.STAGES, lab.results)
+    with plan.store.lock("ground_state", plan.steps[0].key, lambda: None):
+        process = lab.start("--drain", sleep=0.0)
+        lab.wait_until(lambda: lab.states() == {"toy": "running"})
+        time.sleep(2.5)
+        assert lab.states() == {"toy": "running"}
+    assert process.wait(timeout=30) == 0
+    assert lab.states() == {"toy": "done"}
+    assert lab.queue.entries()[0].seconds < 1.5
+
+
+def test_drain_waits_for_a_run_that_is_in_use(lab, monkeypatch):
+    monkeypatch.setattr("nqs_sae_service.service.worker._REST", 0.5)
+    lab.submit()
+    (lab.results / "toy").mkdir(parents=True)
+    with locked(lab.results / "toy" / ".lock"):
+        assert lab.work() == 0
+        assert lab.states() == {"toy": "queued"}
+        assert "is locked by another process" in lab.queue.entries()[0].message
+        process = lab.start("--drain", sleep=0.0)
+        time.sleep(2.0)
+        assert process.poll() is None
+    assert process.wait(timeout=30) == 0
+    assert lab.states() == {"toy": "done"}
+
+
+def test_a_sweep_is_drawn_when_its_last_run_has_ended(lab, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("nqs_sae_service.service.worker.draw", lambda sweep, spec: drawn.append(sweep.name))
+    text = toy.SPEC + "[sweep.grid]\n'hamiltonian.h' = [1.0, 0.5, 13.0]\n"
+    lab.submit(text=text)
+    assert lab.work(max_runs=2) == 0
+    assert drawn == []
+    assert lab.work() == 1  # the last one fails
+    assert drawn == ["toy"]
 
 
 def test_workers_share_the_cores(tmp_path, monkeypatch):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from nqs_sae_service.engine.panels import Panels, all_rows
 from nqs_sae_service.engine.ranks import Ranks
-from nqs_sae_service.vmc.panels import Panels, all_rows
 
 
 def factor(rows, columns, dtype):

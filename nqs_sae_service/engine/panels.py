@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
-from ..engine.arrays import namespace, to_host
-from ..engine.jit import numba
-from ..engine.ranks import Ranks
-from .gram import COLUMNS, TILE
+from .arrays import namespace, to_host
+from .blas import COLUMNS, TILE
+from .jit import numba
+from .ranks import Ranks
 
 Array = Any
 Tile = Callable[[slice, slice], Array]
