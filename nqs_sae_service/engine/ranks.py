@@ -136,8 +136,8 @@ class MpiRanks(Ranks):
         received = [np.empty(shape, mine[0].dtype) for shape in self._world.alltoall([p.shape for p in mine])]
         received[self.rank] = mine[self.rank]  # a message to oneself would cost more than the others
         others = [rank for rank in range(self.size) if rank != self.rank]
-        requests = [self._world.Irecv(_bytes(received[rank]), rank) for rank in others]
-        requests += [self._world.Isend(_bytes(mine[rank]), rank) for rank in others]
+        requests = [self._world.Irecv(_bytes(received[rank]), rank, _DATA) for rank in others]
+        requests += [self._world.Isend(_bytes(mine[rank]), rank, _DATA) for rank in others]
         self._mpi.Request.Waitall(requests)
         return received
 

@@ -73,10 +73,24 @@ def wait_idly(ranks: MpiRanks) -> None:
         assert [ranks.notified() for _ in range(ranks.size)] == [True] * (ranks.size - 1) + [False]
 
 
+def exchange_beside_a_knock(ranks: MpiRanks) -> None:
+    """A knock that waits at rank 0 is not taken for data."""
+    if ranks.rank:
+        ranks.notify()
+    ranks.meet()
+    for number in (1.0, 2.0):
+        parts = ranks.exchange([np.full(5, number + ranks.rank)] * ranks.size)
+        for rank, part in enumerate(parts):
+            np.testing.assert_array_equal(part, np.full(5, number + rank))
+    if ranks.rank == 0:
+        assert [ranks.notified() for _ in range(ranks.size)] == [True] * (ranks.size - 1) + [False]
+
+
 if __name__ == "__main__":
     both = MpiRanks()
     check(both)
     fail_together(both)
     wait_idly(both)
+    exchange_beside_a_knock(both)
     if both.rank == 0:
         print(f"{both.size} ranks agree")
