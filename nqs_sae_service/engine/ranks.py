@@ -22,6 +22,7 @@ from .arrays import namespace, to_host
 Array = Any
 Value = TypeVar("Value")
 
+_DATA, _KNOCK = 0, 1  # tags: a knock says nothing but that it came, and must not be taken for data
 _POLL = 0.02  # seconds between looks of a rank that has nothing to do
 _WHOLE = (
     2**14
@@ -169,9 +170,6 @@ class MpiRanks(Ranks):
 
     def abort(self, code: int) -> None:
         self._world.Abort(code)
-
-
-_DATA, _KNOCK = 0, 1  # tags: a knock says nothing but that it came, and must not be taken for data
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:

@@ -249,3 +249,18 @@ def test_errors_of_use_are_said_once(mpiexec, tmp_path):
     assert out.stdout == ""
     (line,) = out.stderr.splitlines()
     assert "lattice.length" in line
+
+
+def test_a_device_that_a_rank_lacks_ends_the_run_in_order(mpiexec, tmp_path):
+    """All ranks know that one has no GPU: the run fails in one line, and the next one begins."""
+    spec = tmp_path / "ring.toml"
+    spec.write_text(REAL + "[sweep.grid]\nseed = [1, 2]\n", encoding="utf-8")
+    command = [*mpiexec(2), "-m", "nqs_sae_service", "run", str(spec), "--results", str(tmp_path / "results")]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    out = subprocess.run(
+        [*command, "--set", "engine.device=gpu"], capture_output=True, text=True, timeout=100, env=environment
+    )
+    assert (out.returncode, out.stdout) == (1, "")
+    lines = out.stderr.splitlines()
+    assert len(lines) == 2
+    assert all("rank 0 of 2: engine.device" in line for line in lines)
