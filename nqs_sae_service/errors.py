@@ -1,6 +1,11 @@
 """The few exceptions that cross rooms. Each one's text is a plain line the user can act on."""
 
 
+def plain(text: str) -> str:
+    """The text on one line: what is not printable (line breaks, terminal codes) is written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class UserError(Exception):
     """Something the user did or can mend: printed as one plain line, without a traceback, exit code 1 or 2."""
 

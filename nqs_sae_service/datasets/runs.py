@@ -6,7 +6,6 @@ run["ground_state"].attrs["relative_error"]
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import xarray as xr
 
 from ..errors import UserError
 from .netcdf import read_stage
+from .status import read_status
 
 
 def open_run(path: str | Path) -> xr.DataTree:
@@ -47,15 +47,5 @@ def stage_files(directory: Path) -> list[Path]:
 def sweep_points(directory: Path) -> dict[Path, dict[str, Any]]:
     """The run directories inside the directory of a sweep, with their swept parameters (as ``status.json`` has them)."""
     specs = sorted(spec for spec in directory.glob("*/spec.toml") if spec.is_file())
-    found = {spec.parent: _coordinates(spec.parent) for spec in specs}
+    found = {spec.parent: dict(read_status(spec.parent).get("coordinates", {})) for spec in specs}
     return {point: coordinates for point, coordinates in found.items() if coordinates}
-
-
-def _coordinates(directory: Path) -> dict[str, Any]:
-    status = directory / "status.json"
-    if not status.is_file():  # a pipe would be waited for
-        return {}
-    try:
-        return dict(json.loads(status.read_text(encoding="utf-8"))["coordinates"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}

@@ -26,7 +26,7 @@ _DATA, _KNOCK = 0, 1  # tags: a knock says nothing but that it came, and must no
 _POLL = 0.02  # seconds between looks of a rank that has nothing to do
 _WHOLE = (
     2**14
-)  # bytes: what is smaller is added up everywhere; larger arrays by shares, which are passed around then
+)  # bytes: what is smaller is added up everywhere, larger arrays by shares that are then passed around
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ file may come from anywhere, and a terminal obeys them.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ import xarray as xr
 
 from ..datasets.netcdf import open_plainly
 from ..datasets.schema import SCHEMA
-from ..errors import UserError
+from ..datasets.status import read_status
+from ..errors import UserError, plain
 
 LEFT_ON_DISK = {"chain", "parameter", "width"}
 
@@ -88,11 +88,11 @@ def read(directory: Path | str) -> Run | Sweep:
 
 def read_run(directory: Path) -> Run:
     """The run in ``directory``; stages, status and spec may each be missing."""
-    status, spec = directory / "status.json", directory / "spec.toml"
+    spec = directory / "spec.toml"
     files = {stage: directory / f"{stage}.nc" for stage in SCHEMA}
     return Run(
         directory=directory,
-        status=_read_status(status) if status.is_file() else {},
+        status=read_status(directory),
         spec_text=spec.read_text(encoding="utf-8", errors="replace") if spec.is_file() else "",
         stages={stage: _read_summary(path) for stage, path in files.items() if path.is_file()},
     )
@@ -129,19 +129,8 @@ def _is_run(directory: Path) -> bool:
     return any((directory / name).is_file() for name in names)
 
 
-def _read_status(path: Path) -> dict[str, Any]:
-    try:
-        status = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        return {"state": "unknown", "message": f"{path.name} is not valid JSON"}
-    return {key: _printable(value) for key, value in status.items()} if isinstance(status, dict) else {}
-
-
 def _printable(value: Any) -> Any:
-    """The value; a text with what is not printable written as an escape."""
-    if not isinstance(value, str):
-        return value
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
+    return plain(value) if isinstance(value, str) else value
 
 
 def _read_summary(path: Path) -> xr.Dataset:

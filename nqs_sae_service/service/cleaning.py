@@ -14,6 +14,7 @@ from pathlib import Path
 from ..datasets import read_attributes
 from ..datasets.files import locked
 from ..datasets.runs import stage_files
+from ..datasets.status import run_directories
 from ..errors import UserError
 from ..spec import Point, load_spec
 from ..stages.stage import Stage
@@ -67,25 +68,22 @@ def _entry(path: Path) -> str:
 
 
 def _needed(results: Path, queue: Queue, stages: Mapping[str, Stage]) -> Iterator[tuple[str, str]]:
-    points = [point for spec in _specs(results) for point in _points(spec)]
+    directories = run_directories(results, "spec.toml")
+    points = [point for directory in directories for point in _points(directory)]
     waiting = [e for e in queue.entries() if e.state != "done" and e.results == results.absolute()]
     points += [point for entry in waiting if (point := queue.frozen(entry)) is not None]
     for plan in make_plan(points, stages, results):
         for step in plan.steps:
             yield step.stage.name, step.key
-    for spec in _specs(results):
-        for file in stage_files(spec.parent):
+    for directory in directories:
+        for file in stage_files(directory):
             yield file.stem, str(read_attributes(file).get("key"))
 
 
-def _specs(results: Path) -> list[Path]:
-    return [spec for depth in ("[!.]*", "[!.]*/[!.]*") for spec in sorted(results.glob(f"{depth}/spec.toml"))]
-
-
-def _points(spec: Path) -> list[Point]:
+def _points(directory: Path) -> list[Point]:
     try:
-        return load_spec(spec)
+        return load_spec(directory / "spec.toml")
     except UserError as problem:
         raise UserError(
-            f"{spec.parent} may need files of the store, but its spec cannot be read ({problem})"
+            f"{directory} may need files of the store, but its spec cannot be read ({problem})"
         ) from None

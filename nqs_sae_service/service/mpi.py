@@ -24,13 +24,13 @@ from loguru import logger
 
 from ..datasets import read_stage
 from ..datasets.files import write_text
+from ..datasets.status import read_status
 from ..engine.devices import HOST, Device, choose_device
 from ..engine.ranks import ALONE, MpiRanks, Ranks
 from ..engine.threads import available_threads, configure_threads, cores
 from ..errors import CompilationStopped, NumericalError, Stopped, UserError
 from ..stages.stage import Stage
 from .log import log_to_stderr, run_log
-from .status import read_status
 from .stop import EXIT_AGAIN, FAILED, Stop, StopRequest
 
 if TYPE_CHECKING:

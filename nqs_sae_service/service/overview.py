@@ -14,11 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ..datasets.files import is_locked
+from ..datasets.status import read_status, run_directories
 from ..errors import UserError
 from .durations import duration
 from .queue import Entry, Queue
 from .slurm import Job, slurm_jobs
-from .status import read_status
 
 _ORDER = ("running", "cancelling", "queued", "failed", "interrupted", "stopped", "cancelled", "done")
 _SHOWN = 20  # runs of one state in the table
@@ -35,7 +35,8 @@ def overview(queue: Queue, results: Path) -> list[Line]:
     queue.revive()
     lines = [_of_entry(entry) for entry in queue.entries()]
     known = {line["directory"] for line in lines}
-    lines += [_of_directory(path, results) for path in _run_directories(results) if str(path) not in known]
+    beside = run_directories(results.absolute(), "status.json")
+    lines += [_of_directory(path, results) for path in beside if str(path) not in known]
     lines = _with_slurm(lines, slurm_jobs(results), results)
     return sorted(
         lines, key=lambda line: _ORDER.index(line["state"]) if line["state"] in _ORDER else len(_ORDER)
@@ -147,11 +148,3 @@ def _with_task(line: Line, job: Job) -> Line:
     reason = f", {job.reason}" if job.reason else ""
     state = {"RUNNING": "running", "UNKNOWN": line["state"]}.get(job.state, "queued")
     return {**line, "state": state, "job": job.job, "message": f"Slurm job {job.job}: {job.state}{reason}"}
-
-
-def _run_directories(results: Path) -> list[Path]:
-    """The directories of runs and of the points of sweeps below ``results``."""
-    inside = results.absolute()
-    return sorted(
-        path.parent for depth in ("[!.]*", "[!.]*/[!.]*") for path in inside.glob(f"{depth}/status.json")
-    )

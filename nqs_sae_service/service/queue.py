@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..datasets.files import is_locked, locked
+from ..datasets.status import now, read_status
 from ..errors import UserError
 from .filesystem import is_network, kind_of_filesystem
-from .status import now, read_status
 
 if TYPE_CHECKING:
     from ..spec import Point
@@ -103,13 +103,14 @@ class Queue:
                 f"runs; put it on a local disk with --queue or {VARIABLE}, or use submit --slurm"
             )
         self.directory.mkdir(parents=True, exist_ok=True)
-        with self._transaction() as database:
+        with self._connected() as database:  # looking must not wait for one who writes
             (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version > _SCHEMA_VERSION:
-                raise UserError(
-                    f"{self._file} was written by a newer version of this package; update it here too"
-                )
-            if version < _SCHEMA_VERSION:
+        if version > _SCHEMA_VERSION:
+            raise UserError(
+                f"{self._file} was written by a newer version of this package; update it here too"
+            )
+        if version < _SCHEMA_VERSION:
+            with self._transaction() as database:
                 for statement in _SCHEMA.split(";"):
                     database.execute(statement)
                 database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
@@ -208,9 +209,8 @@ class Queue:
         ]
         if not abandoned:
             return []
-        reached = {
-            entry.id: _reached(entry.directory) for entry in abandoned
-        }  # files are read outside of the transaction
+        # Files are read outside of the transaction: they may be on a slow file system.
+        reached = {entry.id: _reached(entry.directory) for entry in abandoned}
         with self._transaction() as database:
             return [entry.run for entry in abandoned if self._requeue(database, entry.id, reached[entry.id])]
 

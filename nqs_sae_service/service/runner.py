@@ -21,6 +21,7 @@ from loguru import logger
 
 from ..datasets import Origin, read_attributes, read_stage
 from ..datasets.files import is_own_file, locked, sweep_temporaries, write_text
+from ..datasets.status import Status, now
 from ..engine.devices import HOST, Device
 from ..engine.ranks import ALONE, Ranks
 from ..errors import CompilationStopped, NumericalError, Stopped, UserError
@@ -30,7 +31,6 @@ from .log import run_log
 from .mpi import Errand, Team
 from .plan import PointPlan, Step
 from .progress import StageProgress
-from .status import Status, now
 from .stop import EXIT_AGAIN, FAILED, Stop, StopRequest
 
 if TYPE_CHECKING:
@@ -135,9 +135,8 @@ def run_plans(plans: Sequence[PointPlan], deadline: float = math.inf, ranks: Ran
                 team.leave(FAILED)
                 code = FAILED
         for sweep, spec in changed.items():
-            if (
-                points[sweep] > 1
-            ):  # one point has nothing to compare, and others of its sweep may be at work elsewhere
+            # One point has nothing to compare, and others of its sweep may be at work elsewhere.
+            if points[sweep] > 1:
                 draw(sweep, spec)
     return Outcome(code, tuple(done))
 

@@ -14,9 +14,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ..datasets.files import locked
-from ..engine.threads import available_threads
+from ..engine.threads import cores
 
-VARIABLE = "NQS_SAE_SLOTS"
 _GPUS = Path("/proc/driver/nvidia/gpus")
 
 
@@ -29,7 +28,7 @@ class Slots:
     def __init__(self, directory: Path, at_once: int = 0) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
-        self.cores = _cores()
+        self.cores = sorted(cores())
         self.at_once = at_once or max(1, len(gpus()))
         self.count = max(len(self.cores), self.at_once)
 
@@ -42,9 +41,8 @@ class Slots:
         """Hold the slots of a run and stay on their cores inside; False when there are not enough now."""
         with ExitStack() as stack:
             held: list[int] = []
-            with locked(
-                self.directory / "choosing.lock", wait=lambda: None
-            ):  # two that take half each would both give up
+            # One chooses at a time: two that take half each would both give up.
+            with locked(self.directory / "choosing.lock", wait=lambda: None):
                 for slot in range(self.count):
                     if len(held) < self.needed(threads):
                         with suppress(BlockingIOError):
@@ -66,9 +64,8 @@ class Slots:
             for gpu in gpus():
                 with suppress(BlockingIOError):
                     stack.enter_context(locked(self.directory / f"gpu-{gpu}.lock"))
-                    os.environ["CUDA_VISIBLE_DEVICES"] = (
-                        gpu  # read when CUDA starts, which nothing has done yet
-                    )
+                    # Read when CUDA starts, which nothing has done yet.
+                    os.environ["CUDA_VISIBLE_DEVICES"] = gpu
                     yield True
                     return
             yield False
@@ -83,16 +80,10 @@ def gpus() -> list[str]:
     return []
 
 
-def stay_on(cores: set[int]) -> None:
-    """Bind every thread of this process, and those that it will start, to ``cores``."""
+def stay_on(chosen: set[int]) -> None:
+    """Bind every thread of this process, and those that it will start, to these cores."""
     if not hasattr(os, "sched_setaffinity"):
         return
     for thread in os.listdir("/proc/self/task"):
         with suppress(ProcessLookupError):
-            os.sched_setaffinity(int(thread), cores)
-
-
-def _cores() -> list[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(available_threads()))
+            os.sched_setaffinity(int(thread), chosen)

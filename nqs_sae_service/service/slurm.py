@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..datasets.status import read_status
 from ..errors import UserError
-from .status import read_status
 
 FOLDER = ".slurm"
 RECORD = "jobs.json"

@@ -26,12 +26,12 @@ import tomli
 import tomli_w
 
 from ..datasets.files import write_text
+from ..datasets.status import now
 from ..errors import UserError
 from .mpi import refuse_idle_ranks
 from .plan import make_plan
 from .sbatch import PROGRAM, Array, point_file, render, render_waves
 from .slurm import FOLDER, RECORD, ask, slurm_jobs
-from .status import now
 from .waves import waves
 
 if TYPE_CHECKING:

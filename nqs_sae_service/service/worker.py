@@ -25,9 +25,9 @@ from ..stages.stage import Stage
 from .durations import duration
 from .plan import PointPlan, make_plan
 from .queue import Entry, Queue
-from .runner import FAILED, Locked, Postponed, draw, plainly, run_point
+from .runner import Locked, Postponed, draw, plainly, run_point
 from .slots import Slots, gpus
-from .stop import EXIT_AGAIN, StopRequest, deadline_in
+from .stop import EXIT_AGAIN, FAILED, StopRequest, deadline_in
 
 if TYPE_CHECKING:
     from ..spec import Spec
@@ -167,17 +167,17 @@ class _Worker:
             state, message = "queued", str(problem)
         except Exception as problem:  # said and logged where it happened
             state, message = "failed", plainly(plan, problem)
-            if (
-                getattr(problem, "errno", None) in _DISK_TROUBLE
-                or getattr(problem.__cause__, "errno", None) in _DISK_TROUBLE
-            ):
+            if any(getattr(error, "errno", None) in _DISK_TROUBLE for error in (problem, problem.__cause__)):
                 state, self.broken = "queued", True
         self.queue.settle(entry, state, message, time.monotonic() - began - stop.waited)
         if state == "failed" or self.broken:
             self.code = FAILED
-        if state in ("done", "failed") and entry.coordinates:
+        if state == "queued":
+            return False
+        del self._plans[entry.id]
+        if entry.coordinates:
             self._draw_sweep(entry, plan.point.spec)
-        return state != "queued"
+        return True
 
     def _next(self, busy_with: Entry | None = None, waiting: bool = False) -> Entry | None:
         """The most urgent run, other than ``busy_with``, whose next stage nobody computes now or, ``waiting``, any."""

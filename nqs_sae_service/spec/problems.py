@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, plain
 
 KeyPath = tuple[str | int, ...]  # of a value in a document: ("observables", "names", 2)
 
@@ -71,11 +71,6 @@ class SpecError(UserError):
             found[_MOST_PROBLEMS:] = [Problem(left[0].origin, "", f"and {len(left)} more problems")]
         self.problems: tuple[Problem, ...] = tuple(found)
         super().__init__("\n".join(map(str, self.problems)))
-
-
-def plain(text: str) -> str:
-    """The text on one line: what is not printable (line breaks, terminal codes) is written as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def show(value: Any) -> str:

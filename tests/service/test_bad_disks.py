@@ -73,13 +73,6 @@ def spec(tmp_path):
     return toy.write_spec(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("undisturbed")
-    run_plans(make_plan(load_spec(toy.write_spec(directory)), toy.STAGES, directory / "results"))
-    return directory / "results" / "toy"
-
-
 def assert_ends_well(spec: Path, results: Path, undisturbed: Path) -> str:
     code, said = run_here(spec, results)
     assert code == 0, said

@@ -12,47 +12,23 @@ import numpy as np
 import pytest
 import toy
 
-from nqs_sae_service.datasets import same_data
 from nqs_sae_service.service import stop
-from nqs_sae_service.service.plan import make_plan
-from nqs_sae_service.service.runner import run_plans
 from nqs_sae_service.service.stop import StopRequest
-from nqs_sae_service.spec import load_spec
 
 STEPS = 40
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(tmp_path, spawn):
     """``start(results)`` starts a process that runs the toy spec; each step takes 20 ms."""
     spec = toy.write_spec(tmp_path)
-    processes = []
 
     def begin(results: str, *options: str, sleep: float = 0.02) -> subprocess.Popen[str]:
         environment = os.environ | {"TOY_SLEEP": str(sleep), "TOY_LOG": str(tmp_path / f"{results}.log")}
         command = [sys.executable, toy.__file__, str(spec), str(tmp_path / results), *options]
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        processes.append(process)
-        return process
+        return spawn(command, env=environment)
 
-    yield begin
-    for process in processes:
-        process.kill()
-        process.communicate()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("undisturbed")
-    run_plans(make_plan(load_spec(toy.write_spec(directory)), toy.STAGES, directory / "results"))
-    return directory / "results" / "toy"
-
-
-def assert_same(one: Path, other: Path) -> None:
-    for stage in toy.STAGES:
-        assert same_data(one / f"{stage}.nc", other / f"{stage}.nc")
+    return begin
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
@@ -78,7 +54,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(start, undisturbed,
     final = start("killed")
     assert final.wait() == 0
     assert "continued from" in log.read_text()
-    assert_same(tmp_path / "killed" / "toy", undisturbed)
+    toy.assert_same(tmp_path / "killed" / "toy", undisturbed)
     leftovers = [
         path for path in (tmp_path / "killed").rglob("*") if "tmp~" in path.name or path.suffix == ".npz"
     ]
@@ -100,7 +76,7 @@ def test_asked_to_stop_it_leaves_a_checkpoint_and_continues(start, undisturbed, 
     continued = [line for line in log.read_text().splitlines() if line.startswith("continued from")]
     assert len(continued) == 1
     assert 0 < int(continued[0].split()[-1]) < STEPS
-    assert_same(tmp_path / "stopped" / "toy", undisturbed)
+    toy.assert_same(tmp_path / "stopped" / "toy", undisturbed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])

@@ -13,7 +13,7 @@ import pytest
 import toy
 import toy_over_ranks
 
-from nqs_sae_service.datasets import read_stage, same_data
+from nqs_sae_service.datasets import read_stage
 from nqs_sae_service.engine import ranks as engine_ranks
 from nqs_sae_service.errors import UserError
 from nqs_sae_service.service import mpi
@@ -56,27 +56,15 @@ figures = false
 
 
 @pytest.fixture
-def start(mpiexec, tmp_path):
+def start(mpiexec, tmp_path, spawn):
     """``start(results, **environment)`` begins the toy chain with two processes."""
     spec = toy.write_spec(tmp_path)
-    processes = []
 
     def begin(results: Path, **environment: str) -> subprocess.Popen[str]:
         command = [*mpiexec(2), toy_over_ranks.__file__, str(spec), str(results)]
-        process = subprocess.Popen(
-            command,
-            env=os.environ | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        processes.append(process)
-        return process
+        return spawn(command, env=os.environ | environment)
 
-    yield begin
-    for process in processes:
-        process.kill()
-        process.communicate()
+    return begin
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +74,6 @@ def undisturbed(tmp_path_factory) -> Path:
     plans = make_plan(load_spec(toy.write_spec(directory)), toy_over_ranks.STAGES, directory / "results")
     assert run_plans(plans).code == 0
     return directory / "results" / "toy"
-
-
-def assert_same(one: Path, other: Path) -> None:
-    for stage in toy.STAGES:
-        assert same_data(one / f"{stage}.nc", other / f"{stage}.nc")
 
 
 def status(results: Path) -> dict:
@@ -133,7 +116,7 @@ def test_a_signal_to_any_rank_stops_all_and_any_number_continues(start, undistur
     assert continued.returncode == 0, errors
     assert out.splitlines() == [str(results / "toy")]
     assert errors.count("continuing from the checkpoint") == 1
-    assert_same(results / "toy", undisturbed)
+    toy.assert_same(results / "toy", undisturbed)
     with read_stage(results / "toy" / "ground_state.nc") as data:
         assert data.attrs["ranks"] == 2
     with read_stage(results / "toy" / "samples.nc") as data:
@@ -142,7 +125,7 @@ def test_a_signal_to_any_rank_stops_all_and_any_number_continues(start, undistur
     plans = make_plan(load_spec(tmp_path / "toy.toml"), toy_over_ranks.STAGES, tmp_path / "alone")
     assert plans[0].steps[0].reason == "continues from its checkpoint"
     assert run_plans(plans).code == 0
-    assert_same(tmp_path / "alone" / "toy", undisturbed)
+    toy.assert_same(tmp_path / "alone" / "toy", undisturbed)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

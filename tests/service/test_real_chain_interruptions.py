@@ -98,9 +98,8 @@ def undisturbed(spec, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def start(spec):
+def start(spec, spawn):
     """``start(results, options...)`` starts ``python -m nqs_sae_service run`` in a process of its own."""
-    processes = []
 
     def begin(results: Path, *options: str) -> subprocess.Popen[str]:
         command = [
@@ -113,14 +112,9 @@ def start(spec):
             str(results),
             *options,
         ]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        processes.append(process)
-        return process
+        return spawn(command)
 
-    yield begin
-    for process in processes:
-        process.kill()
-        process.communicate()
+    return begin
 
 
 def wait_until(condition, process) -> None:

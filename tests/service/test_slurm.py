@@ -14,11 +14,11 @@ import pytest
 import toy
 
 from nqs_sae_service.datasets import same_data
+from nqs_sae_service.datasets.status import read_status
 from nqs_sae_service.errors import UserError
 from nqs_sae_service.service.plan import make_plan
 from nqs_sae_service.service.runner import run_plans
 from nqs_sae_service.service.slurm import cancel_slurm, slurm_jobs
-from nqs_sae_service.service.status import read_status
 from nqs_sae_service.service.submission import submit_slurm
 from nqs_sae_service.spec import load_spec
 

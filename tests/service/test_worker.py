@@ -11,12 +11,10 @@ from pathlib import Path
 import pytest
 import toy
 
-from nqs_sae_service.datasets import same_data
 from nqs_sae_service.datasets.files import locked
 from nqs_sae_service.service import runner
 from nqs_sae_service.service.plan import make_plan
 from nqs_sae_service.service.queue import Queue
-from nqs_sae_service.service.runner import run_plans
 from nqs_sae_service.service.slots import Slots
 from nqs_sae_service.service.worker import work
 from nqs_sae_service.spec import load_spec
@@ -25,10 +23,10 @@ from nqs_sae_service.spec import load_spec
 class Lab:
     """A queue, a results directory, and processes that work on them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, spawn) -> None:
+        self.spawn = spawn
         self.folder, self.results, self.log = folder, folder / "results", folder / "log"
         self.queue = Queue(folder / "queue")
-        self.processes: list[subprocess.Popen[str]] = []
 
     def submit(
         self, *sets: str, text: str = toy.SPEC, priority: int = 0, time_limit: float | None = None
@@ -42,11 +40,7 @@ class Lab:
     def start(self, *options: str, sleep: float = 0.02) -> subprocess.Popen[str]:
         environment = os.environ | {"TOY_SLEEP": str(sleep), "TOY_LOG": str(self.log)}
         command = [sys.executable, toy.__file__, "work", "--queue", str(self.queue.directory), *options]
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        self.processes.append(process)
-        return process
+        return self.spawn(command, env=environment)
 
     def states(self) -> dict[str, str]:
         return {entry.run: entry.state for entry in self.queue.entries()}
@@ -63,26 +57,9 @@ class Lab:
 
 
 @pytest.fixture
-def lab(tmp_path, monkeypatch):
+def lab(tmp_path, monkeypatch, spawn):
     monkeypatch.setenv("TOY_LOG", str(tmp_path / "log"))
-    made = Lab(tmp_path)
-    yield made
-    for process in made.processes:
-        process.send_signal(signal.SIGCONT)
-        process.kill()
-        process.communicate()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    run_plans(make_plan(load_spec(toy.write_spec(folder)), toy.STAGES, folder / "results"))
-    return folder / "results" / "toy"
-
-
-def assert_same(one: Path, other: Path) -> None:
-    for stage in toy.STAGES:
-        assert same_data(one / f"{stage}.nc", other / f"{stage}.nc")
+    return Lab(tmp_path, spawn)
 
 
 def test_it_computes_what_is_queued_the_most_urgent_first(lab, undisturbed):
@@ -92,7 +69,7 @@ def test_it_computes_what_is_queued_the_most_urgent_first(lab, undisturbed):
     assert lab.states() == {"toy": "done", "first": "done"}
     began = [entry.started for entry in sorted(lab.queue.entries(), key=lambda entry: -entry.priority)]
     assert began == sorted(began)
-    assert_same(lab.results / "toy", undisturbed)
+    toy.assert_same(lab.results / "toy", undisturbed)
     assert lab.work(drain=True) == 0
 
 
@@ -129,7 +106,7 @@ def test_a_full_disk_ends_the_worker_and_the_runs_stay(lab, undisturbed, monkeyp
     assert lab.computed().count("ground_state") == 1  # the second one was not burned on the same disk
     assert "No space left on device" in lab.queue.entries()[0].message
     assert lab.work() == 0
-    assert_same(lab.results / "toy", undisturbed)
+    toy.assert_same(lab.results / "toy", undisturbed)
 
 
 def test_a_stage_that_does_not_fit_on_the_disk_stays_in_the_queue(lab, undisturbed, monkeypatch):
@@ -140,7 +117,7 @@ def test_a_stage_that_does_not_fit_on_the_disk_stays_in_the_queue(lab, undisturb
     (entry,) = lab.queue.entries("queued")
     assert "No space left on device" in entry.message
     assert lab.work() == 0
-    assert_same(lab.results / "toy", undisturbed)
+    toy.assert_same(lab.results / "toy", undisturbed)
 
 
 def test_at_most_so_many_runs(lab):
@@ -159,7 +136,7 @@ def test_at_most_so_long(lab, undisturbed, monkeypatch):
     monkeypatch.delenv("TOY_SLEEP")
     assert lab.work() == 0
     assert [line for line in lab.computed() if line.startswith("continued")]
-    assert_same(lab.results / "toy", undisturbed)
+    toy.assert_same(lab.results / "toy", undisturbed)
 
 
 def test_a_run_that_takes_longer_than_it_may_fails_and_can_be_continued(lab, undisturbed, monkeypatch):
@@ -173,7 +150,7 @@ def test_a_run_that_takes_longer_than_it_may_fails_and_can_be_continued(lab, und
     monkeypatch.delenv("TOY_SLEEP")
     assert lab.queue.retry(entry) == "queued"
     assert lab.work() == 0
-    assert_same(lab.results / "toy", undisturbed)
+    toy.assert_same(lab.results / "toy", undisturbed)
 
 
 def test_the_time_limit_counts_all_attempts(lab, monkeypatch):
@@ -197,7 +174,7 @@ def test_asked_to_stop_it_gives_the_run_back(lab, undisturbed, number):
     assert lab.states() == {"toy": "queued"}
     assert lab.work() == 0
     assert [line for line in lab.computed() if line.startswith("continued")]
-    assert_same(lab.results / "toy", undisturbed)
+    toy.assert_same(lab.results / "toy", undisturbed)
 
 
 def test_a_killed_worker_loses_nothing(lab, undisturbed):
@@ -208,7 +185,7 @@ def test_a_killed_worker_loses_nothing(lab, undisturbed):
     process.wait()
     assert lab.states() == {"toy": "running"}
     assert lab.work() == 0
-    assert_same(lab.results / "toy", undisturbed)
+    toy.assert_same(lab.results / "toy", undisturbed)
 
 
 def test_a_paused_worker_keeps_its_run(lab, undisturbed):
@@ -225,7 +202,7 @@ def test_a_paused_worker_keeps_its_run(lab, undisturbed):
     assert process.wait(timeout=30) == 0
     assert lab.states() == {"toy": "done"}
     assert lab.computed() == ["ground_state", "samples", "steering"]
-    assert_same(lab.results / "toy", undisturbed)
+    toy.assert_same(lab.results / "toy", undisturbed)
 
 
 def test_a_running_run_can_be_cancelled(lab):
@@ -303,7 +280,7 @@ def test_a_sweep_is_drawn_when_its_last_run_has_ended(lab, monkeypatch):
 
 
 def test_workers_share_the_cores(tmp_path, monkeypatch):
-    monkeypatch.setattr("nqs_sae_service.service.slots._cores", lambda: [0, 1])
+    monkeypatch.setattr("nqs_sae_service.service.slots.cores", lambda: {0, 1})
     alone, two, four = (Slots(tmp_path, at_once) for at_once in (0, 2, 4))
     assert [slots.needed(0) for slots in (alone, two, four)] == [2, 1, 1]
     assert [alone.needed(threads) for threads in (1, 2, 64)] == [1, 2, 2]
@@ -349,7 +326,7 @@ def test_in_cron_it_is_silent_and_needs_no_environment(lab, undisturbed):
             command, cwd="/", env={}, capture_output=True, text=True, check=False, timeout=60
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert_same(lab.results / "toy", undisturbed)
+    toy.assert_same(lab.results / "toy", undisturbed)
     assert "toy: begins" in (lab.queue.directory / "work.log").read_text()
 
 
@@ -376,8 +353,7 @@ def test_while_another_worker_has_the_machine_it_ends_silently(lab):
 def test_the_log_of_a_run_can_be_followed(lab):
     lab.submit()
     command = [sys.executable, toy.__file__, "logs", "toy", "-f", "--queue", str(lab.queue.directory)]
-    reader = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=lab.folder)
-    lab.processes.append(reader)
+    reader = lab.spawn(command, cwd=lab.folder)
     time.sleep(0.5)
     assert reader.poll() is None  # it waits for the run to begin
     lab.start(sleep=0.01)

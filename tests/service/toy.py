@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from nqs_sae_service.datasets import same_data
 from nqs_sae_service.errors import NumericalError
 from nqs_sae_service.stages.stage import Context, Cost, Stage
 
@@ -117,6 +118,12 @@ def write_spec(directory: Path, text: str = SPEC) -> Path:
     path = directory / "toy.toml"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Two run directories hold the same bits."""
+    for stage in STAGES:
+        assert same_data(one / f"{stage}.nc", other / f"{stage}.nc")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..datasets.files import write_text
+from ..errors import plain
+from .files import write_text
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("run", "state", "stage", "message", "error", "host", "started", "updated"), str),
@@ -82,12 +83,22 @@ def _overwrite(path: Path, text: str) -> None:
 def read_status(directory: Path) -> dict[str, Any]:
     """What ``status.json`` in a run directory says, as far as it can be understood: it may be missing, damaged or foreign."""
     path = directory / "status.json"
-    try:
-        fields = (
-            json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        )  # a pipe would be waited for
-    except (OSError, ValueError, RecursionError):
+    if not path.is_file():  # a pipe would be waited for
         return {}
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        return {}
+    except (ValueError, RecursionError):
+        return {"state": "unknown", "message": f"{path.name} is not valid JSON"}
     if not isinstance(fields, dict):
         return {}
-    return {name: value for name, value in fields.items() if isinstance(value, _TYPES.get(name, ()))}
+    known = {name: value for name, value in fields.items() if isinstance(value, _TYPES.get(name, ()))}
+    return {name: plain(value) if isinstance(value, str) else value for name, value in known.items()}
+
+
+def run_directories(results: Path, holding: str) -> list[Path]:
+    """The directories of runs, and of the points of sweeps, below ``results`` that hold a file of this name."""
+    return sorted(
+        path.parent for depth in ("[!.]*", "[!.]*/[!.]*") for path in results.glob(f"{depth}/{holding}")
+    )
