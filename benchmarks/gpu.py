@@ -84,7 +84,9 @@ class Network:
         lattice = Chain(kind="chain", length=self.sites).build()
         sampling = Sampling(chains=self.chains, burn_in=2)
         hamiltonian = Tfim(kind="tfim", h=1.0).build(lattice)
-        return Trainer(self.record().build(lattice), hamiltonian, sampling, self.options(), device=device)
+        return Trainer(
+            self.record().build(lattice), lattice, hamiltonian, sampling, self.options(), device=device
+        )
 
     def work(self) -> dict[str, Any]:
         """The same training as the peers are told of it."""

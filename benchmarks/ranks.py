@@ -101,6 +101,7 @@ def measure(sites: int, samples: int, repetitions: int) -> dict[str, Any]:
     options = GroundState(steps=1000, samples=samples, learning_rate=0.01)
     trainer = Trainer(
         network.build(lattice),
+        lattice,
         Tfim(kind="tfim", h=1.0).build(lattice),
         Sampling(chains=samples, burn_in=1),
         options,

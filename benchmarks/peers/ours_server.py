@@ -31,14 +31,14 @@ class Vmc:
 
     def __init__(self, work: Mapping[str, Any]) -> None:
         self.work = work
-        lattice = record("lattice", kind="chain", length=work["sites"]).build()
+        self.lattice = lattice = record("lattice", kind="chain", length=work["sites"]).build()
         self.sampling_record = Sampling(chains=work["chains"], burn_in=1, global_flip=0, stretch_flip=0)
         options = GroundState.model_validate(
             {"samples": work["samples"], "seed": work["seed"], **work["ground_state"]}
         )
         self.hamiltonian = record("hamiltonian", kind="tfim", h=work["h"]).build(lattice)
         state = record("state", **work["network"]).build(lattice)
-        self.trainer = Trainer(state, self.hamiltonian, self.sampling_record, options)
+        self.trainer = Trainer(state, lattice, self.hamiltonian, self.sampling_record, options)
         self.training: Training = self.trainer.start()
         self.draws = work["samples"] // work["chains"]
 
@@ -64,9 +64,7 @@ class Vmc:
     def measure(self, draws: int) -> tuple[float, float]:
         """Energy and its standard error from fresh samples, leaving the training as it was."""
         psi = self.trainer.state.bind(self.training.parameters)
-        metropolis = Metropolis.of(
-            self.sampling_record, self.work["sites"], self.work["seed"], Stream.FINAL_ENERGY
-        )
+        metropolis = Metropolis.of(self.sampling_record, self.lattice, self.work["seed"], Stream.FINAL_ENERGY)
         chains = metropolis.start(psi, self.training.sigma)
         energies = []
         for _ in range(draws):

@@ -99,22 +99,27 @@ class SigmaX(Operator):
         return namespace(sigma).full((len(sigma), self.n_sites), 1.0 / self.n_sites)
 
 
-def distinct_connected(sigma: np.ndarray, signs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct ones among the configurations sigma_n signs_f, for sigma (n, n_sites) and signs (flips, n_sites) int8.
+def distinct_connected(
+    sigma: np.ndarray, signs: np.ndarray, wanted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct ones among the configurations sigma_n signs_f that are ``wanted`` (n, flips) bool.
 
-    Returns pairs (distinct, 2) of n and f, one for each in the order of first occurrence, and the place (n flips,) of every
-    connected configuration among them. Spins are compared as bits, so that no two different ones are taken for equal.
+    sigma (n, n_sites), signs (flips, n_sites) int8. Returns pairs (distinct, 2) of n and f, one for each in the order of first
+    occurrence, and the place of every wanted configuration among them, row by row. Spins are compared as bits, so that no two
+    different ones are taken for equal.
     """
     bits = [np.packbits(array < 0, axis=1) for array in (sigma, signs)]
-    packed = np.zeros((len(sigma), len(signs), -(-bits[0].shape[1] // 8) * 8), np.uint8)
-    packed[:, :, : bits[0].shape[1]] = bits[0][:, None] ^ bits[1]
-    words = packed.reshape(len(sigma) * len(signs), -1).view(np.uint64)
+    entries = np.flatnonzero(wanted)
+    sample, flip = np.divmod(entries, max(len(signs), 1))
+    packed = np.zeros((len(entries), -(-bits[0].shape[1] // 8) * 8), np.uint8)
+    packed[:, : bits[0].shape[1]] = bits[0][sample] ^ bits[1][flip]
+    words = packed.view(np.uint64)
     keys = words[:, 0] if words.shape[1] == 1 else words.view([("", np.uint64)] * words.shape[1])[:, 0]
     _, first, place = np.unique(keys, return_index=True, return_inverse=True)
     order = np.argsort(first)
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
-    return np.stack(np.divmod(first[order], len(signs)), axis=1), rank[place.reshape(-1)]
+    return np.stack([sample[first[order]], flip[first[order]]], axis=1), rank[place.reshape(-1)]
 
 
 def configurations(index: np.ndarray, n_sites: int) -> np.ndarray:

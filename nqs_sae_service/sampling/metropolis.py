@@ -1,10 +1,11 @@
 """Metropolis sampling of |psi|^2 with many chains (Metropolis et al. 1953), all chains moved at once.
 
-A proposal flips a stretch of neighbouring sites: one site, a stretch of random length, or all of them. Single flips alone are
-slow near a critical point (domain walls diffuse) and never cross between magnetised sectors; long stretches move whole domains,
-global flips change the sector. Every move is its own inverse and as likely as it, so it is accepted with probability
-min(1, |psi'/psi|^2). Random numbers are counter-based: kind, site and threshold are pure functions of (seed, stream, sweep,
-row, chain).
+A proposal flips a stretch of sites that follow each other, one site, a stretch of random length, or all of them, or it exchanges the
+spins of two sites near each other, which conserves the magnetization. Single flips alone are slow near a critical point (domain
+walls diffuse) and never cross between magnetised sectors; long stretches move whole domains of a chain, global flips change the
+sector. Every move is its own inverse and as likely as it, so it is accepted with probability min(1, |psi'/psi|^2). An exchange of equal
+spins changes nothing and is not evaluated. Random numbers are counter-based: kind, site and threshold are pure functions of (seed,
+stream, sweep, row, chain).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..engine.arrays import namespace, to_host
+from ..engine.arrays import beside, namespace, to_host
 from ..engine.economy import DEFAULT, Economy
 from ..engine.random import Stream, below, uniform, words
 from ..errors import NumericalError
@@ -24,16 +25,30 @@ from ..states import LogPsi, Wavefunction
 from ..states.fused import Walks
 
 if TYPE_CHECKING:
+    from ..physics.lattices import Lattice
     from ..spec.sections import Sampling
 
 Array = Any
 
 
-def stretch_proposals(random: Array, n_sites: int, moves: Moves) -> tuple[Array, Array]:
-    """First site (...) and length (...) of the stretch to flip, from random words (..., 4).
+@dataclass(frozen=True, eq=False)
+class Moves:
+    """Shares of the proposals that flip all spins, flip a stretch of random length, and exchange the spins of a pair of sites.
+
+    The rest flips one spin. ``pairs`` (n_pairs, 2) int: what may be exchanged.
+    """
+
+    all_spins: float
+    stretch: float = 0.0
+    exchange: float = 0.0
+    pairs: np.ndarray | None = None
+
+
+def proposals(random: Array, n_sites: int, moves: Moves) -> tuple[Array, Array]:
+    """First site (...) and length (...) of the proposals, as ``states.fused.Walks`` wants them, from random words (..., 4).
 
     The length is n_sites with probability ``moves.all_spins``, uniform in 2 ... n_sites - 1 with probability ``moves.stretch``,
-    else 1.
+    else 1; or, with probability ``moves.exchange``, -1 - the other site of a pair chosen uniformly.
     """
     xp = namespace(random)
     share = random[..., 0].astype(xp.float64) * 2.0**-32
@@ -41,15 +56,22 @@ def stretch_proposals(random: Array, n_sites: int, moves: Moves) -> tuple[Array,
     place = xp.clip(share - moves.all_spins, 0, moves.stretch) / (moves.stretch or 1.0)
     stretch = 2 + (place * (n_sites - 2)).astype(xp.int64)
     length = xp.where(share < moves.all_spins + moves.stretch, stretch, 1)
-    return below(random[..., 1], n_sites), xp.where(share < moves.all_spins, n_sites, length)
+    first, length = below(random[..., 1], n_sites), xp.where(share < moves.all_spins, n_sites, length)
+    if moves.pairs is None:
+        return first, length
+    before = moves.all_spins + moves.stretch
+    exchange = (share >= before) & (share < before + moves.exchange)
+    pair = beside(moves.pairs, random)[below(random[..., 1], len(moves.pairs))]
+    return xp.where(exchange, pair[..., 0], first), xp.where(exchange, -1 - pair[..., 1], length)
 
 
-@dataclass(frozen=True)
-class Moves:
-    """Shares of the proposals that flip all spins, and a stretch of random length; the rest flips one spin."""
-
-    all_spins: float
-    stretch: float = 0.0
+def random_configurations(random: Array, magnetization: int | None) -> np.ndarray:
+    """Uniformly random configurations (chains, n_sites) int8 from random words (n_sites, chains), of a given sum of spins if any."""
+    if magnetization is None:
+        return np.where(random.T & 1, 1, -1).astype(np.int8)
+    up = (len(random) + magnetization) // 2
+    rank = np.argsort(np.argsort(random, axis=0, kind="stable"), axis=0)
+    return np.where(rank.T < up, 1, -1).astype(np.int8)
 
 
 @dataclass
@@ -85,23 +107,26 @@ class Metropolis:
     seed: int
     stream: Stream
     economy: Economy = DEFAULT
+    magnetization: int | None = None
 
     @classmethod
     def of(
         cls,
         options: Sampling,
-        n_sites: int,
+        lattice: Lattice,
         seed: int,
         stream: Stream,
         economy: Economy = DEFAULT,
     ) -> Metropolis:
         """The process that the section ``[sampling]`` describes."""
-        return cls(n_sites, Moves(options.global_flip, options.stretch_flip), seed, stream, economy)
+        return cls(
+            lattice.n_sites, options.moves(lattice), seed, stream, economy, options.fixed_magnetization
+        )
 
     def random_chains(self, chains: int) -> Array:
-        """Independent uniformly random configurations (chains, n_sites) int8."""
+        """Independent uniformly random configurations (chains, n_sites) int8, of the conserved magnetization if there is one."""
         random = words(self.seed, Stream.CHAINS, int(self.stream), self.n_sites, chains)[..., 0]
-        return np.where(random.T & 1, 1, -1).astype(np.int8)
+        return random_configurations(random, self.magnetization)
 
     def start(self, psi: LogPsi, sigma: Array, sweeps: int = 0, number: int = 0) -> Chains:
         """Chains at given configurations, the first of which is chain ``number``."""
@@ -129,12 +154,12 @@ class Metropolis:
         """First site, length and log threshold (n_sites, chains) of the proposals of a sweep."""
         step, count = chains.sweeps, len(chains.sigma)
         if xp is not np:
-            from .metropolis_gpu import proposals
+            from .metropolis_gpu import proposals as on_device
 
             key, shares = (self.seed, int(self.stream)), (self.moves.all_spins, self.moves.stretch)
-            return proposals(xp, key, step, self.n_sites, count, self.n_sites, shares, chains.number)
+            return on_device(xp, key, step, self.n_sites, count, self.n_sites, shares, chains.number)
         random = words(self.seed, self.stream, step, self.n_sites, count, start=chains.number)
-        first, length = stretch_proposals(random, self.n_sites, self.moves)
+        first, length = proposals(random, self.n_sites, self.moves)
         return first, length, np.log(uniform(random[..., 2], random[..., 3]))
 
     def draws(
@@ -165,19 +190,33 @@ def _walk_of(xp: ModuleType) -> Callable[..., int]:
 
 def _walk(psi: LogPsi, sigma: Array, log_psi: Array, first: Array, length: Array, threshold: Array) -> int:
     """Metropolis proposals one after the other, for any wave function: the plain form of ``Walks.walk``."""
-    xp = namespace(sigma)
-    sites = xp.arange(sigma.shape[1])
     accepted = 0
     for start, extent, bound in zip(first, length, threshold, strict=True):
-        flipped = (sites - start[:, None]) % sigma.shape[1] < extent[:, None]
-        proposed = xp.where(flipped, -sigma, sigma)
+        flipped = flipped_sites(sigma, start, extent)
+        moving = flipped.any(axis=1)
+        if not moving.any():
+            continue
+        proposed = np.where(flipped, -sigma, sigma)[moving]
         log_proposed = psi.log_psi(proposed)
-        log_ratio = 2 * (log_proposed.real - log_psi.real)
-        accept = bound < log_ratio
-        sigma[...] = xp.where(accept[:, None], proposed, sigma)
-        log_psi[...] = xp.where(accept | xp.isnan(log_ratio), log_proposed, log_psi)
+        before = log_psi[moving]
+        log_ratio = 2 * (log_proposed.real - before.real)
+        accept = bound[moving] < log_ratio
+        sigma[moving] = np.where(accept[:, None], proposed, sigma[moving])
+        log_psi[moving] = np.where(accept | np.isnan(log_ratio), log_proposed, before)
         accepted += int(accept.sum())
     return accepted
+
+
+def flipped_sites(sigma: Array, first: Array, length: Array) -> Array:
+    """Which sites (chains, n_sites) bool one proposal for every chain flips: none in a null move."""
+    xp = namespace(sigma)
+    sites, n = xp.arange(sigma.shape[1]), sigma.shape[1]
+    stretch = (sites - first[:, None]) % n < length[:, None]
+    other = xp.where(length < 0, -1 - length, 0)
+    chain = xp.arange(len(sigma))
+    differ = (length < 0) & (sigma[chain, first] != sigma[chain, other])
+    exchange = ((sites == first[:, None]) | (sites == other[:, None])) & differ[:, None]
+    return stretch | exchange
 
 
 def drift(psi: LogPsi, reference: LogPsi, chains: Chains, rows: int = 64) -> float:

@@ -6,13 +6,19 @@ they refuse what can only be a slip.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from .section import Finding, Section
 from .slurm import Slurm
+
+if TYPE_CHECKING:
+    from ..physics.lattices import Lattice
+    from ..sampling.metropolis import Moves
 
 DEFAULT_SEED = 1
 StageSeed = Annotated[
@@ -35,25 +41,103 @@ class Sampling(Section):
         le=10_000,
         description="sweeps between recorded samples; one sweep is as many proposals as spins",
     )
-    global_flip: float = Field(
-        0.05,
+    global_flip: float | None = Field(
+        None,
         ge=0,
         lt=1,
-        description="share of proposals that flip all spins (else ordered phases stick in one sector)",
+        description="share of proposals that flip all spins (else ordered phases stick in one sector); default: 0.05, "
+        "0 at a fixed magnetization other than 0",
     )
-    stretch_flip: float = Field(
-        0.2,
+    stretch_flip: float | None = Field(
+        None,
         ge=0,
         lt=1,
-        description="share of proposals that flip a stretch of neighbouring sites (moves whole domains)",
+        description="share of proposals that flip a stretch of sites that follow each other (moves whole domains of a chain); "
+        "default: 0.2, 0 at fixed magnetization",
+    )
+    magnetization: int | Literal["free"] | None = Field(
+        None,
+        description="sum of all sigma^z, held fixed by exchange moves, or free; default: the smallest one where the Hamiltonian "
+        "conserves it, else free",
+        json_schema_extra={"neutral": True},
+    )
+    exchange: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="share of proposals that exchange two unequal spins; default: all that is left at fixed magnetization, else 0",
+        json_schema_extra={"neutral": True},
+    )
+    exchange_shells: int = Field(
+        2,
+        ge=1,
+        le=64,
+        description="spins are exchanged between neighbours up to this shell",
+        json_schema_extra={"neutral": True},
     )
     burn_in: int = Field(20, ge=0, le=1_000_000, description="sweeps before the first recorded sample")
 
+    @property
+    def fixed_magnetization(self) -> int | None:
+        """The conserved sum of all sigma^z, None where it is free."""
+        return self.magnetization if isinstance(self.magnetization, int) else None
+
+    def moves(self, lattice: Lattice) -> Moves:
+        """What is proposed on a lattice."""
+        from ..sampling.metropolis import Moves
+
+        shares, pairs = self.resolved({}), None
+        assert isinstance(shares, Sampling)
+        if shares.exchange:
+            pairs = np.concatenate([lattice.shell(k) for k in range(1, self.exchange_shells + 1)])
+        return Moves(shares.global_flip or 0.0, shares.stretch_flip or 0.0, shares.exchange or 0.0, pairs)
+
+    def resolved(self, sections: Mapping[str, Section]) -> Section:
+        hamiltonian: Any = sections.get("hamiltonian")
+        lattice: Any = sections.get("lattice")
+        update: dict[str, Any] = {}
+        if self.magnetization is None and hamiltonian is not None and lattice is not None:
+            if hamiltonian.conserves_magnetization:
+                update["magnetization"] = lattice.build().n_sites % 2
+        fixed = isinstance(update.get("magnetization", self.magnetization), int)
+        zero = update.get("magnetization", self.magnetization) == 0
+        if self.global_flip is None:
+            update["global_flip"] = 0.05 if zero or not fixed else 0.0
+        if self.stretch_flip is None:
+            update["stretch_flip"] = 0.0 if fixed else 0.2
+        if self.exchange is None and fixed:
+            update["exchange"] = 1.0 - update.get("global_flip", self.global_flip)
+        return self.model_copy(update=update)
+
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
-        if self.global_flip + self.stretch_flip > 1:
+        shares = [share or 0.0 for share in (self.global_flip, self.stretch_flip, self.exchange)]
+        if sum(shares) > 1 + 1e-12:
+            what = "global_flip, stretch_flip and exchange are shares of the proposals: together at most 1"
+            yield Finding("stretch_flip", what)
+        fixed, lattice = self.fixed_magnetization, sections.get("lattice")
+        if fixed is None:
+            return
+        if self.stretch_flip:
             yield Finding(
-                "stretch_flip", "global_flip and stretch_flip are shares of the proposals: together at most 1"
+                "stretch_flip",
+                "at fixed magnetization no stretch can be flipped: leave it out or set it to 0",
             )
+        if self.global_flip and fixed:
+            yield Finding(
+                "global_flip",
+                f"flipping all spins changes a magnetization of {fixed}: leave it out or set it to 0",
+            )
+        if not math.isclose(sum(shares), 1.0):
+            yield Finding(
+                "exchange",
+                "at fixed magnetization single spins cannot be flipped: global_flip + exchange must be 1",
+            )
+        if lattice is not None:
+            n_sites = lattice.build().n_sites  # type: ignore[attr-defined]
+            if abs(fixed) >= n_sites or (n_sites + fixed) % 2:
+                yield Finding(
+                    "magnetization", f"{n_sites} spins cannot have a sum of {fixed} and still exchange"
+                )
 
 
 class GroundState(Section):

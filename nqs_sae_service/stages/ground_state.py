@@ -30,6 +30,7 @@ def run(context: Context) -> xr.Dataset:
     lattice = spec.lattice.build()
     trainer = Trainer(
         spec.state.build(lattice),
+        lattice,
         spec.hamiltonian.build(lattice),
         spec.sampling,
         spec.ground_state,
@@ -76,7 +77,7 @@ def _final_energy(
     spec, state, ranks = context.spec, trainer.state, context.ranks
     psi = state.bind(training.parameters)
     metropolis = Metropolis.of(
-        spec.sampling, state.n_sites, spec.ground_state.seed, Stream.FINAL_ENERGY, economy_of(spec)
+        spec.sampling, trainer.lattice, spec.ground_state.seed, Stream.FINAL_ENERGY, economy_of(spec)
     )
     chains = metropolis.start(psi, training.sigma, number=trainer.share.start)
     tick(spec.ground_state.steps)

@@ -87,7 +87,7 @@ class _Workshop:
         if exact is not None:
             reference = float(exact.expectations(exact.state)[0])
         metropolis = Metropolis.of(
-            spec.sampling, n, self.record.seeds[0], Stream.RECONSTRUCTION, economy_of(spec)
+            spec.sampling, lattice, self.record.seeds[0], Stream.RECONSTRUCTION, economy_of(spec)
         )
         sampling = FreshSampling(
             metropolis, spec.sampling.chains, _BURN_IN, _DRAWS, 1, economy_of(spec), self.context.ranks

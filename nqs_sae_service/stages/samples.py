@@ -26,7 +26,7 @@ def run(context: Context) -> xr.Dataset:
     spec = context.spec
     psi = trained(context)
     metropolis = Metropolis.of(
-        spec.sampling, psi.state.n_sites, spec.samples.seed, Stream.SAMPLES, economy_of(spec)
+        spec.sampling, spec.lattice.build(), spec.samples.seed, Stream.SAMPLES, economy_of(spec)
     )
     share, ranks = context.ranks.share(spec.sampling.chains), context.ranks
     start = context.device.put(context.upstream["ground_state"]["final_configuration"].values[share])

@@ -52,9 +52,7 @@ def _bench(context: Context) -> Bench:
     chains, draws = log_psi.shape
     wanted = max(1, min(draws, spec.steering.samples // chains))
     kept = np.unique(np.linspace(0, draws - 1, wanted).round().astype(int))
-    metropolis = Metropolis.of(
-        spec.sampling, lattice.n_sites, spec.steering.seed, Stream.STEERING, economy_of(spec)
-    )
+    metropolis = Metropolis.of(spec.sampling, lattice, spec.steering.seed, Stream.STEERING, economy_of(spec))
     fresh = FreshSampling(
         metropolis,
         spec.sampling.chains,

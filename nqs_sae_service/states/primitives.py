@@ -224,20 +224,36 @@ class Add(Brick):
         return delta, delta
 
 
-def circulant(xp, tokens: int) -> Array:
-    """Index (i - j) mod tokens, shape (tokens, tokens): how translation-invariant weights are laid out."""
-    position = xp.arange(tokens)
-    return (position[:, None] - position[None, :]) % tokens
+def circulant(xp, grid: tuple[int, ...]) -> Array:
+    """Number of the token at i - j on a periodic grid of tokens, (tokens, tokens): how translation-invariant weights are laid out.
+
+    Tokens are counted row by row, the last axis fastest: on a ring this is (i - j) mod tokens.
+    """
+    tokens = math.prod(grid)
+    number, stride = xp.zeros((tokens, tokens), dtype=xp.int64), tokens
+    for extent in grid:
+        stride //= extent
+        place = xp.arange(tokens) // stride % extent
+        number += (place[:, None] - place[None, :]) % extent * stride
+    return number
 
 
 @dataclass(frozen=True)
 class _Heads(Brick):
-    """Shared by both attentions: ``heads`` of ``width // heads`` channels over ``tokens``; one number per pair or distance."""
+    """Shared by both attentions: ``heads`` of ``width // heads`` channels over ``tokens``; one number per pair or displacement.
+
+    ``grid``: the extents of the periodic grid of tokens where translation-invariant, else ().
+    """
 
     tokens: int
     width: int
     heads: int
-    translation_invariant: bool
+    grid: tuple[int, ...]
+
+    @property
+    def translation_invariant(self) -> bool:
+        """Whether there is one number for each displacement."""
+        return bool(self.grid)
 
     def split(self, x: Array) -> Array:
         """(..., token, width) -> (..., head, token, width / heads)."""
@@ -257,7 +273,7 @@ class _Heads(Brick):
 
     def pairs(self, xp, stored: Array) -> Array:
         """Stored numbers laid out as (head, i, j)."""
-        return stored[:, circulant(xp, self.tokens)] if self.translation_invariant else stored
+        return stored[:, circulant(xp, self.grid)] if self.grid else stored
 
     def pairs_gradient(self, d_pairs: Array, total: bool) -> Array:
         """Gradient of the stored numbers from that of the laid-out ones (n, head, i, j)."""
@@ -265,10 +281,8 @@ class _Heads(Brick):
         d_pairs = _over_samples(d_pairs, total)
         if not self.translation_invariant:
             return d_pairs
-        i = xp.arange(self.tokens)
-        return xp.stack(
-            [d_pairs[..., i, (i - r) % self.tokens].sum(axis=-1) for r in range(self.tokens)], axis=-1
-        )
+        i, number = xp.arange(self.tokens), circulant(xp, self.grid)  # the token at i - r: column r
+        return xp.stack([d_pairs[..., i, number[:, r]].sum(axis=-1) for r in range(self.tokens)], axis=-1)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Rbm(Section):
             bricks=tuple(_bricks(n_sites, hidden)),
             dtype=np.dtype(self.precision),
             complex_amplitude=True,
-            tokens=lambda sigma: sigma.reshape(len(sigma), 1, n_sites),
+            sites=np.arange(n_sites)[None],
             initial=_initial,
             fuse=_fuse,
             fused_dtypes=("float32", "float64"),

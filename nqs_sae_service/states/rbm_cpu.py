@@ -175,18 +175,26 @@ def _flip_once(gain, c, y, out, z):
 
 
 @njit()
+def _site(first, length, step, n):
+    """Site number ``step`` of a proposal: of a stretch, or of the two that exchange their spins."""
+    if length < 0 and step == 1:
+        return -length - 1
+    return (first + step) % n
+
+
+@njit()
 def _move(theta, spins, first, length, tables, out):
-    """out <- theta after flipping a stretch, by way of a flip of all spins if that changes fewer sites."""
+    """out <- theta after a proposal, for long stretches by way of a flip of all spins, which changes fewer sites."""
     n = spins.size
     weight = tables.weight
     whole = 2 * length > n
     sign = 1.0 if whole else -1.0
-    start, count = (first + length, n - length) if whole else (first, length)
+    start, count = (first + length, n - length) if whole else (first, 2 if length < 0 else length)
     for j in range(out.shape[1]):
         out[0, j] = 2.0 * tables.b[0, j] - theta[0, j] if whole else theta[0, j]
         out[1, j] = 2.0 * tables.b[1, j] - theta[1, j] if whole else theta[1, j]
     for step in range(count):
-        i = (start + step) % n
+        i = _site(start, length, step, n)
         s = sign * 2.0 * spins[i]
         for j in range(out.shape[1]):
             out[0, j] += s * weight[0, i, j]
@@ -195,8 +203,8 @@ def _move(theta, spins, first, length, tables, out):
 
 @njit()
 def _flip(spins, first, length):
-    for step in range(length):
-        i = (first + step) % spins.size
+    for step in range(2 if length < 0 else length):
+        i = _site(first, length, step, spins.size)
         spins[i] = -spins[i]
 
 
@@ -214,17 +222,20 @@ def _walk_chain(sigma, first, length, threshold, tables):
     log_p = _log_product(c, y, z)
     for step in range(first.size):
         start, extent = first[step], length[step]
-        fine = tables.tame and 2 * extent <= n
+        if extent < 0 and sigma[start] == sigma[-extent - 1]:
+            continue
+        count = 2 if extent < 0 else extent
+        fine = tables.tame and 2 * count <= n
         d_real, d_imaginary = 0.0, 0.0
         new_real, new_imaginary = 0.0, 0.0
         if fine:
-            for k in range(extent):
-                i = (start + k) % n
+            for k in range(count):
+                i = _site(start, extent, k, n)
                 gain = tables.gain[0 if sigma[i] > 0 else 1, i]
                 d_real -= 2.0 * sigma[i] * tables.drift[i].real
                 d_imaginary -= 2.0 * sigma[i] * tables.drift[i].imag
                 before = y if k == 0 else y_new
-                if k == extent - 1:
+                if k == count - 1:
                     _flip_once(gain, c, before, y_new, z)
                 else:
                     _times(gain, before, y_new)
@@ -263,8 +274,8 @@ def _walk_chain(sigma, first, length, threshold, tables):
 def _move_few(theta, spins, first, length, tables):
     """theta of the flipped stretch, in place."""
     weight = tables.weight
-    for step in range(length):
-        i = (first + step) % spins.size
+    for step in range(2 if length < 0 else length):
+        i = _site(first, length, step, spins.size)
         s = 2.0 * spins[i]
         for j in range(theta.shape[1]):
             theta[0, j] -= s * weight[0, i, j]
@@ -294,8 +305,8 @@ def _amplitudes(sigma, tables, out):
 
 
 @njit(parallel=True)
-def _ratios(sigma, ends, sites, tables, out):
-    """psi'/psi (n, flips) where flip f turns sites[ends[f] : ends[f + 1]]."""
+def _ratios(sigma, wanted, ends, sites, tables, out):
+    """psi'/psi (n, flips) where flip f turns sites[ends[f] : ends[f + 1]]; 0 where it is not ``wanted``."""
     units, flips = tables.b.shape[1], out.shape[1]
     for block in prange((len(sigma) + _BLOCK - 1) // _BLOCK):
         theta, theta_new = np.empty((2, units)), np.empty((2, units))
@@ -315,6 +326,9 @@ def _ratios(sigma, ends, sites, tables, out):
             groups = _multiply_groups(p)
             known = tables.tame and _in_range(p, groups)
             for f in range(flips):
+                if not wanted[n, f]:
+                    out[n, f] = 0.0
+                    continue
                 fine = known and ends[f + 1] > ends[f]
                 if fine:
                     factor = complex(1.0, 0.0)
@@ -408,12 +422,14 @@ class FastRbm:
         _walk(sigma, log_psi, *proposals, accepted, self.tables)
         return int(accepted.sum())
 
-    def ratios(self, sigma: np.ndarray, log_psi: np.ndarray, signs: np.ndarray) -> np.ndarray:
-        """psi(sigma signs_f) / psi(sigma), (n, flips) complex128: 8 M multiply-adds for each single flip."""
+    def ratios(
+        self, sigma: np.ndarray, log_psi: np.ndarray, signs: np.ndarray, wanted: np.ndarray
+    ) -> np.ndarray:
+        """psi(sigma signs_f) / psi(sigma), (n, flips) complex128: 8 M multiply-adds for each single flip that is ``wanted``."""
         flip, sites = np.nonzero(signs < 0)
         ends = np.searchsorted(flip, np.arange(len(signs) + 1))
         out = np.empty((len(sigma), len(signs)), np.complex128)
-        _ratios(np.ascontiguousarray(sigma), ends, sites, self.tables, out)
+        _ratios(np.ascontiguousarray(sigma), wanted, ends, sites, self.tables, out)
         return out
 
     def jacobian(self, sigma: np.ndarray, ranks: Ranks = ALONE) -> RbmJacobian:

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from ..engine.arrays import namespace
+from ..engine.arrays import beside, namespace
 from ..engine.devices import rows_that_fit
 from .fused import Fused, Streams
 from .primitives import Brick
@@ -36,12 +36,11 @@ class LogPsi(Protocol):
         """log psi of configurations (n, n_sites): (n,) float64, or complex128 with a phase."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class State:
     """Shape of a network.
 
-    ``tokens`` cuts configurations (n, n_sites) int8 into the first edge ``tokens`` (n, token, spins per token); ``bricks``
-    lead from there to the edge ``log_psi``. ``initial`` draws one parameter array from a NumPy generator. ``fuse`` makes
+    ``sites`` (token, spins per token) int64 cuts configurations into the first edge ``tokens``; ``bricks`` lead from there to the edge ``log_psi``. ``initial`` draws one parameter array from a NumPy generator. ``fuse`` makes
     the fast twin, if there is one, for parameters of the ``fused_dtypes`` where they are; ``fused_layers`` are the layers
     it can stop at. For forecasts: ``flip_flops`` of psi'/psi after one flip if that costs less than log psi,
     ``gram_width`` numbers per row that T is made of if these are fewer than the parameters.
@@ -54,13 +53,17 @@ class State:
     bricks: tuple[Brick, ...]
     dtype: np.dtype
     complex_amplitude: bool
-    tokens: Callable[[Array], Array]
+    sites: np.ndarray
     initial: Callable[[str, tuple[int, ...], np.random.Generator], np.ndarray]
     fuse: Callable[[State, Array], Fused | None] | None = None
     fused_dtypes: tuple[str, ...] = ("float32",)
     fused_layers: tuple[str, ...] = ()
     flip_flops: float | None = None
     gram_width: int | None = None
+
+    def tokens(self, sigma: Array) -> Array:
+        """Configurations (n, n_sites) int8 as the first edge (n, token, spins per token)."""
+        return sigma[:, beside(self.sites, sigma)]
 
     @cached_property
     def layout(self) -> dict[str, tuple[slice, tuple[int, ...]]]:

@@ -29,7 +29,11 @@ class Transformer(Section):
     """Transformer over patches of neighbouring spins."""
 
     kind: Literal["transformer"] = "transformer"
-    patch: int = Field(4, ge=1, le=4096, description="spins per token; must divide the number of sites")
+    patch: int | tuple[int, int] | None = Field(
+        None,
+        description="spins per token on a chain (4), b or [b, c] for patches of b x c unit cells in two dimensions (2); "
+        "must divide the lengths",
+    )
     width: int = Field(32, ge=1, le=4096, description="channels of the residual stream")
     heads: int = Field(4, ge=1, le=256, description="attention heads; must divide the width")
     layers: int = Field(2, ge=1, le=64, description="blocks of attention and feed-forward network")
@@ -58,16 +62,36 @@ class Transformer(Section):
         if geometry is None:
             return
         lattice = geometry.build()
-        if lattice.n_sites % self.patch:
-            divisors = [b for b in range(1, lattice.n_sites + 1) if lattice.n_sites % b == 0]
-            yield Finding(
-                "patch", f"{self.patch} does not divide the {lattice.n_sites} sites; one of {divisors} would"
-            )
+        yield from self._patch_findings(lattice)
         if self.translation_invariant and not lattice.periodic:
             yield Finding(
                 "translation_invariant",
                 "an open lattice has no translations; leave it out or set it to false",
             )
+
+    def resolved(self, sections: Mapping[str, Section]) -> Section:
+        geometry: Any = sections.get("lattice")
+        if self.patch is not None or geometry is None:
+            return self
+        return self.model_copy(update={"patch": 2 if geometry.build().dimensions == 2 else 4})
+
+    def _patch_findings(self, lattice: Lattice) -> Iterator[Finding]:
+        extent = lattice.extent or (lattice.n_sites,)
+        if isinstance(self.patch, tuple) and len(extent) == 1:
+            yield Finding("patch", "two lengths are for lattices in two dimensions; give one number")
+            return
+        for axis, (length, b) in enumerate(zip(extent, self.patch_extent(lattice), strict=True)):
+            if b < 1 or length % b:
+                divisors = [b for b in range(1, length + 1) if length % b == 0]
+                sites = f"the {length} sites" if len(extent) == 1 else f"the {length} cells along axis {axis}"
+                yield Finding("patch", f"{b} does not divide {sites}; one of {divisors} would")
+
+    def patch_extent(self, lattice: Lattice) -> tuple[int, ...]:
+        """Unit cells of a patch along every axis; a graph without axes is cut in the order of its sites."""
+        if isinstance(self.patch, tuple):
+            return self.patch
+        axes = max(1, lattice.dimensions)
+        return (self.patch or (2 if axes == 2 else 4),) * axes
 
     def layer_names(self) -> tuple[str, ...]:
         """Public names of the places in the network, from the input to the output."""
@@ -89,16 +113,18 @@ class Transformer(Section):
     def build(self, lattice: Lattice) -> State:
         """The network on a lattice."""
         invariant = lattice.periodic if self.translation_invariant is None else self.translation_invariant
-        tokens = lattice.n_sites // self.patch
+        sites = patches(lattice, self.patch_extent(lattice))
+        tokens = len(sites)
+        grid = tuple(n // b for n, b in zip(lattice.extent, self.patch_extent(lattice), strict=False))
         return State(
             n_sites=lattice.n_sites,
             n_tokens=tokens,
             width=self.width,
             layers=self.layer_names(),
-            bricks=tuple(_bricks(self, tokens, invariant)),
+            bricks=tuple(_bricks(self, *sites.shape, grid if invariant else ())),
             dtype=np.dtype(self.precision),
             complex_amplitude=self.amplitude == "complex",
-            tokens=lambda sigma: sigma.reshape(len(sigma), tokens, self.patch),
+            sites=sites,
             initial=lambda name, shape, generator: _initial(name, shape, generator, self.layers),
             fuse=_fuse,
             fused_layers=("embedding", *self.residual_names()),
@@ -115,13 +141,24 @@ def _fuse(state: State, parameters: Any) -> Fused | None:
     return fused_on_device(state, parameters)
 
 
-def _bricks(record: Transformer, tokens: int, invariant: bool) -> Iterator[Brick]:
+def patches(lattice: Lattice, extent: tuple[int, ...]) -> np.ndarray:
+    """Sites (token, spins per token) int64 of patches of ``extent`` unit cells, tokens and cells counted row by row."""
+    lengths = lattice.extent or (lattice.n_sites,)
+    cells = np.arange(math.prod(lengths)).reshape(lengths)
+    for axis, (n, b) in enumerate(zip(lengths, extent, strict=True)):
+        cells = cells.reshape(*cells.shape[: 2 * axis], n // b, b, *cells.shape[2 * axis + 1 :])
+    order = (*range(0, cells.ndim, 2), *range(1, cells.ndim, 2))
+    cells = cells.transpose(order).reshape(-1, math.prod(extent))
+    return (cells[:, :, None] * lattice.basis + np.arange(lattice.basis)).reshape(len(cells), -1)
+
+
+def _bricks(record: Transformer, tokens: int, patch: int, grid: tuple[int, ...]) -> Iterator[Brick]:
     d = record.width
     positional = record.attention == "positional"
-    if positional or invariant:
-        yield Dense("embedding", ("tokens",), "embedding", record.patch, d)
+    if positional or grid:
+        yield Dense("embedding", ("tokens",), "embedding", patch, d)
     else:
-        yield Dense("embedding", ("tokens",), ".patches", record.patch, d)
+        yield Dense("embedding", ("tokens",), ".patches", patch, d)
         yield PositionCode("position", (".patches",), "embedding", tokens, d)
     stream = "embedding"
     for i in range(1, record.layers + 1):
@@ -129,12 +166,12 @@ def _bricks(record: Transformer, tokens: int, invariant: bool) -> Iterator[Brick
         yield LayerNorm(f"{a}.norm", (stream,), f"{a}.x", d)
         yield Dense(f"{a}.value", (f"{a}.x",), f"{a}.v", d, d)
         if positional:
-            yield Mix(f"{a}.mix", (f"{a}.v",), f"{a}.y", tokens, d, record.heads, invariant)
+            yield Mix(f"{a}.mix", (f"{a}.v",), f"{a}.y", tokens, d, record.heads, grid)
         else:
             yield Dense(f"{a}.query", (f"{a}.x",), f"{a}.q", d, d)
             yield Dense(f"{a}.key", (f"{a}.x",), f"{a}.k", d, d)
             yield Attention(
-                f"{a}.mix", (f"{a}.q", f"{a}.k", f"{a}.v"), f"{a}.y", tokens, d, record.heads, invariant
+                f"{a}.mix", (f"{a}.q", f"{a}.k", f"{a}.v"), f"{a}.y", tokens, d, record.heads, grid
             )
         yield Dense(f"{a}.out", (f"{a}.y",), a, d, d)
         yield Add(f"{a}.add", (stream, a), f"{a}.stream")

@@ -412,17 +412,18 @@ def _blocks(w, s, first, last, head):
 
 
 @njit()
-def _state_of_patch(sigma, token, patch):
+def _state_of_patch(sigma, sites):
+    """The state of a patch as a number: its spins, at ``sites`` (patch,), are the digits."""
     code = 0
-    for c in range(patch):
-        code = 2 * code + (1 if sigma[token * patch + c] > 0 else 0)
+    for c in range(sites.size):
+        code = 2 * code + (1 if sigma[sites[c]] > 0 else 0)
     return code
 
 
 @njit()
-def _codes(sigma, patch, codes):
+def _codes(sigma, sites, codes):
     for t in range(codes.size):
-        codes[t] = _state_of_patch(sigma, t, patch)
+        codes[t] = _state_of_patch(sigma, sites[t])
 
 
 @njit()
@@ -470,7 +471,7 @@ def _embed(w, s, sigma):
             for c in range(row.size):
                 row[c] = position[c]
             for p in range(patch):
-                spin, own = _f4(sigma[b, t * patch + p]), w.patch[p]
+                spin, own = _f4(sigma[b, w.sites[t, p]]), w.patch[p]
                 for c in range(row.size):
                     row[c] += spin * own[c]
 
@@ -489,7 +490,7 @@ def _enter(w, table, s, sigma):
         return
     for b in range(len(sigma)):
         for t in range(len(w.position)):
-            s.code[t, b] = _state_of_patch(sigma[b], t, len(w.patch))
+            s.code[t, b] = _state_of_patch(sigma[b], w.sites[t])
 
 
 @njit()
@@ -618,21 +619,40 @@ def forward(w, table, sigma, stream, real, imaginary, embed, first, last, head, 
 
 
 @njit()
-def _flip_stretch(sigma, first, length):
+def _propose(sigma, first, length):
+    """Make a proposal of ``Walks.walk`` on sigma (n_sites,)."""
+    if length < 0:
+        sigma[first], sigma[-length - 1] = sigma[-length - 1], sigma[first]
     for k in range(length):
         i = (first + k) % sigma.size
         sigma[i] = -sigma[i]
 
 
 @njit()
-def _next_proposals(upcoming, rows, ahead, owner, proposal):
-    """Fill the slots of a block: the next proposal of every chain, then, if ``ahead``, the ones after it; number of slots."""
-    slots, depth = 0, 0
+def _next_moves(sigma, first, length, start):
+    """The proposals from ``start`` on that change sigma: the first of them, or their number if there is none."""
+    r = start
+    while r < first.size and length[r] < 0 and sigma[first[r]] == sigma[-length[r] - 1]:
+        r += 1
+    return r
+
+
+@njit()
+def _next_proposals(sigma, first, length, upcoming, ahead, owner, proposal, following):
+    """Fill the slots of a block: the next proposal of every chain, then, if ``ahead``, the ones after it; number of slots.
+
+    Null moves are passed over. ``following`` (chains,) is scratch.
+    """
+    slots, depth, rows = 0, 0, len(first)
+    for b in range(upcoming.size):
+        following[b] = upcoming[b]
     while slots < owner.size and (depth == 0 or ahead):
         found = False
         for b in range(upcoming.size):
-            if upcoming[b] + depth < rows and slots < owner.size:
-                owner[slots], proposal[slots] = b, upcoming[b] + depth
+            following[b] = _next_moves(sigma[b], first[:, b], length[:, b], following[b])
+            if following[b] < rows and slots < owner.size:
+                owner[slots], proposal[slots] = b, following[b]
+                following[b] += 1
                 slots, found = slots + 1, True
         if not found:
             break
@@ -641,11 +661,11 @@ def _next_proposals(upcoming, rows, ahead, owner, proposal):
 
 
 @njit()
-def _accept(table, patch, proposed, sigma, codes, states, sums):
+def _accept(table, sites, proposed, sigma, codes, states, sums):
     """sigma <- proposed, with the states of its patches and its sums of terms."""
     sigma[:] = proposed
     if table.term.size > 0:
-        _codes(sigma, patch, codes)
+        _codes(sigma, sites, codes)
         _change_terms(table, codes, states, sums)
         states[:] = codes
 
@@ -653,27 +673,31 @@ def _accept(table, patch, proposed, sigma, codes, states, sums):
 @njit()
 def _walk_block(w, table, s, sigma, real, first, length, threshold, ahead):
     """All proposals of the chains of one block, those of a chain in order; number accepted."""
-    chains, rows, accepted = len(sigma), len(first), 0
+    chains, accepted = len(sigma), 0
     block = len(s.summed)
     tokens, channels = len(w.position), table.term.shape[3]
     fresh, nothing = np.zeros(block), np.zeros(0)
     proposed = np.empty((block, sigma.shape[1]), np.int8)
     owner, proposal = np.empty(block, np.int64), np.empty(block, np.int64)
-    upcoming, moved = np.zeros(chains, np.int64), np.zeros(chains, np.int64)
+    upcoming, moved, following = (
+        np.zeros(chains, np.int64),
+        np.zeros(chains, np.int64),
+        np.zeros(chains, np.int64),
+    )
     codes, states = np.zeros(tokens, np.int64), np.zeros((chains, tokens), np.int64)
     sums = np.zeros((chains, tokens, channels), np.float32)
     if table.term.size > 0:
         for b in range(chains):
-            _codes(sigma[b], len(w.patch), states[b])
+            _codes(sigma[b], w.sites, states[b])
             _sum_terms(table, states[b], sums[b])
-    slots = _next_proposals(upcoming, rows, ahead, owner, proposal)
+    slots = _next_proposals(sigma, first, length, upcoming, ahead, owner, proposal, following)
     turn = 0
     while slots > 0:
         turn += 1
         for q in range(slots):
             b, r = owner[q], proposal[q]
             proposed[q] = sigma[b]
-            _flip_stretch(proposed[q], first[r, b], length[r, b])
+            _propose(proposed[q], first[r, b], length[r, b])
         _enter(w, table, s, proposed[:slots])
         _log_psi_of_block(w, table, s, slots, sums, states, owner, fresh, nothing, False)
         for q in range(slots):
@@ -685,10 +709,10 @@ def _walk_block(w, table, s, sigma, real, first, length, threshold, ahead):
             if threshold[r, b] < ratio:
                 accepted += 1
                 real[b], moved[b] = fresh[q], turn
-                _accept(table, len(w.patch), proposed[q], sigma[b], codes, states[b], sums[b])
+                _accept(table, w.sites, proposed[q], sigma[b], codes, states[b], sums[b])
             elif math.isnan(ratio):
                 real[b] = ratio
-        slots = _next_proposals(upcoming, rows, ahead, owner, proposal)
+        slots = _next_proposals(sigma, first, length, upcoming, ahead, owner, proposal, following)
     return accepted
 
 
@@ -735,7 +759,7 @@ def flipped(w, table, sigma, signs, pairs, real, imaginary, block, pieces):
                 if b == 0 or sample != pairs[start + b - 1, 0]:
                     samples += 1
                     if table.term.size > 0:
-                        _codes(sigma[sample], len(w.patch), states[samples - 1])
+                        _codes(sigma[sample], w.sites, states[samples - 1])
                         _sum_terms(table, states[samples - 1], sums[samples - 1])
                 origin[b] = samples - 1
                 for i in range(connected.shape[1]):

@@ -258,7 +258,7 @@ def _layer(w: dict[str, np.ndarray], tokens: int, mixer: Attention | Mix, i: int
     if pair is None:
         pair = np.zeros((mixer.heads, tokens, tokens))
     elif mixer.translation_invariant:
-        pair = pair[:, circulant(np, tokens)]
+        pair = pair[:, circulant(np, mixer.grid)]
     return {
         "proj_w": np.concatenate([weight for weight, _ in read], axis=1),
         "proj_b": np.concatenate([bias for _, bias in read]),

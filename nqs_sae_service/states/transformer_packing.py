@@ -39,6 +39,7 @@ class Weights(NamedTuple):
     head_gain: np.ndarray
     head_shift: np.ndarray  # (1 or 2, d)
     heads: int
+    sites: np.ndarray  # (T, patch) int64: the sites of every token
 
 
 class Table(NamedTuple):
@@ -78,7 +79,8 @@ class Packing:
         self.w = {name: array.astype(np.float64) for name, array in state.unpack(parameters).items()}
         self.tokens, self.width, self.depth = state.n_tokens, state.width, depth(state)
         mix = next(brick for brick in state.bricks if isinstance(brick, (Attention, Mix)))
-        self.heads, self.invariant = mix.heads, mix.translation_invariant
+        self.heads, self.grid, self.sites = mix.heads, mix.grid, state.sites
+        self.invariant = mix.translation_invariant
         self.full = "attention_1.query.weight" in self.w
         self.parts = ("real", "imaginary") if state.complex_amplitude else ("real",)
 
@@ -90,7 +92,11 @@ class Packing:
         norms = [(w[f"head.{p}_norm.gain"], w[f"head.{p}_norm.bias"]) for p in self.parts]
         head = [np.stack(group) for group in (*zip(*dense, strict=True), *zip(*norms, strict=True))]
         arrays = (w["embedding.weight"], self._position(), *stacked, *head)
-        return Weights(*(np.ascontiguousarray(a, dtype=np.float32) for a in arrays), self.heads)  # type: ignore[call-arg, arg-type]
+        return Weights(  # type: ignore[call-arg, arg-type]
+            *(np.ascontiguousarray(a, dtype=np.float32) for a in arrays),
+            self.heads,
+            self.sites.astype(np.int64),
+        )
 
     def _position(self) -> np.ndarray:
         return self.w.get("position.code", np.zeros((self.tokens, self.width))) + self.w["embedding.bias"]
@@ -111,7 +117,7 @@ class Packing:
         stored = self.w.get(f"attention_{i}.mix.bias" if self.full else f"attention_{i}.mix.weight")
         if stored is None:
             return np.zeros((self.heads, self.tokens, self.tokens))
-        return stored[:, circulant(np, self.tokens)] if self.invariant else stored
+        return stored[:, circulant(np, self.grid)] if self.grid else stored
 
     def _layer(self, i: int):
         """One entry of every per-block field of ``Weights``, in their order.
@@ -162,7 +168,7 @@ class Packing:
         _, _, _, _, out_bias, up, *_ = self._layer(1)
         term[own, :, own] += stream[own] + out_bias[own, None]  # a token brings its own stream and bias along
         term -= term.mean(axis=3, keepdims=True)
-        place = circulant(np, tokens).T if self.invariant else np.tile(np.arange(tokens), (tokens, 1))
+        place = circulant(np, self.grid).T if self.invariant else np.tile(np.arange(tokens), (tokens, 1))
         return NO_TABLE._replace(
             term=np.concatenate([term, term @ up], axis=3).astype(np.float32),
             source=source,
@@ -192,7 +198,7 @@ class Packing:
             stream=stream.astype(np.float32),
             value=np.ascontiguousarray(value.transpose(0, 2, 1), np.float32),
             weight=np.where(exponential < _TINY, 0.0, exponential).astype(np.float32),
-            place=np.ascontiguousarray((circulant(np, tokens) if self.invariant else pairs).T),
+            place=np.ascontiguousarray((circulant(np, self.grid) if self.invariant else pairs).T),
         )
 
 

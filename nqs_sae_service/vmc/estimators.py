@@ -47,11 +47,15 @@ def local_values(
     flips, places = xp.asarray(flips), [xp.asarray(place) for place in places]
     for start in range(0, len(sigma) if len(flips) else 0, at_once):
         rows = slice(start, start + at_once)
-        ratio = _ratios(psi, flips, sigma[rows], log_psi[rows], economy)
-        for value, operator, place in zip(values, operators, places, strict=True):
-            if operator.n_connected:
-                element = append_axes(operator.element(sigma[rows]), ratio)
-                value[rows] += (element * ratio[:, place]).sum(axis=1)
+        elements = [o.element(sigma[rows]) if o.n_connected else None for o in operators]
+        wanted = xp.zeros((len(sigma[rows]), len(flips)), bool)
+        for element, place in zip(elements, places, strict=True):
+            if element is not None:
+                wanted[:, place] |= element != 0
+        ratio = _ratios(psi, flips, sigma[rows], log_psi[rows], wanted, economy)
+        for value, element, place in zip(values, elements, places, strict=True):
+            if element is not None:
+                value[rows] += (append_axes(element, ratio) * ratio[:, place]).sum(axis=1)
     return values
 
 
@@ -80,20 +84,28 @@ def measure(
 
 
 def _ratios(
-    psi: LogPsi, signs: np.ndarray, sigma: np.ndarray, log_psi: np.ndarray, economy: Economy
+    psi: LogPsi,
+    signs: np.ndarray,
+    sigma: np.ndarray,
+    log_psi: np.ndarray,
+    wanted: np.ndarray,
+    economy: Economy,
 ) -> np.ndarray:
-    """psi(sigma') / psi(sigma) for sigma' = sigma with each row of ``signs`` applied: (n, flips, ...)."""
+    """psi(sigma') / psi(sigma) for sigma' = sigma with each row of ``signs`` applied: (n, flips, ...).
+
+    Zero where it is not ``wanted`` (n, flips): the network is not asked where the operators have no matrix element.
+    """
     xp = namespace(sigma)
     twins = isinstance(psi, Wavefunction) and economy.increments
     ratios = psi.twin(FlipRatios) if twins else None  # type: ignore[attr-defined]
     if ratios is not None:
-        return ratios.ratios(sigma, log_psi, signs)
+        return ratios.ratios(sigma, log_psi, signs, wanted)
     flips = psi.twin(Flips) if twins else None  # type: ignore[attr-defined]
     if economy.duplicates and xp is np:
-        pairs, place = distinct_connected(sigma, signs)
+        pairs, place = distinct_connected(sigma, signs, wanted)
     else:
-        place = xp.arange(len(sigma) * len(signs))
-        pairs = xp.stack(xp.divmod(place, len(signs)), axis=1)
+        pairs = xp.stack(xp.nonzero(wanted), axis=1)
+        place = slice(None)
     chunk = _chunk(sigma, len(pairs), economy)
     fresh = []
     for start in range(0, len(pairs), chunk):
@@ -102,8 +114,11 @@ def _ratios(
             fresh.append(flips.log_psi_flipped(sigma, signs, some))
         else:
             fresh.append(psi.log_psi(sigma[some[:, 0]] * signs[some[:, 1]]))
-    log_connected = xp.concatenate(fresh)[place].reshape(len(sigma), len(signs), *log_psi.shape[1:])
-    return xp.exp(log_connected - log_psi[:, None])
+    ratio = xp.zeros((*wanted.shape, *log_psi.shape[1:]), log_psi.dtype)
+    if fresh:
+        before = log_psi[xp.nonzero(wanted)[0]]
+        ratio[wanted] = xp.exp(xp.concatenate(fresh)[place] - before)
+    return ratio
 
 
 def _chunk(sigma: np.ndarray, connected: int, economy: Economy) -> int:

@@ -22,6 +22,7 @@ from ..engine.economy import DEFAULT, Economy
 from ..engine.random import Stream
 from ..engine.ranks import ALONE, Ranks
 from ..errors import NumericalError
+from ..physics.lattices import Lattice
 from ..physics.operators import Operator
 from ..sampling import Chains, Metropolis, drift
 from ..states import State, Wavefunction
@@ -94,6 +95,7 @@ class Trainer:
     def __init__(
         self,
         state: State,
+        lattice: Lattice,
         hamiltonian: Operator,
         sampling: Sampling,
         options: GroundState,
@@ -101,10 +103,10 @@ class Trainer:
         device: Device = HOST,
         ranks: Ranks = ALONE,
     ):
-        self.state, self.hamiltonian = state, hamiltonian
+        self.state, self.lattice, self.hamiltonian = state, lattice, hamiltonian
         self.sampling, self.options, self.economy, self.device = sampling, options, economy, device
         self.ranks, self.share = ranks, ranks.share(sampling.chains)
-        self.metropolis = Metropolis.of(sampling, state.n_sites, options.seed, Stream.TRAINING, economy)
+        self.metropolis = Metropolis.of(sampling, lattice, options.seed, Stream.TRAINING, economy)
 
     def start(self) -> Training:
         """Fresh parameters and chains, the chains thermalised."""

@@ -5,7 +5,7 @@ import pytest
 
 from nqs_sae_service.engine.random import Stream, uniform, words
 from nqs_sae_service.sampling import Metropolis, Moves
-from nqs_sae_service.sampling.metropolis import stretch_proposals
+from nqs_sae_service.sampling.metropolis import proposals as proposals_on_host
 from nqs_sae_service.sampling.metropolis_gpu import decide, proposals, propose
 
 CHAINS, SITES, ROWS = 9, 7, 3
@@ -20,7 +20,7 @@ def sigma():
 @pytest.mark.parametrize("step", [0, 7, 2**40 + 3])
 def test_proposals_are_those_of_the_cpu(device, moves, step):
     random = words(2**33 + 5, Stream.SAMPLES, step, ROWS, 200)[:, 50:]
-    first, length = stretch_proposals(random, SITES, moves)
+    first, length = proposals_on_host(random, SITES, moves)
     threshold = np.log(uniform(random[..., 2], random[..., 3]))
     key, shares = (2**33 + 5, int(Stream.SAMPLES)), (moves.all_spins, moves.stretch)
     found = proposals(device.xp, key, step, ROWS, 150, SITES, shares, start=50)

@@ -68,7 +68,13 @@ def trainer_on():
         (directory / "ring.toml").write_text(SPEC, encoding="utf-8")
         spec = load_spec(directory / "ring.toml", sets)[0].spec
         lattice = spec.lattice.build()
-        parts = spec.state.build(lattice), spec.hamiltonian.build(lattice), spec.sampling, spec.ground_state
+        parts = (
+            spec.state.build(lattice),
+            lattice,
+            spec.hamiltonian.build(lattice),
+            spec.sampling,
+            spec.ground_state,
+        )
         return Trainer(*parts, device=device)
 
     return make

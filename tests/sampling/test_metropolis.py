@@ -10,7 +10,7 @@ from nqs_sae_service.physics.exact import all_configurations
 from nqs_sae_service.physics.lattices import Chain
 from nqs_sae_service.physics.operators import basis_index
 from nqs_sae_service.sampling import Metropolis, Moves, drift
-from nqs_sae_service.sampling.metropolis import stretch_proposals
+from nqs_sae_service.sampling.metropolis import proposals
 from nqs_sae_service.states import Rbm, Transformer
 
 SITES = 6
@@ -77,12 +77,12 @@ def test_chi_square_of_the_walker_on_twelve_sites():
 
 def test_proposals_have_the_wanted_shares_and_lengths():
     random = words(1, Stream.SAMPLES, 0, 1, 200_000)[0]
-    first, length = stretch_proposals(random, 10, Moves(0.05, 0.3))
+    first, length = proposals(random, 10, Moves(0.05, 0.3))
     counts = np.bincount(length, minlength=11)
     wanted = np.array([0, 0.65, *[0.3 / 8] * 8, 0.05])
     assert stats.chisquare(counts[1:], 200_000 * wanted[1:]).pvalue > 1e-3
     assert stats.chisquare(np.bincount(first)).pvalue > 1e-3
-    assert set(stretch_proposals(random, 10, Moves(0.0))[1]) == {1}
+    assert set(proposals(random, 10, Moves(0.0))[1]) == {1}
 
 
 def test_without_global_flips_a_sector_is_never_left():

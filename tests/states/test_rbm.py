@@ -80,6 +80,10 @@ def test_the_hidden_layer_is_theta():
     )
 
 
+def everything(sigma, signs):
+    return np.ones((len(sigma), len(signs)), bool)
+
+
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_initial_parameters_are_reproducible_and_have_the_wanted_precision(precision):
     state = network(precision=precision)
@@ -118,7 +122,7 @@ def test_ratios_equal_differences_of_log_psi(scale, alpha):
             generator.choice([-1, 1], (9, SITES)),
         ]
     ).astype(np.int8)
-    ratio = psi.fused.ratios(sigma, psi.log_psi(sigma), signs)
+    ratio = psi.fused.ratios(sigma, psi.log_psi(sigma), signs, everything(sigma, signs))
     bricks = psi.reference
     flipped = bricks.log_psi((sigma[:, None] * signs).reshape(-1, SITES)).reshape(ratio.shape)
     with np.errstate(over="ignore"):
@@ -163,7 +167,14 @@ def test_nothing_depends_on_the_number_of_threads():
         numba.set_num_threads(count)
         walked, log_psi = sigma.copy(), psi.log_psi(sigma)
         psi.fused.walk(walked, log_psi, *moves)
-        results.append((walked, log_psi, psi.fused.ratios(sigma, log_psi, signs), psi.log_psi(sigma)))
+        results.append(
+            (
+                walked,
+                log_psi,
+                psi.fused.ratios(sigma, log_psi, signs, everything(sigma, signs)),
+                psi.log_psi(sigma),
+            )
+        )
     numba.set_num_threads(threads)
     for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -177,7 +188,9 @@ def test_nan_parameters_are_seen(name):
     broken, sigma = psi.state.bind(parameters), spins(5)
     log_psi = broken.log_psi(sigma)
     assert np.isnan(log_psi).all()
-    assert np.isnan(broken.fused.ratios(sigma, log_psi, -np.ones((1, SITES), np.int8))).all()
+    assert np.isnan(
+        broken.fused.ratios(sigma, log_psi, -np.ones((1, SITES), np.int8), np.ones((len(sigma), 1), bool))
+    ).all()
     before = sigma.copy()
     log_psi[:] = 0
     assert broken.fused.walk(sigma, log_psi, *proposals(5, 20)) == 0
@@ -188,4 +201,6 @@ def test_nan_parameters_are_seen(name):
 def test_no_samples():
     psi = wave()
     assert psi.log_psi(spins(0)).shape == (0,)
-    assert psi.fused.ratios(spins(0), np.zeros(0), np.ones((3, SITES), np.int8)).shape == (0, 3)
+    assert psi.fused.ratios(
+        spins(0), np.zeros(0), np.ones((3, SITES), np.int8), np.ones((0, 3), bool)
+    ).shape == (0, 3)

@@ -32,7 +32,7 @@ def step(case: str, ranks: Ranks = ALONE) -> dict[str, np.ndarray]:
     network, solver = CASES[case]
     state = network.build(LATTICE)
     options = GroundState(samples=404, learning_rate=0.05, shift_start=1e-3, solver=solver, seed=3)
-    trainer = Trainer(state, HAMILTONIAN, Sampling(chains=101, burn_in=3), options, ranks=ranks)
+    trainer = Trainer(state, LATTICE, HAMILTONIAN, Sampling(chains=101, burn_in=3), options, ranks=ranks)
     training = trainer.start()
     training.previous = 0.1 * np.random.default_rng(0).normal(size=state.n_parameters)
     trainer.advance(training)

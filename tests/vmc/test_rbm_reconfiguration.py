@@ -189,7 +189,7 @@ def test_a_training_finds_the_ground_state(solver):
     model = Tfim(kind="tfim", h=1.0)
     options = GroundState(steps=80, samples=512, learning_rate=0.1, shift_steps=20, solver=solver)
     trainer = Trainer(
-        Rbm(alpha=1).build(LATTICE), model.build(LATTICE), Sampling(chains=512, sweeps=2), options
+        Rbm(alpha=1).build(LATTICE), LATTICE, model.build(LATTICE), Sampling(chains=512, sweeps=2), options
     )
     training = trainer.start()
     for _ in range(options.steps):

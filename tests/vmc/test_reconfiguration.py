@@ -146,7 +146,7 @@ def test_distinct_connected_configurations(sites):
     sigma[3] = sigma[0]
     sigma[4] = sigma[0] * np.where(np.arange(sites) == 2, -1, 1).astype(np.int8)
     signs = 1 - 2 * np.eye(sites, dtype=np.int8)[:5]
-    pairs, place = distinct_connected(sigma, signs)
+    pairs, place = distinct_connected(sigma, signs, np.ones((len(sigma), len(signs)), bool))
     connected = (sigma[:, None] * signs).reshape(-1, sites)
     distinct = sigma[pairs[:, 0]] * signs[pairs[:, 1]]
     np.testing.assert_array_equal(distinct[place], connected)

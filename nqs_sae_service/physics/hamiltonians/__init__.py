@@ -33,6 +33,11 @@ class Hamiltonian(Section):
             return None
         return ground_state(self.build(lattice)).energy
 
+    @property
+    def conserves_magnetization(self) -> bool:
+        """Whether H commutes with the sum of all S^z, so that sampling may stay in one of its sectors."""
+        return False
+
     def exact_value(self, name: str, lattice: Lattice) -> float | None:
         """Ground-state expectation of an observable where a closed solution gives it, else None."""
         return self.exact_energy(lattice) if name == "local_energy" else None

@@ -1,0 +1,120 @@
+"""Heisenberg magnets of spins S = sigma / 2,
+
+    H = sum_k J_k sum_<ij>_k [S^x_i S^x_j + S^y_i S^y_j + delta S^z_i S^z_j] - hz sum_i S^z_i,
+
+with the pairs <ij>_k of the k-th shell of the lattice: J1 on nearest neighbours, J2, J3 on the next ones. J > 0 is an antiferromagnet,
+``delta`` = 1 the isotropic (Heisenberg) point. H conserves the magnetization, and so may the sampling.
+
+The Marshall rotation turns the spins of one sublattice by pi about z. It changes the sign of the exchange between the sublattices,
+S^x_i S^x_j + S^y_i S^y_j -> -(...), after which the ground state of the unfrustrated antiferromagnet is positive (Marshall, Proc. R.
+Soc. A 232, 48 (1955)). psi(sigma) is then that of the rotated spins, (-1)^(number of up spins on the sublattice) times the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from ...engine.arrays import beside
+from ...spec.section import Finding, Section
+from ..lattices import Lattice
+from ..operators import Operator
+from ..references import known_energy
+from . import Hamiltonian
+
+
+class SpinExchange(Operator):
+    """sum_p J_p [sign_p (S^x S^x + S^y S^y) + delta S^z S^z] over pairs p, minus sum_i field_i S^z_i; S = sigma / 2.
+
+    pairs (n_pairs, 2), strength (n_pairs,), sign (n_pairs,) in {-1, +1} of the exchange part, field (n_sites,).
+    """
+
+    def __init__(
+        self,
+        n_sites: int,
+        pairs: np.ndarray,
+        strength: np.ndarray,
+        delta: float = 1.0,
+        sign: np.ndarray | None = None,
+        field: np.ndarray | None = None,
+    ) -> None:
+        self.n_sites, self.flips = n_sites, np.asarray(pairs, np.int32)
+        self.along_z = delta * strength / 4
+        self.across = (strength if sign is None else sign * strength) / 2
+        self.field = None if field is None else field / 2
+
+    def diagonal(self, sigma: np.ndarray) -> np.ndarray:
+        value = self._products(sigma) @ beside(self.along_z, sigma)
+        return value if self.field is None else value - sigma @ beside(self.field, sigma)
+
+    def element(self, sigma: np.ndarray) -> np.ndarray:
+        return (self._products(sigma) < 0) * beside(self.across, sigma)
+
+    def _products(self, sigma: np.ndarray) -> np.ndarray:
+        pairs = beside(self.flips, sigma)
+        return sigma[:, pairs[:, 0]] * sigma[:, pairs[:, 1]]
+
+
+class Heisenberg(Hamiltonian):
+    """Heisenberg or XXZ model with couplings on three shells, spin units: H = sum J S.S - hz sum S^z."""
+
+    kind: Literal["heisenberg"]
+    J: float = Field(
+        1.0, ge=-1e6, le=1e6, description="coupling of nearest neighbours; > 0 is an antiferromagnet"
+    )
+    J2: float = Field(0.0, ge=-1e6, le=1e6, description="coupling of the second shell of neighbours")
+    J3: float = Field(0.0, ge=-1e6, le=1e6, description="coupling of the third shell of neighbours")
+    delta: float = Field(1.0, ge=-1e6, le=1e6, description="anisotropy: weight of S^z S^z; 1 is isotropic")
+    hz: float = Field(0.0, ge=-1e6, le=1e6, description="field along z, in the units of J")
+    marshall: bool = Field(
+        False, description="rotate one sublattice by pi about z (Marshall); for bipartite lattices"
+    )
+
+    def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
+        if self.J == self.J2 == self.J3 == self.hz == 0.0:
+            yield Finding("J", "all couplings are zero: there is no Hamiltonian")
+        geometry: Any = sections.get("lattice")
+        if geometry is None:
+            return
+        lattice = geometry.build()
+        if self.marshall and not lattice.bipartite:
+            yield Finding(
+                "marshall", "the lattice has no two sublattices; leave marshall out or set it to false"
+            )
+        for order, name in ((2, "J2"), (3, "J3")):
+            if getattr(self, name) != 0.0 and not len(lattice.shell(order)):
+                yield Finding(name, f"this lattice has no shell {order} of neighbours")
+
+    @property
+    def conserves_magnetization(self) -> bool:
+        """Whether H commutes with sum_i S^z_i: always."""
+        return True
+
+    def couplings(self, lattice: Lattice) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs (n_pairs, 2) of all shells with their strength (n_pairs,)."""
+        shells: Sequence[tuple[float, np.ndarray]] = [
+            (J, lattice.shell(k)) for k, J in enumerate((self.J, self.J2, self.J3), 1) if J != 0.0
+        ]
+        if not shells:
+            return np.empty((0, 2), np.int32), np.empty(0)
+        return np.concatenate([p for _, p in shells]), np.concatenate([np.full(len(p), J) for J, p in shells])
+
+    def build(self, lattice: Lattice) -> SpinExchange:
+        """The operator on a lattice."""
+        pairs, strength = self.couplings(lattice)
+        field = np.full(lattice.n_sites, self.hz) if self.hz else None
+        sign = exchange_sign(lattice, pairs) if self.marshall else None
+        return SpinExchange(lattice.n_sites, pairs, strength, self.delta, sign, field)
+
+    def exact_energy(self, lattice: Lattice) -> float | None:
+        """Total ground-state energy: by diagonalisation on up to 16 sites, else from the literature, else None."""
+        return super().exact_energy(lattice) or known_energy(lattice, self)
+
+
+def exchange_sign(lattice: Lattice, pairs: np.ndarray) -> np.ndarray:
+    """Sign (n_pairs,) of the exchange of every pair after the Marshall rotation: -1 between the sublattices, +1 within one."""
+    colour = lattice.sublattice[pairs]
+    return np.where(colour[:, 0] != colour[:, 1], -1.0, 1.0)
