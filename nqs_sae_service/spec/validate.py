@@ -246,7 +246,7 @@ def _unknown_sections(document: Document) -> Iterator[Problem]:
 
 
 def _findings(document: Document, sections: Mapping[str, Section]) -> Iterator[Problem]:
-    tables = [((name,), record) for name, record in sections.items()]
+    tables: list[tuple[KeyPath, Section]] = [((name,), record) for name, record in sections.items()]
     tables += [((*path, name), getattr(record, name)) for path, record in tables for name in record.tables()]
     for path, record in tables:
         for finding in record.findings(sections):

@@ -2,14 +2,15 @@
 
     psi_sym(s) = (1 / |G|) sum_g conj(chi(g)) psi(g s),      psi_sym(g s) = chi(g) psi_sym(s),
 
-with the groups and characters of ``physics.symmetries`` (Nomura, J. Phys.: Condens. Matter 33, 174003 (2021); Reh, Schmitt & Gaerttner,
-Phys. Rev. B 107, 195115 (2023)). The network is evaluated on all *copies* g s, copy 0 being s itself; what it does not distinguish by
-itself (a transformer with translation-invariant attention: translations by whole patches) needs no copies. With the shares
+with the groups and characters of ``physics.symmetries`` (Nomura, J. Phys.: Condens. Matter 33, 174003 (2021); Reh, Schmitt &
+Gaerttner, Phys. Rev. B 107, 195115 (2023)). The network is evaluated on all *copies* g s, copy 0 being s itself. What it does
+not distinguish anyway needs no copies: translations by whole patches, for a transformer with translation-invariant attention.
+With the shares
 
     w_g(s) = conj(chi(g)) psi(g s) / sum_h conj(chi(h)) psi(h s),      sum_g w_g = 1,
 
-every derivative is a mean with complex weights: d log psi_sym(s) = sum_g w_g(s) d log psi(g s). Activations of a projected state are those of
-copy 0, and an edit of a layer acts on every copy alike, so that the edited state has the same symmetry.
+every derivative is a mean with complex weights, d log psi_sym(s) = sum_g w_g(s) d log psi(g s). Activations of a projected
+state are those of copy 0, and an edit of a layer acts on every copy alike, so that the edited state has the same symmetry.
 """
 
 from __future__ import annotations
@@ -28,12 +29,11 @@ from .fused import ALIGNMENT, FlipRatios, Flips, Fused
 
 if TYPE_CHECKING:
     from ..physics.lattices import Lattice
-    from .state import State, Wavefunction
+    from .state import State
 
 Array = Any
 
 _ROWS = 2**15  # copies that the network sees at a time, where 64 configurations have no more
-_NEUTRAL = {"neutral": True}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ class Projection:
         return terms * weights.reshape(-1, *(1,) * (terms.ndim - 2)), top
 
     def over_copies(self, evaluate: Callable[[Array], Array], sigma: Array) -> Iterator[tuple[Array, Array]]:
-        """Copies of the configurations (n, n_sites), block by block, and ``evaluate`` of them; every block holds whole configurations."""
+        """The copies of configurations (n, n_sites) in blocks, those of a configuration in one, with ``evaluate`` of them."""
         size = ALIGNMENT * max(1, _ROWS // (ALIGNMENT * self.n_copies))
         for start in range(0, max(1, len(sigma)), size):
             copies = self.copies(sigma[start : start + size])
@@ -264,7 +264,7 @@ class Ansatz(Section):
     symmetry: Symmetry = Field(
         default_factory=Symmetry,
         description="projection on a representation of the symmetry group",
-        json_schema_extra=_NEUTRAL,
+        json_schema_extra={"neutral": True},
     )
 
     def network(self, lattice: Lattice) -> State:

@@ -41,13 +41,14 @@ class LogPsi(Protocol):
 class State:
     """Shape of a network.
 
-    ``sites`` (token, spins per token) int64 cuts configurations into the first edge ``tokens``; ``bricks`` lead from there to the edge ``log_psi``. ``initial`` draws one parameter array from a NumPy generator. ``fuse`` makes
-    the fast twin, if there is one, for parameters of the ``fused_dtypes`` where they are; ``fused_layers`` are the layers
-    it can stop at. For forecasts: ``flip_flops`` of psi'/psi after one flip if that costs less than log psi,
-    ``gram_width`` numbers per row that T is made of if these are fewer than the parameters.
+    ``sites`` (token, spins per token) int64 cuts configurations into the first edge ``tokens``; ``bricks`` lead from there to
+    the edge ``log_psi``. ``initial`` draws one parameter array from a NumPy generator. ``fuse`` makes the fast twin, if there
+    is one, for parameters of the ``fused_dtypes`` where they are; ``fused_layers`` are the layers it can stop at. For
+    forecasts: ``flip_flops`` of psi'/psi after one flip if that costs less than log psi, ``gram_width`` numbers per row that
+    T is made of if these are fewer than the parameters.
 
-    ``invariances`` (m, n_sites): permutations of the sites under which the bare network does not change. With a ``symmetry`` the wave function is
-    the projection of what the bricks compute.
+    ``invariances`` (m, n_sites): permutations of the sites under which the bare network does not change. With a ``symmetry``
+    the wave function is the projection of what the bricks compute.
     """
 
     n_sites: int
@@ -169,8 +170,9 @@ class Tape:
         return rows if symmetry is None else symmetry.log_mean(rows)
 
     def backward(self, until: str | None = None, parts: bool = False) -> dict[str, Array]:
-        """d log psi / d edge for every edge (or down to the edge ``until``), from one pass with cotangent 1, or the share of each copy.
+        """d log psi / d edge for every edge (or down to the edge ``until``), from one pass with cotangent 1.
 
+        Of a projected state the cotangent of a copy is its share.
         With ``parts`` complex deltas of edges (n, token, channel) come as real ones (2, n, token, channel), real part first:
         the bricks below then do real arithmetic on twice the rows.
         """
@@ -201,7 +203,7 @@ class Tape:
                 yield self.state.layout[name][0], g.reshape(-1) if total else g.reshape(len(g), -1)
 
     def gradient(self, brick: Brick, delta: Array, total: bool = False) -> dict[str, Array]:
-        """Parameter gradients of one brick: per sample (n, *shape), (2, n, *shape) from deltas by parts, or (*shape) when summed.
+        """Parameter gradients of one brick: per sample (n, *shape), by parts (2, n, *shape), or summed (*shape).
 
         The copies of a configuration are summed: where a brick treats every token alike they count as so many more tokens.
         """
@@ -314,7 +316,7 @@ class Wavefunction:
         return {layer: self.stream_at(sigma, layer) for layer in layers}
 
     def edited(self, layer: str, edit: Edit) -> EditedWavefunction:
-        """This wave function with the activations x of ``layer`` replaced by ``edit(x)``, x (n, token, width), in every copy."""
+        """This wave function with the activations x (n, token, width) of ``layer`` replaced by ``edit(x)``, in every copy."""
         self.state.check_layer(layer)
         return EditedWavefunction(self, layer, edit)
 

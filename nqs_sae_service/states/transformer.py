@@ -155,7 +155,7 @@ def patches(lattice: Lattice, extent: tuple[int, ...]) -> np.ndarray:
 
 
 def shifted_tokens(sites: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
-    """Permutations (token, n_sites) int32 of the sites that move the tokens, with sites (token, spins), around their periodic grid."""
+    """Permutations (token, n_sites) int32 that move tokens, with sites (token, spins), around their periodic grid."""
     shifts, axes = np.indices(grid).reshape(len(grid), -1).T, tuple(range(len(grid)))
     permutations = np.empty((len(sites), sites.size), np.int32)
     for permutation, shift in zip(permutations, shifts, strict=True):

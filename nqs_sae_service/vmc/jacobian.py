@@ -96,8 +96,8 @@ def _basis(x: np.ndarray, ranks: Ranks) -> np.ndarray | None:
 class TapeJacobian:
     """O-bar of configurations ``sigma`` (n, n_sites): rows of Re O-bar above those of Im O-bar when psi has a phase.
 
-    Of a projected state every column is kept, summed over the copies: rows n_parameters numbers are fewer than the inputs and deltas of all
-    copies.
+    Of a projected state every column is kept, summed over the copies: rows n_parameters numbers, fewer than the inputs and
+    deltas of all copies.
 
     Memory: n token (fan_in + 2 fan_out) numbers per dense map; for T rows x 2048 x lanes (1 to 8, about 4096 / rows) for
     columns at work, as much for sums, T itself. Of several ranks each holds its own n samples and rows, and its share of T.
