@@ -24,7 +24,7 @@ from ..physics.observables import make_observable
 from ..sae.dictionary import Dictionary
 from ..sampling import process_of
 from .cost import Cost, network_flops, seconds_for
-from .inputs import born_samples, economy_of, trained
+from .inputs import born_samples, economy_of, projection_attributes, trained
 from .stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -240,7 +240,10 @@ class _Programme:
             "observable": self.bench.names[:-1],
         }
         coordinates = {name: np.asarray(values, dtype=object) for name, values in labels.items()}
-        attributes = {"energy_budget": self.options.energy_budget}
+        attributes = {
+            "energy_budget": self.options.energy_budget,
+            **projection_attributes(self.bench.psi.state),
+        }
         return labelled("steering", variables, {**coordinates, "scale": self.scales}, attributes)
 
 
