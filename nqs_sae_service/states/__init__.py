@@ -2,10 +2,21 @@
 
 from ..spec.section import Section
 from .cnn import Cnn
+from .jastrow import Jastrow
 from .rbm import Rbm
 from .state import EditedWavefunction, LogPsi, State, Wavefunction
 from .transformer import Transformer
 
-STATES: dict[str, type[Section]] = {"transformer": Transformer, "rbm": Rbm, "cnn": Cnn}
+STATES: dict[str, type[Section]] = {"transformer": Transformer, "rbm": Rbm, "cnn": Cnn, "jastrow": Jastrow}
 
-__all__ = ["STATES", "Cnn", "EditedWavefunction", "LogPsi", "Rbm", "State", "Transformer", "Wavefunction"]
+__all__ = [
+    "STATES",
+    "Cnn",
+    "EditedWavefunction",
+    "Jastrow",
+    "LogPsi",
+    "Rbm",
+    "State",
+    "Transformer",
+    "Wavefunction",
+]

@@ -3,9 +3,9 @@
     sigma -> convolution -> L blocks -> sum over tokens -> LayerNorm -> head -> log psi
 
 A token is a unit cell. A convolution maps the k x k cells around a token, seen along the axes of the lattice, to its channels;
-periodic axes wrap, beyond open ones is zero. A block adds conv(GELU(conv(LayerNorm(x)))) to the residual stream; LayerNorm, over
-the channels of a token, and a small start of the second convolution keep deep networks trainable. On a periodic lattice psi is
-invariant under translations, and so are all layers up to a shift of their tokens. The fused twin is ``cnn_cpu.py``.
+periodic axes wrap, beyond open ones is zero. A block adds conv(GELU(conv(LayerNorm(x)))) to the residual stream; LayerNorm,
+over the channels of a token, and a small start of the second convolution keep deep networks trainable. On a periodic lattice
+psi is invariant under translations, and so are all layers up to a shift of their tokens. The fused twin is ``cnn_cpu.py``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The residual convolutional network, fused for the CPU: float32, equal to the bricks of ``cnn.py`` to rounding.
 
-One configuration at a time goes from its spins to log psi without leaving the first- or second-level cache. A convolution gathers
-the windows of up to 64 tokens into rows, neighbours in memory in one stretch, and is one product of the BLAS then. What does
-not change the result is not computed:
+One configuration at a time goes from its spins to log psi without leaving the first- or second-level cache. A convolution
+gathers the windows of up to 64 tokens into rows, neighbours in memory in one stretch, and is one product of the BLAS then. What
+does not change the result is not computed:
 
 - LayerNorm gains and shifts are folded into the convolutions behind them;
 - a window of up to 10 spins has few states, so what the first convolution of the first block makes of it is looked up: a sum of
@@ -144,7 +144,7 @@ def _look_up(w, sigma, s):
 
 @njit()
 def _block(w, l, s, known, only_sum):
-    """x <- x + block ``l`` of x, its first convolution ``known`` in g; if ``only_sum``, ``summed`` <- the sum of that over tokens."""
+    """x <- x + block ``l`` of x, its first convolution ``known`` in g; or ``summed`` <- that, summed over tokens (``only_sum``)."""
     tokens, d = s.x.shape
     if not known:
         _normalise(s.x, s.h[:tokens])
@@ -373,7 +373,7 @@ def _table(weight: np.ndarray, bias: np.ndarray, first: np.ndarray) -> tuple[np.
 
 
 class FusedCnn:
-    """The fast twin of the bricks for one set of float32 parameters. Abilities ``Streams`` and ``Walks`` of ``states.fused``."""
+    """The fast twin of the bricks for one set of float32 parameters, with the abilities ``Streams`` and ``Walks``."""
 
     def __init__(self, state: State, parameters: np.ndarray):
         self.state, self.weights = state, pack(state, parameters)

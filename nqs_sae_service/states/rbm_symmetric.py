@@ -42,7 +42,7 @@ def _columns(spins, sites, tangents, weight, bias):
 
 
 class SymmetricRbm:
-    """The fast twin for one set of parameters. Abilities ``Walks``, ``FlipRatios`` and ``Differentiates`` of ``states.fused``."""
+    """The fast twin for one set of parameters, with the abilities ``Walks``, ``FlipRatios`` and ``Differentiates``."""
 
     def __init__(self, state: State, parameters: np.ndarray):
         self.state = state
