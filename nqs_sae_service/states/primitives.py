@@ -12,9 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
-from ..engine.arrays import namespace
+import numpy as np
+
+from ..engine.arrays import beside, namespace
 
 Array = Any
 Weights = Mapping[str, Array]
@@ -150,6 +153,52 @@ class Channels(Brick):
         whole = namespace(delta).zeros((*delta.shape[:-1], x[0].shape[-1]), delta.dtype)
         whole[..., self.first : self.last] = delta
         return (whole,)
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours(Brick):
+    """y_t = the channels of the tokens around t side by side: (n, token, width) -> (n, token, K width).
+
+    ``windows`` (token, K) int64: token windows[t, k] stands at place k around t; the number of tokens stands for a place outside,
+    where y is zero. No token is at the same place of two windows. With a ``Dense`` map behind it this is a convolution.
+    """
+
+    windows: np.ndarray
+    width: int
+
+    @property
+    def fan_out(self) -> int:
+        """Channels of y."""
+        return self.windows.shape[1] * self.width
+
+    @cached_property
+    def outside(self) -> bool:
+        """Whether some window reaches beyond the lattice."""
+        return bool((self.windows == len(self.windows)).any())
+
+    @cached_property
+    def _owners(self) -> np.ndarray:
+        """The token t with windows[t, k] = s, or the number of tokens if there is none: (s, K)."""
+        tokens, places = self.windows.shape
+        owners = np.full((tokens + 1, places), tokens)
+        np.put_along_axis(owners, self.windows, np.arange(tokens)[:, None], axis=0)
+        return owners[:tokens]
+
+    def _padded(self, x):
+        """x (..., token, channel) with a zero token behind the last one, if a window needs it."""
+        if not self.outside:
+            return x
+        xp = namespace(x)
+        return xp.concatenate([x, xp.zeros_like(x[..., :1, :])], axis=-2)
+
+    def forward(self, w, x):
+        y = self._padded(x)[..., beside(self.windows, x), :]
+        return y.reshape(*x.shape[:-1], self.fan_out)
+
+    def backward(self, w, x, y, delta):
+        parts = self._padded(delta).reshape(*delta.shape[:-2], -1, self.windows.shape[1], self.width)
+        owners = beside(self._owners, delta)
+        return (sum(parts[..., owners[:, k], k, :] for k in range(self.windows.shape[1])),)
 
 
 @dataclass(frozen=True)
