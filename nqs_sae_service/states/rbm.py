@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from ..spec.section import Section
+from .ansatz import Ansatz
 from .fused import Fused
 from .primitives import Add, Brick, Channels, ComplexLinear, Dense, LogCosh
 from .state import State
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _INITIAL_WIDTH = 0.01
 
 
-class Rbm(Section):
+class Rbm(Ansatz):
     """Restricted Boltzmann machine with complex parameters."""
 
     kind: Literal["rbm"] = "rbm"

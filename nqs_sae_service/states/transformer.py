@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from ..spec.section import Finding, Section
+from .ansatz import Ansatz
 from .fused import Fused
 from .primitives import Add, Attention, Brick, Dense, Gelu, LayerNorm, LogCosh, Mix, PositionCode, SumTokens
 from .state import State
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ..physics.lattices import Lattice
 
 
-class Transformer(Section):
+class Transformer(Ansatz):
     """Transformer over patches of neighbouring spins."""
 
     kind: Literal["transformer"] = "transformer"
