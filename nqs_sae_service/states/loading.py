@@ -15,16 +15,16 @@ float32 or float64. Of the transformer, with d channels in h heads and p spins p
 i - j is the displacement on the periodic grid of tokens, counted row by row. Of the RBM (N sites, M hidden units; real beside
 imaginary parts): ``hidden.weight`` (N, 2 M), ``hidden.bias`` (2 M,), ``visible.real`` (N,), ``visible.imaginary`` (N,).
 
-**NetKet's layout.** The tree of flax parameters flattened with "/", with or without "params/" in front; a kernel is our weight, a
-scale our gain. Three trees are known, by their names:
+**NetKet's layout.** The tree of flax parameters flattened with "/", with or without "params/" in front; a kernel is our weight,
+a scale our gain. Three trees are known, by their names:
 
     NetKet's RBM        Dense/kernel (N, M), Dense/bias, visible_bias, complex or real; a bias that is not there is zero
-    tutorial ViT        Embed_0/embed, Encoder_0/layers_0/{layer_norm_1, attn/v, attn/alpha, attn/W, layer_norm_2, ff/layers_0,
-                        ff/layers_2}, OuputHead_0/{out_layer_norm, output_layer0, norm2, output_layer1, norm3} (the tutorial
-                        spells it so); also J for alpha, (h, i, j) or, translation-invariant, (h, j - i)
-    one compact ViT     Dense_0, LayerNorm_0, ... counted in the order in which flax meets the calls of a one-piece module: value,
-                        (query, key,) out, down, up of each block; J0, J1, ... (h, i, j), or pos (tokens, d); the head: its
-                        LayerNorm, then LayerNorm and Dense of the real part, and of the imaginary part
+    tutorial ViT        Embed_0/embed, Encoder_0/layers_0/{layer_norm_1, attn/v, attn/alpha, attn/W, layer_norm_2,
+                        ff/layers_0, ff/layers_2}, OuputHead_0/{out_layer_norm, output_layer0, norm2, output_layer1,
+                        norm3} (the tutorial spells it so); J also for alpha, (h, i, j) or, translation-invariant, (h, j - i)
+    one compact ViT     Dense_0, LayerNorm_0, ... counted in the order in which flax meets the calls of a one-piece module:
+                        value, (query, key,) out, down, up of each block; J0, J1, ... (h, i, j), or pos (tokens, d); the
+                        head: its LayerNorm, then LayerNorm and Dense of the real part, and of the imaginary part
 
 Both transformers have an mlp_ratio of 4 and complex amplitudes. Numbers are converted to the ``precision`` of the network.
 """
@@ -35,6 +35,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -84,9 +85,10 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     if not Path(path).is_file():
         raise Misfit("no such file" if not Path(path).exists() else "not a file")
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            if isinstance(stored, np.ndarray):
-                raise Misfit("a single array; save all parameters by name with numpy.savez")
+        stored = np.load(path, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            raise Misfit("a single array; save all parameters by name with numpy.savez")
+        with stored:
             return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as problem:
         if isinstance(problem, ValueError) and "allow_pickle" in str(problem):
@@ -235,11 +237,8 @@ def _renamed(arrays: Arrays, names: Mapping[str, str], state: State) -> dict[str
 
 def _displacements(state: State) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     """For translation-invariant mixes: weights by j - i, as NetKet has them, to weights by i - j."""
-    return {
-        f"{brick.name}.weight": lambda array, grid=brick.grid: _reversed(array, grid)
-        for brick in state.bricks
-        if isinstance(brick, Mix) and brick.grid
-    }
+    mixes = [brick for brick in state.bricks if isinstance(brick, Mix) and brick.grid]
+    return {f"{mix.name}.weight": partial(_reversed, grid=mix.grid) for mix in mixes}
 
 
 def _reversed(array: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:

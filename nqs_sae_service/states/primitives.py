@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..engine.arrays import namespace
+from .displacements import embedded
 
 Array = Any
 Weights = Mapping[str, Array]
@@ -47,6 +48,13 @@ class Brick:
     def gradient(self, w: Weights, x: tuple[Array, ...], delta: Array, total: bool) -> dict[str, Array]:
         """Parameter gradients: per sample (n, *shape), or summed over samples (*shape) when ``total``."""
         return {}
+
+    def carried(self, source: Brick, w: Weights) -> Weights:
+        """Parameters from those ``w`` of the brick of this name in another network: copied, but for those of a larger lattice.
+
+        What does not fit in shape is left as it is, and refused later.
+        """
+        return {name: w[name] for name in self.shapes() if name in w}
 
 
 def real_times(a: Array, b: Array) -> Array:
@@ -254,6 +262,15 @@ class _Heads(Brick):
     def translation_invariant(self) -> bool:
         """Whether there is one number for each displacement."""
         return bool(self.grid)
+
+    def carried(self, source, w):
+        copied = super().carried(source, w)
+        old = getattr(source, "grid", ())
+        larger = len(old) == len(self.grid) and all(n <= m for n, m in zip(old, self.grid, strict=True))
+        if not self.grid or not larger or old == self.grid:
+            return copied
+        softmax = isinstance(self, Attention)
+        return {name: embedded(array, old, self.grid, nearest=softmax) for name, array in copied.items()}
 
     def split(self, x: Array) -> Array:
         """(..., token, width) -> (..., head, token, width / heads)."""
