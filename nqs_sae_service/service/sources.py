@@ -28,7 +28,7 @@ _LENGTH = 20  # hex digits, as of a key
 
 
 class Unfinished(UserError):
-    """The run to start from has no ground state yet. ``directory`` is that run's."""
+    """The run to start from has no ground state, not yet perhaps. ``directory`` is that run's."""
 
     def __init__(self, text: str, directory: Path) -> None:
         super().__init__(text)
@@ -94,12 +94,10 @@ def _refuse_missing(start: str, directory: Path, results: Path) -> None:
     try:
         check_run(directory)
     except UserError as problem:
-        hint = (
-            ""
-            if is_path(start)
-            else f"; {start!r} is taken for a run in {results}, a path begins with ./ or /"
-        )
-        raise UserError(f"{problem}{hint}") from None
+        text = str(problem)
+        if not is_path(start):
+            text += f"; {start!r} is taken for a run in {results}, a path begins with ./ or /"
+        raise (UserError(text) if directory.exists() else Unfinished(text, directory)) from None
     state = read_status(directory).get("state", "not begun")
     raise Unfinished(
         f"the run in {directory} has no ground state yet (it is {state}): let it finish that stage first",
