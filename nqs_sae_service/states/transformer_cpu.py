@@ -43,6 +43,7 @@ _CALL_FLOPS = 5e10  # in one call of a kernel, about half a second's: signals an
 
 _f4 = np.float32
 _EPSILON = _f4(LAYER_NORM_EPSILON)
+_TINY = _f4(1e-30)  # keeps the logarithm of a zero finite
 
 
 class Scratch(NamedTuple):
@@ -332,7 +333,8 @@ def _feed_forward(w, l, s, only_sum):
 def _log_modulus(a, phase, row):
     """Sum over channels of log |cosh(a + i phase / 2)|, phase zero for a real argument. One logarithm.
 
-    |cosh z| = e^|a| |1 + e^(-2|a|) e^(i phase)| / 2; the last moduli are collected as one product of squares.
+    |cosh z| = e^|a| |1 + e e^(i phase)| / 2 with e = e^(-2|a|). The last moduli are collected as one product of squares,
+    (1 - e)^2 + 2 e (1 + cos phase): near a zero of cosh rounding must not make one negative.
     """
     total = _f4(0)
     for c in range(a.size):
@@ -340,7 +342,7 @@ def _log_modulus(a, phase, row):
         total += size
         e = exp32(_f4(-2) * size)
         cosine, _ = cos_sin32(phase[c])
-        row[c] = _f4(1) + e * (_f4(2) * cosine + e)
+        row[c] = (_f4(1) - e) * (_f4(1) - e) + _f4(2) * e * max(_f4(1) + cosine, _f4(0)) + _TINY
     logarithm = 0.0
     for start in range(0, a.size, 256):  # stay inside the range of a double
         product = 1.0
