@@ -19,7 +19,8 @@ from pydantic import Field
 from ..spec.section import Finding, Section
 from .ansatz import Ansatz
 from .fused import Fused
-from .primitives import Add, Attention, Brick, Dense, Gelu, LayerNorm, LogCosh, Mix, PositionCode, SumTokens
+from .head import head
+from .primitives import Add, Attention, Brick, Dense, Gelu, LayerNorm, Mix, PositionCode
 from .state import State
 
 if TYPE_CHECKING:
@@ -182,13 +183,7 @@ def _bricks(record: Transformer, tokens: int, patch: int, grid: tuple[int, ...])
         yield Dense(f"{m}.down", (f"{m}.g",), m, d * record.mlp_ratio, d)
         yield Add(f"{m}.add", (f"{a}.stream", m), f"residual_{i}")
         stream = f"residual_{i}"
-    yield SumTokens("sum", (stream,), ".sum")
-    yield LayerNorm("head.norm", (".sum",), "head", d)
-    parts = ("real", "imaginary") if record.amplitude == "complex" else ("real",)
-    for part in parts:
-        yield Dense(f"head.{part}", ("head",), f".{part}", d, d)
-        yield LayerNorm(f"head.{part}_norm", (f".{part}",), part, d)
-    yield LogCosh("log_cosh", parts, "log_psi")
+    yield from head(stream, d, record.amplitude == "complex")
 
 
 def _initial(name: str, shape: tuple[int, ...], generator: np.random.Generator, layers: int) -> np.ndarray:

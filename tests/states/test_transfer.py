@@ -5,8 +5,8 @@ import pytest
 
 from nqs_sae_service.physics.exact import all_configurations
 from nqs_sae_service.physics.hamiltonians import HAMILTONIANS
-from nqs_sae_service.physics.lattices import Chain, Square
-from nqs_sae_service.states import Rbm, Transformer
+from nqs_sae_service.physics.lattices import LATTICES, Chain, Square
+from nqs_sae_service.states import Cnn, Rbm, Transformer
 from nqs_sae_service.states.displacements import embedded
 from nqs_sae_service.states.loading import Misfit
 from nqs_sae_service.states.transfer import transferred
@@ -18,6 +18,10 @@ def ring(n, periodic=True):
 
 def transformer(**options):
     return Transformer(**{"patch": 2, "width": 8, "heads": 2, "layers": 2, "precision": "float64", **options})
+
+
+def lengths(kind, n):
+    return {"length": n} if kind == "square" else {"lengths": (n, n)}
 
 
 def factored(length, periodic=True):
@@ -74,6 +78,39 @@ def test_every_token_of_a_uniform_state_has_the_same_activations(lattices):
         a = plain(small, parameters, pattern[0][None], layer)
         b = plain(large, carried, pattern[1][None], layer)
         np.testing.assert_allclose(a[0, 0], b[0, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["square", "triangular", "kagome"])
+def test_filters_of_a_symmetric_rbm_keep_what_they_see(kind):
+    """Of spins that are alike in all cells they see the sum; log psi then grows as the number of cells."""
+    small, large = (LATTICES[kind].model_validate({"kind": kind, **lengths(kind, n)}).build() for n in (3, 5))
+    states = [Rbm(symmetric=True, alpha=2).build(lattice) for lattice in (small, large)]
+    parameters = parameters_of(states[0])
+    carried = transferred(states[0], parameters, states[1])
+    cell = np.array([1, -1, 1], np.int8)[: small.basis]
+    values = [
+        state.bind(p).reference.log_psi(np.tile(cell, state.n_sites // small.basis)[None])
+        for state, p in zip(states, (parameters, carried), strict=True)
+    ]
+    np.testing.assert_allclose(np.exp(values[1] - values[0] * 25 / 9), 1, rtol=1e-10)
+    weight = states[1].unpack(carried)["hidden.weight"].reshape(5, 5, -1)
+    assert not weight[2:4].any()
+    assert not weight[:, 2:4].any()
+    assert weight[[0, 1, 4]][:, [0, 1, 4]].all()
+
+
+def test_a_convolutional_network_is_copied_and_its_head_grows():
+    small, large = (
+        Cnn(channels=6, precision="float64").build(
+            LATTICES["square"].model_validate({"kind": "square", "length": n}).build()
+        )
+        for n in (4, 6)
+    )
+    parameters = parameters_of(small)
+    before, after = small.unpack(parameters), large.unpack(transferred(small, parameters, large))
+    for name, array in before.items():
+        growth = 36 / 16 if name.startswith("head.real_norm.") else 1.0
+        np.testing.assert_allclose(after[name], growth * array, rtol=1e-14)
 
 
 def test_far_from_each_other_old_neighbourhoods_look_the_same():
