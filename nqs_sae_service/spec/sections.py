@@ -145,7 +145,20 @@ class GroundState(Section):
     """Variational Monte Carlo by stochastic reconfiguration (minSR), with the momentum of SPRING."""
 
     seed: StageSeed = DEFAULT_SEED
-    steps: int = Field(300, ge=1, le=1_000_000, description="optimisation steps")
+    start_from: str | None = Field(
+        None,
+        min_length=1,
+        description="begin with the parameters, and where they fit the chains, of another run: the name of one in the same "
+        "results, or a path, relative to the spec, to a run (./x, ../x, /x) or a ground_state.nc; onto a larger lattice where "
+        "the network allows",
+        json_schema_extra={"neutral": True},
+    )
+    steps: int = Field(
+        300,
+        ge=0,
+        le=1_000_000,
+        description="optimisation steps; 0 leaves a network of start_from or state.load as it is",
+    )
     samples: int = Field(
         1024, ge=2, le=2**16, description="Born samples per step; a multiple of sampling.chains"
     )
@@ -176,6 +189,16 @@ class GroundState(Section):
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
         yield from _multiple_of_chains("samples", self.samples, sections)
         yield from _multiple_of_chains("final_samples", self.final_samples, sections)
+        state: Any = sections.get("state")
+        if state is None:
+            return
+        if self.start_from and state.load:
+            yield Finding("start_from", "a training has one start: leave out start_from or state.load")
+        if not self.steps and not self.start_from and not state.load:
+            yield Finding(
+                "steps",
+                "without a step the network stays random: at least 1, or name a trained one in start_from or state.load",
+            )
 
 
 class Samples(Section):

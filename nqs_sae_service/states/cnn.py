@@ -19,10 +19,10 @@ import numpy as np
 from pydantic import Field
 
 from ..spec.section import Finding, Section
+from .ansatz import Ansatz
 from .fused import Fused
 from .head import head
 from .primitives import Add, Brick, Dense, Gelu, LayerNorm, Neighbours
-from .projection import Ansatz
 from .state import State
 
 if TYPE_CHECKING:

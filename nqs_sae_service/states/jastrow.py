@@ -20,9 +20,9 @@ from pydantic import Field
 
 from ..engine.arrays import beside, namespace
 from ..spec.section import Finding, Section
+from .ansatz import Ansatz
 from .fused import Fused
 from .primitives import Array, Brick
-from .projection import Ansatz
 from .state import State
 
 if TYPE_CHECKING:

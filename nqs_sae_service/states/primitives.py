@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..engine.arrays import beside, namespace
+from .displacements import embedded
 
 Array = Any
 Weights = Mapping[str, Array]
@@ -54,6 +55,13 @@ class Brick:
     def gradient(self, w: Weights, x: tuple[Array, ...], delta: Array, total: bool) -> dict[str, Array]:
         """Parameter gradients: per sample (n, *shape), or summed over samples (*shape) when ``total``."""
         return {}
+
+    def carried(self, source: Brick, w: Weights) -> Weights:
+        """Parameters from those ``w`` of the brick of this name in another network: copied, but for those of a larger lattice.
+
+        What does not fit in shape is left as it is, and refused later.
+        """
+        return {name: w[name] for name in self.shapes() if name in w}
 
 
 def real_times(a: Array, b: Array) -> Array:
@@ -112,6 +120,25 @@ class Dense(Brick):
             f"{self.name}.weight": _outer(x[0], delta, total),
             f"{self.name}.bias": _over_samples(delta.sum(axis=-2), total),
         }
+
+
+@dataclass(frozen=True)
+class Filters(Dense):
+    """A ``Dense`` map whose inputs are the ``basis`` spins of every cell of a periodic ``grid``, seen from one of the cells.
+
+    On a larger lattice the filters see as much as before, and nothing beyond.
+    """
+
+    grid: tuple[int, ...]
+    basis: int
+
+    def carried(self, source, w):
+        copied = dict(super().carried(source, w))
+        old, name = getattr(source, "grid", ()), f"{self.name}.weight"
+        if old != self.grid and _contains(self.grid, old) and self.basis == source.basis:
+            cells = copied[name].reshape(math.prod(old), -1)
+            copied[name] = embedded(cells.T, old, self.grid, nearest=False).T.reshape(self.fan_in, -1)
+        return copied
 
 
 @dataclass(frozen=True)
@@ -279,6 +306,11 @@ class Add(Brick):
         return delta, delta
 
 
+def _contains(grid: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether one periodic grid has at least the extent of another along every axis."""
+    return 0 < len(grid) == len(other) and all(n <= m for n, m in zip(other, grid, strict=True))
+
+
 def circulant(xp, grid: tuple[int, ...]) -> Array:
     """Number of the token at i - j on a periodic grid of tokens, (tokens, tokens): how translation-invariant weights are laid out.
 
@@ -309,6 +341,14 @@ class _Heads(Brick):
     def translation_invariant(self) -> bool:
         """Whether there is one number for each displacement."""
         return bool(self.grid)
+
+    def carried(self, source, w):
+        copied = super().carried(source, w)
+        old = getattr(source, "grid", ())
+        if old == self.grid or not _contains(self.grid, old):
+            return copied
+        softmax = isinstance(self, Attention)
+        return {name: embedded(array, old, self.grid, nearest=softmax) for name, array in copied.items()}
 
     def split(self, x: Array) -> Array:
         """(..., token, width) -> (..., head, token, width / heads)."""
