@@ -104,14 +104,18 @@ class Lattice:
 
         The centre is the one with most of them: a site where that is as good as any other place.
         """
-        return self._point_group
+        return self._point_group[0]
+
+    def point_group_matrices(self) -> np.ndarray:
+        """Orthogonal matrices (n_g, d, d) of the elements of ``point_group``: of equal permutations the first."""
+        return self._point_group[1]
 
     @cached_property
-    def _point_group(self) -> np.ndarray:
+    def _point_group(self) -> tuple[np.ndarray, np.ndarray]:
         if self.vectors is None:
-            return np.arange(self.n_sites, dtype=np.int32)[None]
+            return np.arange(self.n_sites, dtype=np.int32)[None], np.eye(1)[None]
         groups = [self._about(centre) for centre in self._centres()]
-        return max(groups, key=len)
+        return max(groups, key=lambda group: len(group[0]))
 
     def _centres(self) -> Iterator[np.ndarray]:
         yield from self.positions[: self.basis]
@@ -120,14 +124,15 @@ class Lattice:
             yield np.asarray(steps) / 6 @ self.vectors
         yield self.positions.mean(axis=0)
 
-    def _about(self, centre: np.ndarray) -> np.ndarray:
+    def _about(self, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         edges = _edge_keys(self.edges, self.n_sites)
-        found: dict[bytes, np.ndarray] = {}
+        found: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
         for turn in _orthogonal(self.dimensions):
             sites = self.sites_at((self.positions - centre) @ turn.T + centre)
             if sites is not None and np.array_equal(_edge_keys(sites[self.edges], self.n_sites), edges):
-                found.setdefault(sites.tobytes(), sites)
-        return np.stack(list(found.values()))
+                found.setdefault(sites.tobytes(), (sites, turn))
+        permutations, matrices = zip(*found.values(), strict=True)
+        return np.stack(permutations), np.stack(matrices)
 
     def sites_at(self, positions: np.ndarray) -> np.ndarray | None:
         """Sites (n,) int32 at positions (n, d), periodic axes wrapped; None unless there is a different one at each."""

@@ -272,7 +272,7 @@ def _unknown_key(place: KeyPath, record: type[Section]) -> tuple[str, tuple[str,
     section, key = str(place[0]), str(place[-1])
     table = ".".join(map(str, place[:-1]))
     kinds = [kind for kind, other in REGISTRIES.get(section, {}).items() if key in other.model_fields]
-    if kinds:
+    if kinds and len(place) == 2:
         return f"unknown key here; it belongs to kind {' or '.join(map(show, kinds))}", ()
     near = (*nearest(key, record.model_fields), *_sections_with(key))
     if near:
@@ -306,10 +306,12 @@ def _unknown_sections(document: Document) -> Iterator[Problem]:
 
 
 def _findings(document: Document, sections: Mapping[str, Section]) -> Iterator[Problem]:
-    for name, record in sections.items():
+    tables: list[tuple[KeyPath, Section]] = [((name,), record) for name, record in sections.items()]
+    tables += [((*path, name), getattr(record, name)) for path, record in tables for name in record.tables()]
+    for path, record in tables:
         for finding in record.findings(sections):
             inner = tuple(int(part) if part.isdigit() else part for part in _KEY_PARTS.findall(finding.key))
-            place = (name, *inner)
+            place = (*path, *inner)
             candidates = _closest(finding, document, place)
             yield Problem(document.origin(place), dotted(place), finding.what, candidates)
 

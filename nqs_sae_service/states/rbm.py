@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from ..spec.section import Section
 from .fused import Fused
 from .primitives import Add, Brick, Channels, ComplexLinear, Dense, LogCosh
+from .projection import Ansatz
 from .state import State
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _INITIAL_WIDTH = 0.01
 
 
-class Rbm(Section):
+class Rbm(Ansatz):
     """Restricted Boltzmann machine with complex parameters."""
 
     kind: Literal["rbm"] = "rbm"
@@ -43,8 +43,8 @@ class Rbm(Section):
         """What is recorded unless a spec says otherwise."""
         return self.layer_names()
 
-    def build(self, lattice: Lattice) -> State:
-        """The network on a lattice."""
+    def network(self, lattice: Lattice) -> State:
+        """The bare network on a lattice."""
         n_sites = lattice.n_sites
         hidden = self.alpha * n_sites
         return State(

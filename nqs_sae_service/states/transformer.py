@@ -19,6 +19,7 @@ from pydantic import Field
 from ..spec.section import Finding, Section
 from .fused import Fused
 from .primitives import Add, Attention, Brick, Dense, Gelu, LayerNorm, LogCosh, Mix, PositionCode, SumTokens
+from .projection import Ansatz
 from .state import State
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 PatchLength = Annotated[int, Field(ge=1, le=4096)]
 
 
-class Transformer(Section):
+class Transformer(Ansatz):
     """Transformer over patches of neighbouring spins."""
 
     kind: Literal["transformer"] = "transformer"
@@ -112,8 +113,8 @@ class Transformer(Section):
         """What is recorded unless a spec says otherwise: the residual stream."""
         return self.residual_names()
 
-    def build(self, lattice: Lattice) -> State:
-        """The network on a lattice."""
+    def network(self, lattice: Lattice) -> State:
+        """The bare network on a lattice."""
         invariant = lattice.periodic if self.translation_invariant is None else self.translation_invariant
         sites = patches(lattice, self.patch_extent(lattice))
         tokens = len(sites)
@@ -130,6 +131,7 @@ class Transformer(Section):
             initial=lambda name, shape, generator: _initial(name, shape, generator, self.layers),
             fuse=_fuse,
             fused_layers=("embedding", *self.residual_names()),
+            invariances=shifted_tokens(sites, grid) if invariant else None,
         )
 
 
@@ -152,6 +154,15 @@ def patches(lattice: Lattice, extent: tuple[int, ...]) -> np.ndarray:
     order = (*range(0, cells.ndim, 2), *range(1, cells.ndim, 2))
     cells = cells.transpose(order).reshape(-1, math.prod(extent))
     return (cells[:, :, None] * lattice.basis + np.arange(lattice.basis)).reshape(len(cells), -1)
+
+
+def shifted_tokens(sites: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
+    """Permutations (token, n_sites) int32 that move tokens, with sites (token, spins), around their periodic grid."""
+    shifts, axes = np.indices(grid).reshape(len(grid), -1).T, tuple(range(len(grid)))
+    permutations = np.empty((len(sites), sites.size), np.int32)
+    for permutation, shift in zip(permutations, shifts, strict=True):
+        permutation[sites] = np.roll(sites.reshape(*grid, -1), tuple(shift), axes).reshape(sites.shape)
+    return permutations
 
 
 def _bricks(record: Transformer, tokens: int, patch: int, grid: tuple[int, ...]) -> Iterator[Brick]:
