@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -26,12 +26,14 @@ from .state import State
 if TYPE_CHECKING:
     from ..physics.lattices import Lattice
 
+PatchLength = Annotated[int, Field(ge=1, le=4096)]
+
 
 class Transformer(Ansatz):
     """Transformer over patches of neighbouring spins."""
 
     kind: Literal["transformer"] = "transformer"
-    patch: int | tuple[int, int] | None = Field(
+    patch: PatchLength | tuple[PatchLength, PatchLength] | None = Field(
         None,
         description="spins per token on a chain (4), b or [b, c] for patches of b x c unit cells in two dimensions (2); "
         "must divide the lengths",
