@@ -143,10 +143,7 @@ class Metropolis:
             chains.accepted += walker.walk(*proposals, ahead=self.economy.proposals)
         else:
             chains.accepted += _walk_of(xp)(psi, *proposals)
-        if xp.isnan(chains.log_psi).any():
-            raise NumericalError(
-                "log psi became NaN while sampling; lower ground_state.learning_rate or raise ground_state.shift"
-            )
+        refuse_nan(chains.log_psi)
         chains.proposed += threshold.size
         chains.sweeps += 1
 
@@ -178,6 +175,14 @@ class Metropolis:
             log_psi.append(chains.log_psi.copy())
         xp = namespace(chains.sigma)
         return xp.stack(sigma, axis=1), xp.stack(log_psi, axis=1)
+
+
+def refuse_nan(log_psi: Array) -> None:
+    """Raise NumericalError if there is a NaN among log psi (chains,)."""
+    if namespace(log_psi).isnan(log_psi).any():
+        raise NumericalError(
+            "log psi became NaN while sampling; lower ground_state.learning_rate or raise ground_state.shift"
+        )
 
 
 def _walk_of(xp: ModuleType) -> Callable[..., int]:

@@ -12,7 +12,7 @@ import xarray as xr
 from ..datasets.schema import labelled
 from ..engine.arrays import to_host
 from ..engine.random import Stream
-from ..sampling import Metropolis, drift
+from ..sampling import drift, process_of
 from ..vmc.estimators import local_values
 from ..vmc.statistics import autocorrelation_time, mean_and_error, split_r_hat, v_score
 from ..vmc.training import HISTORIES, Trainer, Training
@@ -76,7 +76,7 @@ def _final_energy(
     """Energy with an honest error from samples that no step was taken on."""
     spec, state, ranks = context.spec, trainer.state, context.ranks
     psi = state.bind(training.parameters)
-    metropolis = Metropolis.of(
+    metropolis = process_of(
         spec.sampling, trainer.lattice, spec.ground_state.seed, Stream.FINAL_ENERGY, economy_of(spec)
     )
     chains = metropolis.start(psi, training.sigma, number=trainer.share.start)

@@ -26,7 +26,7 @@ from ..sae.dictionary import Dictionary
 from ..sae.inputs import Held, Inputs
 from ..sae.metrics import density, explained_variance, mean_and_variance
 from ..sae.training import History, Training
-from ..sampling import Metropolis
+from ..sampling import process_of
 from .cost import Cost, seconds_for
 from .inputs import Rows, born_samples, computed, economy_of, recorded, trained
 from .stage import Context, Stage
@@ -86,7 +86,7 @@ class _Workshop:
         reference = float(self.context.upstream["ground_state"].attrs["final_energy"])
         if exact is not None:
             reference = float(exact.expectations(exact.state)[0])
-        metropolis = Metropolis.of(
+        metropolis = process_of(
             spec.sampling, lattice, self.record.seeds[0], Stream.RECONSTRUCTION, economy_of(spec)
         )
         sampling = FreshSampling(

@@ -10,7 +10,7 @@ import xarray as xr
 from ..datasets.schema import labelled
 from ..engine.arrays import to_host
 from ..engine.random import Stream
-from ..sampling import Metropolis
+from ..sampling import process_of
 from .cost import Cost, flip_flops, seconds_for
 from .inputs import economy_of, trained
 from .stage import Context, Stage
@@ -25,7 +25,7 @@ def run(context: Context) -> xr.Dataset:
     """Let the chains of the training move on, thermalised as they are, then record ``count`` samples over all of them."""
     spec = context.spec
     psi = trained(context)
-    metropolis = Metropolis.of(
+    metropolis = process_of(
         spec.sampling, spec.lattice.build(), spec.samples.seed, Stream.SAMPLES, economy_of(spec)
     )
     share, ranks = context.ranks.share(spec.sampling.chains), context.ranks

@@ -22,7 +22,7 @@ from ..interpret.expectation import REWEIGHTING_CALL, Curve, FreshSampling
 from ..physics.hamiltonians import MAX_SITES_DIAGONALISED
 from ..physics.observables import make_observable
 from ..sae.dictionary import Dictionary
-from ..sampling import Metropolis
+from ..sampling import process_of
 from .cost import Cost, network_flops, seconds_for
 from .inputs import born_samples, economy_of, trained
 from .stage import Context, Stage
@@ -52,7 +52,7 @@ def _bench(context: Context) -> Bench:
     chains, draws = log_psi.shape
     wanted = max(1, min(draws, spec.steering.samples // chains))
     kept = np.unique(np.linspace(0, draws - 1, wanted).round().astype(int))
-    metropolis = Metropolis.of(spec.sampling, lattice, spec.steering.seed, Stream.STEERING, economy_of(spec))
+    metropolis = process_of(spec.sampling, lattice, spec.steering.seed, Stream.STEERING, economy_of(spec))
     fresh = FreshSampling(
         metropolis,
         spec.sampling.chains,

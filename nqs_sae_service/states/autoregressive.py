@@ -3,13 +3,13 @@
     s_<t -> shift by a token -> embedding + position -> L causal pre-LayerNorm blocks -> LayerNorm -> logits a_t, phases phi_t
     log psi(s) = 1/2 sum_t log softmax(a_t)[o_t] + i sum_t phi_t[o_t]
 
-o_t is what stands at token t: one spin, or a patch of b spins with 2^b outcomes, tokens in the order of the sites (of the patches,
-row by row). See ``causal.py`` for the bricks and the sources, ``transformer.py`` for the blocks, ``autoregressive_cpu.py`` for the
-fast twin, which draws one token after the other. At fixed magnetization psi vanishes outside its sector.
+o_t is what stands at token t: one spin, or a patch of b spins with 2^b outcomes, tokens in the order of the sites
+(of the patches, row by row). See ``causal.py`` for the bricks and the sources, ``transformer.py`` for the blocks,
+``autoregressive_cpu.py`` for the fast twin. At fixed magnetization psi vanishes outside its sector.
 
-An edit of a layer that acts on every token's own stream keeps all this: token t still depends on s_<t alone, and the edited wave
-function is normalised too. An edit that looks at all tokens (a pooled dictionary) is still a wave function, but no product of
-conditionals. Edited wave functions are sampled by Metropolis moves, which need no such property.
+An edit of a layer that acts on every token's own stream keeps all this: token t still depends on s_<t alone, and the edited
+wave function is normalised too. An edit that looks at all tokens (a pooled dictionary) is still a wave function, but no product
+of conditionals. Edited wave functions are sampled by Metropolis moves, which need no such property.
 """
 
 from __future__ import annotations
@@ -96,13 +96,13 @@ class Autoregressive(Section):
         """The network on a lattice."""
         sites = patches(lattice, patch_extent(self.patch, lattice))
         fixed = isinstance(self.magnetization, int)
-        up = (lattice.n_sites + int(self.magnetization or 0)) // 2 if fixed else None  # type: ignore[arg-type]
+        up = (lattice.n_sites + int(self.magnetization or 0)) // 2 if fixed else None
         return State(
             n_sites=lattice.n_sites,
             n_tokens=len(sites),
             width=self.width,
             layers=self.layer_names(),
-            bricks=tuple(_bricks(self, *sites.shape, up)),
+            bricks=tuple(_bricks(self, len(sites), sites.shape[1], up)),
             dtype=np.dtype(self.precision),
             complex_amplitude=self.amplitude == "complex",
             sites=sites,
@@ -124,6 +124,10 @@ def _sampled_magnetization(sections: Mapping[str, Section]) -> int | str | None:
 def _fuse(state: State, parameters: Any) -> Fused | None:
     from .token_by_token import TokenByToken
 
+    if isinstance(parameters, np.ndarray) and parameters.dtype == np.float32:
+        from .autoregressive_cpu import FusedAutoregressive
+
+        return FusedAutoregressive(state, parameters)
     return TokenByToken(state, parameters)
 
 

@@ -3,9 +3,10 @@
     |psi(s)|^2 = prod_t p(o_t | o_1 ... o_(t-1)),      log psi = 1/2 sum_t log p(o_t | o_<t) + i sum_t phi_t(o_t | o_<t)
 
 An *outcome* o_t is the state of the b spins of a token, one of 2^b. A shift by one token, attention that looks back only, and a
-softmax over outcomes are enough: whatever the weights, sum_s |psi(s)|^2 = 1 (Sharir et al., PRL 124, 020503; Hibat-Allah et al., PR
-Research 2, 023358). At fixed magnetization an outcome after which the sum of the spins can no longer be reached has
-probability zero: the product is then normalised over the configurations with that sum, and psi = 0 (log psi = -inf) elsewhere.
+softmax over outcomes are enough: whatever the weights, sum_s |psi(s)|^2 = 1 (Sharir et al., PRL 124, 020503 (2020); Hibat-Allah
+et al., Phys. Rev. Research 2, 023358 (2020)). At fixed magnetization an outcome after which the sum of the spins can no longer
+be reached has probability zero: the product is then normalised over the configurations with that sum, and psi = 0 (log psi =
+-inf) elsewhere.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class LogConditionals(Brick):
     up: int | None
 
     def allowed(self, tokens: Array) -> Array | None:
-        """Whether ``up`` spins can still be up after an outcome, given the tokens before it: (n, token, outcome), None if free."""
+        """Whether ``up`` spins can still be up after an outcome, given the tokens before it: (n, token, outcome)."""
         if self.up is None:
             return None
         xp = namespace(tokens)
@@ -109,8 +110,8 @@ class LogConditionals(Brick):
 def reachable(xp, missing: Array, left: Array, spins: int) -> Array:
     """Whether the sum can still be reached after each of the 2^spins outcomes of a token: (..., outcome).
 
-    missing (..., 1): spins that have still to be up, this token's among them; left: spins of the tokens behind it. Where the sum
-    is out of reach already all outcomes count: psi is zero anyway, and the softmax stays finite.
+    missing (..., 1): spins that have still to be up, this token's among them; left: spins of the tokens behind it. Where the
+    sum is out of reach already all outcomes count: psi is zero anyway, and the softmax stays finite.
     """
     after = missing - xp.asarray((outcome_spins(spins) > 0).sum(axis=1))
     possible = (after >= 0) & (after <= left)

@@ -1,7 +1,8 @@
 """Drawing from an autoregressive network with its bricks, token after token, in any precision, where the parameters are.
 
-Keys and values of earlier tokens are kept, so that a token costs one row of every map and one row of attention: O(T d^2 + T^2 d)
-for a configuration, not T forward passes. Every brick but three acts on a token by itself and is called with that token alone.
+Keys and values of earlier tokens are kept, so that a token costs one row of every map and one row of attention: O(T d^2 +
+T^2 d) for a configuration, not T forward passes. Every brick but three acts on a token by itself and is called with that token
+alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from ..engine.arrays import beside, namespace
 from .causal import CausalAttention, LogConditionals, ShiftTokens, log_softmax, outcome_spins, reachable
 from .fused import ALIGNMENT
-from .primitives import Brick, PositionCode, Weights
+from .primitives import PositionCode, Weights
 from .state import State, Wavefunction
 
 Array = Any
@@ -82,15 +83,16 @@ class TokenByToken:
             elif isinstance(brick, PositionCode):
                 y = x[0] + w[f"{brick.name}.code"][t]
             elif isinstance(brick, CausalAttention):
-                y = _attend(brick, *x, memory.setdefault(brick.name, []))
+                y = _attend(brick, x, memory.setdefault(brick.name, []))
             else:
                 y = brick.forward(w, *x)
             edges[brick.output] = y
         return edges
 
 
-def _attend(brick: CausalAttention, q: Array, k: Array, v: Array, memory: list[tuple[Array, Array]]) -> Array:
-    """Attention of the newest token, q, k, v (n, 1, width), to itself and all in ``memory``, where it is put."""
+def _attend(brick: CausalAttention, x: tuple[Array, ...], memory: list[tuple[Array, Array]]) -> Array:
+    """Attention of the newest token, x = q, k, v (n, 1, width), to itself and all in ``memory``, where it is put."""
+    q, k, v = x
     xp = namespace(q)
     memory.append((brick.split(k), brick.split(v)))
     keys, values = (xp.concatenate(parts, axis=-2) for parts in zip(*memory, strict=True))
@@ -101,6 +103,6 @@ def _attend(brick: CausalAttention, q: Array, k: Array, v: Array, memory: list[t
 
 
 def choose(p: Array, uniform: Array) -> Array:
-    """Index (n,) with probabilities p (n, outcome) from numbers (n,) in (0, 1]: the first at which the sum of p reaches them."""
+    """Outcomes (n,), by p (n, outcome), from numbers (n,) in (0, 1]: the first at which the sum of p reaches them."""
     cumulative = p.cumsum(axis=1)
     return (cumulative < uniform[:, None] * cumulative[:, -1:]).sum(axis=1)

@@ -196,7 +196,7 @@ def softmax_edges(i: int) -> tuple[str, tuple[str, ...], str]:
 
 
 def block(i: int, stream: str, mix: Brick, d: int, mlp_ratio: int) -> Iterator[Brick]:
-    """Block ``i``: attention, of which ``mix`` is the part between tokens, and feed-forward network, added to the ``stream``."""
+    """Block ``i``: attention, of which ``mix`` is the part between tokens, and feed-forward network, added to ``stream``."""
     a, m = f"attention_{i}", f"mlp_{i}"
     yield LayerNorm(f"{a}.norm", (stream,), f"{a}.x", d)
     yield Dense(f"{a}.value", (f"{a}.x",), f"{a}.v", d, d)

@@ -24,7 +24,7 @@ from ..engine.ranks import ALONE, Ranks
 from ..errors import NumericalError
 from ..physics.lattices import Lattice
 from ..physics.operators import Operator
-from ..sampling import Chains, Metropolis, drift
+from ..sampling import Chains, drift, process_of
 from ..states import State, Wavefunction
 from .estimators import local_values
 from .reconfiguration import natural_step
@@ -106,7 +106,7 @@ class Trainer:
         self.state, self.lattice, self.hamiltonian = state, lattice, hamiltonian
         self.sampling, self.options, self.economy, self.device = sampling, options, economy, device
         self.ranks, self.share = ranks, ranks.share(sampling.chains)
-        self.metropolis = Metropolis.of(sampling, lattice, options.seed, Stream.TRAINING, economy)
+        self.metropolis = process_of(sampling, lattice, options.seed, Stream.TRAINING, economy)
 
     def start(self) -> Training:
         """Fresh parameters and chains, the chains thermalised."""

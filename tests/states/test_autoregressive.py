@@ -8,7 +8,7 @@ from nqs_sae_service.engine.random import Stream, uniform, words
 from nqs_sae_service.physics.exact import all_configurations
 from nqs_sae_service.physics.lattices import Chain
 from nqs_sae_service.states import Autoregressive
-from nqs_sae_service.states.fused import Draws
+from nqs_sae_service.states.fused import Draws, Flips
 from nqs_sae_service.states.token_by_token import TokenByToken
 from nqs_sae_service.vmc.jacobian import TapeJacobian
 
@@ -200,3 +200,45 @@ def test_nan_parameters_are_seen():
 def test_no_samples():
     psi = wave(dtype=np.float32)
     assert psi.log_psi(np.empty((0, SITES), np.int8)).shape == (0,)
+
+
+@pytest.mark.parametrize(("patch", "amplitude", "magnetization"), KINDS)
+@pytest.mark.parametrize("n", [1, 37, 130])
+def test_fused_twin_equals_the_bricks(patch, amplitude, magnetization, n):
+    state = network(patch, amplitude, magnetization, sites=12, width=16, heads=4)
+    psi = state.bind(random_parameters(state, dtype=np.float32))
+    sigma = some(magnetization, n, sites=12)
+    np.testing.assert_allclose(np.exp(psi.log_psi(sigma) - psi.reference.log_psi(sigma)), 1, atol=2e-4)
+    outside = some("free", 200, sites=12)
+    zero = np.exp(psi.reference.log_psi(outside)) == 0
+    np.testing.assert_array_equal(np.exp(psi.log_psi(outside)) == 0, zero)
+
+
+@pytest.mark.parametrize(("patch", "amplitude", "magnetization"), KINDS)
+def test_flipped_configurations_have_the_bits_of_log_psi(patch, amplitude, magnetization):
+    """Where configurations part from the sample does not change a bit, nor does the place in a block."""
+    psi = wave(patch, amplitude, magnetization, dtype=np.float32, sites=12)
+    sigma, generator = some(magnetization, 90, sites=12), np.random.default_rng(7)
+    signs = generator.choice(np.array([-1, 1, 1, 1], np.int8), size=(20, 12))
+    signs[0] = 1
+    pairs = np.argwhere(generator.random((90, 20)) < 0.3)
+    flipped = psi.twin(Flips).log_psi_flipped(sigma, signs, pairs)
+    np.testing.assert_array_equal(flipped, psi.log_psi(sigma[pairs[:, 0]] * signs[pairs[:, 1]]))
+    assert psi.twin(Flips).log_psi_flipped(sigma, signs, pairs[:0]).shape == (0,)
+
+
+def test_bits_depend_neither_on_the_place_nor_on_the_threads():
+    import numba
+
+    psi = wave(1, "complex", 0, dtype=np.float32, sites=12)
+    sigma = some(0, 201, sites=12)
+    whole = psi.log_psi(sigma)
+    np.testing.assert_array_equal(psi.log_psi(sigma[63:77]), whole[63:77])
+    drawn, log_drawn = psi.twin(Draws).draw(numbers(12, 201))
+    np.testing.assert_array_equal(psi.log_psi(drawn), log_drawn)
+    threads = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        np.testing.assert_array_equal(psi.log_psi(sigma), whole)
+    finally:
+        numba.set_num_threads(threads)
