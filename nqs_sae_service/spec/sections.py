@@ -156,8 +156,7 @@ class Sampling(Section):
 
 def _drawn_directly(sections: Mapping[str, Section]) -> bool:
     """Whether the state is a product of conditional probabilities."""
-    state: Any = sections.get("state")
-    return state is not None and state.kind == "autoregressive"
+    return getattr(sections.get("state"), "drawn_directly", False)
 
 
 class GroundState(Section):

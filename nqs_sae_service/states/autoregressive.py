@@ -83,6 +83,11 @@ class Autoregressive(Section):
             what = f"{spins} spins in a token have 2^{spins} outcomes; at most {_MOST_SPINS} spins"
             yield Finding("patch", what)
 
+    @property
+    def drawn_directly(self) -> bool:
+        """Whether the wave function is the product of conditionals that the network computes: always."""
+        return True
+
     def layer_names(self) -> tuple[str, ...]:
         """Public names of the places in the network, from the input to the output."""
         blocks = range(1, self.layers + 1)
