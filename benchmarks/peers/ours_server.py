@@ -13,7 +13,7 @@ from nqs_sae_service import __version__
 from nqs_sae_service.engine.random import Stream
 from nqs_sae_service.engine.threads import configure_threads
 from nqs_sae_service.sae.training import Adam
-from nqs_sae_service.sampling import Metropolis
+from nqs_sae_service.sampling import process_of
 from nqs_sae_service.spec.root import REGISTRIES
 from nqs_sae_service.spec.sections import GroundState, Sampling
 from nqs_sae_service.vmc.estimators import local_values
@@ -50,8 +50,8 @@ class Vmc:
     def sample(self) -> tuple[Any, np.ndarray, np.ndarray]:
         """psi, configurations and log psi as a step draws them."""
         psi = self.trainer.state.bind(self.training.parameters)
-        chains = self.trainer.metropolis.start(psi, self.training.sigma, self.training.sweeps)
-        sigma, log_psi = self.trainer.metropolis.draws(psi, chains, self.draws, self.sampling_record.sweeps)
+        chains = self.trainer.process.start(psi, self.training.sigma, self.training.sweeps)
+        sigma, log_psi = self.trainer.process.draws(psi, chains, self.draws, self.sampling_record.sweeps)
         return psi, sigma.reshape(-1, sigma.shape[-1]), log_psi.reshape(-1)
 
     def local_energy(self) -> float:
@@ -64,11 +64,11 @@ class Vmc:
     def measure(self, draws: int) -> tuple[float, float]:
         """Energy and its standard error from fresh samples, leaving the training as it was."""
         psi = self.trainer.state.bind(self.training.parameters)
-        metropolis = Metropolis.of(self.sampling_record, self.lattice, self.work["seed"], Stream.FINAL_ENERGY)
-        chains = metropolis.start(psi, self.training.sigma)
+        process = process_of(self.sampling_record, self.lattice, self.work["seed"], Stream.FINAL_ENERGY)
+        chains = process.start(psi, self.training.sigma)
         energies = []
         for _ in range(draws):
-            metropolis.sweep(psi, chains)
+            process.sweep(psi, chains)
             (values,) = local_values(psi, [self.hamiltonian], chains.sigma, chains.log_psi)
             energies.append(values.real)
         mean, error = mean_and_error(np.stack(energies, axis=1))

@@ -14,7 +14,8 @@ from ..engine.arrays import namespace
 from ..engine.random import uniform, words
 from ..states import LogPsi, Wavefunction
 from ..states.fused import Draws
-from .metropolis import Chains, Metropolis, refuse_nan
+from .metropolis import Metropolis, refuse_nan
+from .process import Chains
 
 
 @dataclass(frozen=True)

@@ -86,11 +86,11 @@ class _Workshop:
         reference = float(self.context.upstream["ground_state"].attrs["final_energy"])
         if exact is not None:
             reference = float(exact.expectations(exact.state)[0])
-        metropolis = process_of(
+        process = process_of(
             spec.sampling, lattice, self.record.seeds[0], Stream.RECONSTRUCTION, economy_of(spec)
         )
         sampling = FreshSampling(
-            metropolis, spec.sampling.chains, _BURN_IN, _DRAWS, 1, economy_of(spec), self.context.ranks
+            process, spec.sampling.chains, _BURN_IN, _DRAWS, 1, economy_of(spec), self.context.ranks
         )
         sigma, log_psi = born_samples(self.samples, self.psi.state.complex_amplitude)
         sigma, log_psi = sigma[self.chains["select"]], log_psi[self.chains["select"]]

@@ -52,9 +52,9 @@ def _bench(context: Context) -> Bench:
     chains, draws = log_psi.shape
     wanted = max(1, min(draws, spec.steering.samples // chains))
     kept = np.unique(np.linspace(0, draws - 1, wanted).round().astype(int))
-    metropolis = process_of(spec.sampling, lattice, spec.steering.seed, Stream.STEERING, economy_of(spec))
+    process = process_of(spec.sampling, lattice, spec.steering.seed, Stream.STEERING, economy_of(spec))
     fresh = FreshSampling(
-        metropolis,
+        process,
         spec.sampling.chains,
         spec.steering.burn_in,
         spec.steering.draws,

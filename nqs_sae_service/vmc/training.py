@@ -51,7 +51,8 @@ _DRIFT_LIMIT = 1e-2  # relative, of psi
 class Training:
     """State of a training after ``step`` steps; ``previous`` is the last update (SPRING), ``history`` one list per quantity.
 
-    The arrays live on the device that computes. ``sigma`` are the chains of this rank, everything else is the same on all.
+    The arrays live on the device that computes. ``sigma`` are the walkers of this rank's chains, everything else is the same
+    on all.
     """
 
     parameters: np.ndarray
@@ -106,22 +107,22 @@ class Trainer:
         self.state, self.lattice, self.hamiltonian = state, lattice, hamiltonian
         self.sampling, self.options, self.economy, self.device = sampling, options, economy, device
         self.ranks, self.share = ranks, ranks.share(sampling.chains)
-        self.metropolis = process_of(sampling, lattice, options.seed, Stream.TRAINING, economy)
+        self.process = process_of(sampling, lattice, options.seed, Stream.TRAINING, economy)
 
     def start(self) -> Training:
         """Fresh parameters and chains, the chains thermalised."""
         parameters = self.device.put(self.state.initial_parameters(self.options.seed))
         psi = self.state.bind(parameters)
-        sigma = self.device.put(self.metropolis.random_chains(self.sampling.chains)[self.share])
-        chains = self.metropolis.start(psi, sigma, number=self.share.start)
+        sigma = self.device.put(self.process.random_chains(self.sampling.chains)[self.share])
+        chains = self.process.start(psi, sigma, number=self.share.start)
 
         def burn_in() -> None:
             for _ in range(self.sampling.burn_in):
-                self.metropolis.sweep(psi, chains)
+                self.process.sweep(psi, chains)
 
         self.ranks.together(burn_in)
         previous = self.device.put(np.zeros(self.state.n_parameters))
-        return Training(parameters, previous, chains.sigma, chains.sweeps)
+        return Training(parameters, previous, chains.walkers, chains.sweeps)
 
     def learning_rate(self, step: int) -> float:
         """Cosine decay from ``learning_rate`` to the share ``final_learning_rate`` of it."""
@@ -170,7 +171,7 @@ class Trainer:
             )
         training.parameters = parameters
         training.previous = update.direction
-        training.sigma, training.sweeps = chains.sigma, chains.sweeps
+        training.sigma, training.sweeps = chains.walkers, chains.sweeps
         training.step += 1
         values = (
             energies.real.mean(),
@@ -188,9 +189,9 @@ class Trainer:
 
     def _measured(self, psi: Wavefunction, training: Training) -> tuple[np.ndarray, np.ndarray, Chains]:
         """Samples (n, n_sites) of this rank's chains, moved on, their local energies (n,), and the chains."""
-        chains = self.metropolis.start(psi, training.sigma, training.sweeps, self.share.start)
+        chains = self.process.start(psi, training.sigma, training.sweeps, self.share.start)
         draws = self.options.samples // self.sampling.chains
-        sigma, log_psi = self.metropolis.draws(psi, chains, draws, self.sampling.sweeps)
+        sigma, log_psi = self.process.draws(psi, chains, draws, self.sampling.sweeps)
         if training.step % _DRIFT_EVERY == 0:
             _refuse_drift(drift(psi, psi.reference, chains))
         sigma, log_psi = sigma.reshape(-1, self.state.n_sites), log_psi.reshape(-1)
