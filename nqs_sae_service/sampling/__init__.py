@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..engine.economy import DEFAULT, Economy
 from ..engine.random import Stream
+from .direct import Direct
 from .metropolis import Metropolis, Moves, drift
 from .process import Chains, Process
 
@@ -13,11 +14,12 @@ if TYPE_CHECKING:
     from ..physics.lattices import Lattice
     from ..spec.sections import Sampling
 
-__all__ = ["Chains", "Metropolis", "Moves", "Process", "drift", "process_of"]
+__all__ = ["Chains", "Direct", "Metropolis", "Moves", "Process", "drift", "process_of"]
 
 
 def process_of(
     options: Sampling, lattice: Lattice, seed: int, stream: Stream, economy: Economy = DEFAULT
 ) -> Process:
     """The process that the section ``[sampling]`` describes: the one place that knows which there are."""
-    return Metropolis.of(options, lattice, seed, stream, economy)
+    kind = Direct if options.method == "direct" else Metropolis
+    return kind.of(options, lattice, seed, stream, economy)

@@ -106,10 +106,7 @@ class Metropolis(Process):
             chains.accepted += walker.walk(*proposals, ahead=self.economy.proposals)
         else:
             chains.accepted += _walk_of(xp)(psi, *proposals)
-        if xp.isnan(chains.log_psi).any():
-            raise NumericalError(
-                "log psi became NaN while sampling; lower ground_state.learning_rate or raise ground_state.shift"
-            )
+        refuse_nan(chains.log_psi)
         chains.proposed += threshold.size
         chains.sweeps += 1
 
@@ -124,6 +121,14 @@ class Metropolis(Process):
         random = words(self.seed, self.stream, step, self.n_sites, count, start=chains.number)
         first, length = proposals(random, self.n_sites, self.moves)
         return first, length, np.log(uniform(random[..., 2], random[..., 3]))
+
+
+def refuse_nan(log_psi: Array) -> None:
+    """Raise NumericalError if there is a NaN among log psi (chains,)."""
+    if namespace(log_psi).isnan(log_psi).any():
+        raise NumericalError(
+            "log psi became NaN while sampling; lower ground_state.learning_rate or raise ground_state.shift"
+        )
 
 
 def _walk_of(xp: ModuleType) -> Callable[..., int]:

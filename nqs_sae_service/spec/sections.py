@@ -35,6 +35,12 @@ _SPLIT_NAMES = ("train", "select", "test")
 class Sampling(Section):
     """Metropolis sampling of |psi|^2 with many chains: flips of single spins, of stretches of spins, and of all of them."""
 
+    method: Literal["metropolis", "direct"] | None = Field(
+        None,
+        description="Metropolis moves, or independent samples of a state that is a product of conditionals (edited states: always "
+        "Metropolis); default: direct where the state is, else metropolis",
+        json_schema_extra={"neutral": True},
+    )
     chains: int = Field(1024, ge=1, le=2**20, description="Markov chains that run side by side")
     sweeps: int = Field(
         1,
@@ -97,6 +103,10 @@ class Sampling(Section):
         hamiltonian: Any = sections.get("hamiltonian")
         lattice: Any = sections.get("lattice")
         update: dict[str, Any] = {}
+        if self.method is None and _drawn_directly(sections):
+            update["method"] = "direct"
+        if update.get("method", self.method) == "direct" and "burn_in" not in self.model_fields_set:
+            update["burn_in"] = 0  # every sample is independent
         if self.magnetization is None and hamiltonian is not None and lattice is not None:
             if hamiltonian.conserves_magnetization:
                 update["magnetization"] = lattice.build().n_sites % 2
@@ -111,6 +121,10 @@ class Sampling(Section):
         return self.model_copy(update=update)
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
+        if self.method == "direct" and "state" in sections and not _drawn_directly(sections):
+            kind = sections["state"].kind  # type: ignore[attr-defined]
+            what = f'a state of kind "{kind}", or one that is projected, is no product of conditionals: leave it out, or set it to "metropolis"'
+            yield Finding("method", what)
         shares = [share or 0.0 for share in (self.global_flip, self.stretch_flip, self.exchange)]
         if sum(shares) > 1 + 1e-12:
             what = "global_flip, stretch_flip and exchange are shares of the proposals: together at most 1"
@@ -139,6 +153,11 @@ class Sampling(Section):
                 yield Finding(
                     "magnetization", f"{n_sites} spins cannot have a sum of {fixed} and still exchange"
                 )
+
+
+def _drawn_directly(sections: Mapping[str, Section]) -> bool:
+    """Whether the state is a product of conditional probabilities."""
+    return getattr(sections.get("state"), "drawn_directly", False)
 
 
 class GroundState(Section):

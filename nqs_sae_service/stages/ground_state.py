@@ -18,8 +18,8 @@ from ..vmc.statistics import autocorrelation_time, mean_and_error, split_r_hat, 
 from ..vmc.training import HISTORIES, Trainer, Training
 from .cost import Cost, flip_flops, seconds_for
 from .inputs import economy_of
-from .starts import LOAD, START_FROM, check_start, start_of
 from .stage import Context, Stage
+from .starts import LOAD, START_FROM, check_start, start_of
 
 if TYPE_CHECKING:
     from ..spec import Spec

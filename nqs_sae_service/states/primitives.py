@@ -352,7 +352,7 @@ class _Heads(Brick):
 
     def split(self, x: Array) -> Array:
         """(..., token, width) -> (..., head, token, width / heads)."""
-        return x.reshape(*x.shape[:-1], self.heads, -1).swapaxes(-2, -3)
+        return x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads).swapaxes(-2, -3)
 
     def join(self, x: Array) -> Array:
         """Inverse of ``split``."""
