@@ -122,8 +122,9 @@ class Sampling(Section):
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
         if self.method == "direct" and "state" in sections and not _drawn_directly(sections):
-            kind = sections["state"].kind  # type: ignore[attr-defined]
-            what = f'a state of kind "{kind}", or one that is projected, is no product of conditionals: leave it out, or set it to "metropolis"'
+            state: Any = sections["state"]
+            kind, projected = state.kind, ", projected," if state.symmetry.wanted else ""
+            what = f'a state of kind "{kind}"{projected} is no product of conditionals: leave it out, or set it to "metropolis"'
             yield Finding("method", what)
         shares = [share or 0.0 for share in (self.global_flip, self.stretch_flip, self.exchange)]
         if sum(shares) > 1 + 1e-12:
