@@ -66,7 +66,7 @@ def test_attention(groups, grid):
         plain.gradient(doubles, x64, delta64, False).values(),
         strict=True,
     )
-    assert len(pairs) == (5 if invariant else 4)
+    assert len(pairs) == (5 if grid else 4)
     for found, expected in pairs:
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=3e-6 * np.abs(expected).max())
