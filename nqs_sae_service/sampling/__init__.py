@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..engine.economy import DEFAULT, Economy
 from ..engine.random import Stream
+from .direct import Direct
 from .exact import Exact
 from .metropolis import Metropolis, Moves, drift
 from .process import Chains, Process
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from ..physics.lattices import Lattice
     from ..spec.sections import Sampling
 
-__all__ = ["Chains", "Exact", "Metropolis", "Moves", "Process", "Tempering", "drift", "process_of"]
+__all__ = ["Chains", "Direct", "Exact", "Metropolis", "Moves", "Process", "Tempering", "drift", "process_of"]
 
 
 def process_of(
@@ -24,6 +25,8 @@ def process_of(
     """The process that the section ``[sampling]`` describes: the one place that knows which there are."""
     if options.method == "exact":
         return Exact.of(options, lattice, seed, stream)
+    if options.method == "direct":
+        return Direct.of(options, lattice, seed, stream, economy)
     if options.replicas > 1:
         return Tempering.of(options, lattice, seed, stream, economy)
     return Metropolis.of(options, lattice, seed, stream, economy)
