@@ -8,7 +8,7 @@ from ..spec.section import Section
 
 
 class Ansatz(Section):
-    """Base of the records of ``[state]``. ``load`` counts by the content of the file, not by its name (``service/sources.py``)."""
+    """Base of the records of ``[state]``. ``load`` counts by what is in the file, not by its name (``service/sources.py``)."""
 
     load: str | None = Field(
         None,
