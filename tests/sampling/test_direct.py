@@ -70,7 +70,7 @@ def test_draws_follow_psi_squared_from_the_first_sweep_on(hamiltonian):
 def test_an_edited_state_is_sampled_by_metropolis_moves(hamiltonian):
     psi, direct = wave(hamiltonian), process(hamiltonian)
     edited = psi.edited("residual_1", lambda x: x + np.tanh(x[..., :1]))
-    born = direct.start(psi, direct.random_chains(500))
+    born = direct.start(psi, direct.random_chains(300))
     direct.sweep(psi, born)
     chains = direct.start(edited, born.sigma)
     for _ in range(40):
@@ -82,7 +82,7 @@ def test_an_edited_state_is_sampled_by_metropolis_moves(hamiltonian):
     assert abs(p.sum() - 1) < 1e-4
     first = all_configurations(SITES)[:, 0]
     mean, expected = chains.sigma[:, 0].mean(), p @ first
-    assert abs(mean - expected) < 4.5 * np.sqrt((1 - expected**2) / 500)
+    assert abs(mean - expected) < 4.5 * np.sqrt((1 - expected**2) / 300)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
