@@ -92,7 +92,8 @@ class Network:
         """The same training as the peers are told of it."""
         options = self.options().model_dump()
         return {
-            "sites": self.sites, "h": 1.0, "chains": self.chains, "samples": self.chains, "seed": 1,
+            "lattice": {"kind": "chain", "length": self.sites}, "hamiltonian": {"kind": "tfim", "h": 1.0},
+            "sampling": {"chains": self.chains}, "samples": self.chains, "seed": 1,
             "network": self.record().model_dump(), "ground_state": options,
         }  # fmt: skip
 
@@ -372,7 +373,7 @@ def netket_times(networks: Sequence[Network], repeats: int = REPEATS) -> Iterato
         vmc = Vmc(network.work())
         phases: list[tuple[str, Callable[[], Any]]] = [
             ("sampling, one sweep", vmc.sampling),
-            ("local energies", vmc.local_energy),
+            ("local energies", partial(vmc.local_energy, "dense")),
             *((f"whole step, {method}", partial(vmc.step, method)) for method in ("dense", "on_the_fly")),
         ]
         for phase, work in phases:

@@ -27,20 +27,23 @@ def record(section: str, **values: Any) -> Any:
 
 
 class Vmc:
-    """A training of one network on one ring, one step at a time."""
+    """A training of one network, one step at a time."""
 
     def __init__(self, work: Mapping[str, Any]) -> None:
         self.work = work
-        self.lattice = lattice = record("lattice", kind="chain", length=work["sites"]).build()
-        self.sampling_record = Sampling(chains=work["chains"], burn_in=1, global_flip=0, stretch_flip=0)
+        sections = {name: record(name, **work[name]) for name in ("lattice", "hamiltonian")}
+        self.lattice = lattice = sections["lattice"].build()
+        sampling = Sampling.model_validate(work["sampling"]).resolved(sections)
+        assert isinstance(sampling, Sampling)
+        self.sampling_record = sampling
         options = GroundState.model_validate(
             {"samples": work["samples"], "seed": work["seed"], **work["ground_state"]}
         )
-        self.hamiltonian = record("hamiltonian", kind="tfim", h=work["h"]).build(lattice)
+        self.hamiltonian = sections["hamiltonian"].build(lattice)
         state = record("state", **work["network"]).build(lattice)
         self.trainer = Trainer(state, lattice, self.hamiltonian, self.sampling_record, options)
         self.training: Training = self.trainer.start()
-        self.draws = work["samples"] // work["chains"]
+        self.draws = work["samples"] // sampling.chains
 
     def step(self) -> float:
         """One whole step. Returns the energy of its batch."""
@@ -68,7 +71,7 @@ class Vmc:
         chains = process.start(psi, self.training.sigma)
         energies = []
         for _ in range(draws):
-            process.sweep(psi, chains)
+            process.draws(psi, chains, 1, self.sampling_record.sweeps)
             (values,) = local_values(psi, [self.hamiltonian], chains.sigma, chains.log_psi)
             energies.append(values.real)
         mean, error = mean_and_error(np.stack(energies, axis=1))

@@ -7,7 +7,7 @@ they refuse what can only be a slip.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from .slurm import Slurm
 
 if TYPE_CHECKING:
     from ..physics.lattices import Lattice
+    from ..physics.operators import Operator
     from ..sampling.metropolis import Moves
 
 DEFAULT_SEED = 1
@@ -122,7 +123,7 @@ class Sampling(Section):
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
         if self.method == "direct" and "state" in sections and not _drawn_directly(sections):
             kind = sections["state"].kind  # type: ignore[attr-defined]
-            what = f'a state of kind "{kind}" is no product of conditionals: leave it out, or set it to "metropolis"'
+            what = f'a state of kind "{kind}", or one that is projected, is no product of conditionals: leave it out, or set it to "metropolis"'
             yield Finding("method", what)
         shares = [share or 0.0 for share in (self.global_flip, self.stretch_flip, self.exchange)]
         if sum(shares) > 1 + 1e-12:
@@ -163,7 +164,20 @@ class GroundState(Section):
     """Variational Monte Carlo by stochastic reconfiguration (minSR), with the momentum of SPRING."""
 
     seed: StageSeed = DEFAULT_SEED
-    steps: int = Field(300, ge=1, le=1_000_000, description="optimisation steps")
+    start_from: str | None = Field(
+        None,
+        min_length=1,
+        description="begin with the parameters, and where they fit the chains, of another run: the name of one in the same "
+        "results, or a path, relative to the spec, to a run (./x, ../x, /x) or a ground_state.nc; onto a larger lattice where "
+        "the network allows",
+        json_schema_extra={"neutral": True},
+    )
+    steps: int = Field(
+        300,
+        ge=0,
+        le=1_000_000,
+        description="optimisation steps; 0 leaves a network of start_from or state.load as it is",
+    )
     samples: int = Field(
         1024, ge=2, le=2**16, description="Born samples per step; a multiple of sampling.chains"
     )
@@ -194,6 +208,16 @@ class GroundState(Section):
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
         yield from _multiple_of_chains("samples", self.samples, sections)
         yield from _multiple_of_chains("final_samples", self.final_samples, sections)
+        state: Any = sections.get("state")
+        if state is None:
+            return
+        if self.start_from and state.load:
+            yield Finding("start_from", "a training has one start: leave out start_from or state.load")
+        if not self.steps and not self.start_from and not state.load:
+            yield Finding(
+                "steps",
+                "without a step the network stays random: at least 1, or name a trained one in start_from or state.load",
+            )
 
 
 class Samples(Section):
@@ -255,22 +279,52 @@ class Observables(Section):
         ("magnetization", "abs_magnetization", "half_chain_correlation", "sigma_x"),
         min_length=1,
         max_length=1000,
-        description="observables to measure; single pairs are called like correlation_0_20",
+        description="observables to measure; single pairs are called like correlation_0_20; the default depends on the lattice "
+        "and the Hamiltonian: staggered ones for magnets on two sublattices",
     )
+
+    def resolved(self, sections: Mapping[str, Section]) -> Section:
+        lattice: Any = sections.get("lattice")
+        hamiltonian: Any = sections.get("hamiltonian")
+        if "names" in self.model_fields_set or lattice is None or hamiltonian is None:
+            return self
+        from ..physics.observables import default_names
+
+        names = default_names(lattice.build(), hamiltonian.conserves_magnetization)
+        return self.model_copy(update={"names": names})
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
         yield from _repeated("names", self.names)
-        lattice: Any = sections.get("lattice")
-        if lattice is None:
+        geometry: Any = sections.get("lattice")
+        if geometry is None:
             return
-        from ..physics.observables import UnknownObservable, check_observable
+        from ..physics.observables import UnknownObservable, changes_magnetization, check_observable
 
-        n_sites = lattice.build().n_sites
+        lattice, hamiltonian, sampling = (
+            geometry.build(),
+            sections.get("hamiltonian"),
+            sections.get("sampling"),
+        )
+        build = _operator(hamiltonian, lattice, sections)
+        fixed = isinstance(sampling, Sampling) and sampling.fixed_magnetization is not None
         for index, name in enumerate(self.names):
             try:
-                check_observable(name, n_sites)
+                check_observable(name, lattice, build)
             except UnknownObservable as unknown:
                 yield Finding(f"names[{index}]", unknown.what, tuple(unknown.candidates))
+                continue
+            if fixed and changes_magnetization(name, lattice):
+                what = f"{name} changes the magnetization, which the sampling holds fixed: leave it out"
+                yield Finding(f"names[{index}]", what)
+
+
+def _operator(
+    hamiltonian: Any, lattice: Lattice, sections: Mapping[str, Section]
+) -> Callable[[], Operator] | None:
+    """How to build the Hamiltonian, None where it is missing or wrong itself."""
+    if hamiltonian is None or any(True for _ in hamiltonian.findings(sections)):
+        return None
+    return lambda: hamiltonian.build(lattice)
 
 
 class Activations(Section):
@@ -353,8 +407,8 @@ class Steering(Section):
         update: dict[str, Any] = {}
         observables, activations = sections.get("observables"), sections.get("activations")
         if not self.targets and isinstance(observables, Observables):
-            fixed = _without_norm(observables.names, sections)
-            update["targets"] = tuple(name for name in observables.names if name not in fixed)[:2]
+            useless = _without_mean(observables.names, sections)
+            update["targets"] = tuple(name for name in observables.names if name not in useless)[:2]
         if not self.layers and isinstance(activations, Activations):
             update["layers"] = activations.layers
         return self.model_copy(update=update) if update else self
@@ -367,27 +421,28 @@ class Steering(Section):
             yield from _among("targets", self.targets, "observables.names", observables.names)
             if not self.targets:
                 yield Finding("targets", "none of observables.names has a mean that steering can move")
-        for name in _without_norm(self.targets, sections):
-            what = f"{name} has no meaning as a mean: it depends on the norm of psi"
+        for name, why in _without_mean(self.targets, sections).items():
+            what = f"{name} has no meaning as a mean: {why}"
             yield Finding(f"targets[{self.targets.index(name)}]", what)
         if isinstance(activations, Activations):
             yield from _among("layers", self.layers, "activations.layers", activations.layers)
 
 
-def _without_norm(names: tuple[str, ...], sections: Mapping[str, Section]) -> list[str]:
-    """Those of the observables that are functions of log psi itself, which is known up to a constant only."""
-    lattice: Any = sections.get("lattice")
-    if lattice is None:
-        return []
-    from ..physics.observables import UnknownObservable, observable_kind
+def _without_mean(names: tuple[str, ...], sections: Mapping[str, Section]) -> dict[str, str]:
+    """Those of the observables whose mean in another state says nothing, and why."""
+    geometry: Any = sections.get("lattice")
+    if geometry is None:
+        return {}
+    from ..physics.observables import WITHOUT_MEAN, UnknownObservable, observable_kind
 
-    found, n_sites = [], lattice.build().n_sites
+    found, lattice = {}, geometry.build()
     for name in names:
         try:
-            if observable_kind(name, n_sites) == "log_psi":
-                found.append(name)
+            kind = observable_kind(name, lattice)
         except UnknownObservable:
             continue
+        if kind in WITHOUT_MEAN:
+            found[name] = WITHOUT_MEAN[kind]
     return found
 
 

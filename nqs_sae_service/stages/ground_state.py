@@ -19,6 +19,7 @@ from ..vmc.training import HISTORIES, Trainer, Training
 from .cost import Cost, flip_flops, seconds_for
 from .inputs import economy_of
 from .stage import Context, Stage
+from .starts import LOAD, START_FROM, check_start, start_of
 
 if TYPE_CHECKING:
     from ..spec import Spec
@@ -39,8 +40,13 @@ def run(context: Context) -> xr.Dataset:
         context.ranks,
     )
     exact = spec.hamiltonian.exact_energy(lattice)
+    parameters, chains = start_of(spec, trainer.state, context.upstream.get(START_FROM))
     saved = context.restore()
-    training = Training.from_arrays(saved, context.device, context.ranks) if saved else trainer.start()
+    training = (
+        Training.from_arrays(saved, context.device, context.ranks)
+        if saved
+        else trainer.start(parameters, chains)
+    )
 
     def state() -> dict[str, np.ndarray]:
         return training.arrays(context.ranks)
@@ -57,7 +63,7 @@ def run(context: Context) -> xr.Dataset:
     variables = {name: np.asarray(training.history[name]) for name in HISTORIES}
     variables["step_bounded"] = variables["step_bounded"].astype(np.int8)
     variables["parameters"] = to_host(training.parameters)
-    variables["initial_parameters"] = trainer.state.initial_parameters(spec.ground_state.seed)
+    variables["initial_parameters"] = parameters
     for name in ("mean_configuration", "final_configuration"):
         variables[name] = final.pop(name)
     return labelled("ground_state", variables, {}, final)
@@ -150,4 +156,6 @@ STAGE = Stage(
     run=run,
     estimate=estimate,
     distributed=True,
+    sources=(START_FROM, LOAD),
+    check=check_start,
 )

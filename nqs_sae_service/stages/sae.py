@@ -28,7 +28,7 @@ from ..sae.metrics import density, explained_variance, mean_and_variance
 from ..sae.training import History, Training
 from ..sampling import process_of
 from .cost import Cost, seconds_for
-from .inputs import Rows, born_samples, computed, economy_of, recorded, trained
+from .inputs import Rows, born_samples, computed, economy_of, projection_attributes, recorded, trained
 from .stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -269,6 +269,7 @@ class _Workshop:
             "k": int(getattr(self.record, "k", 0)),
             "input": self.record.input,
         }
+        attributes |= projection_attributes(self.psi.state)
         return labelled("sae", variables, coordinates, attributes)
 
 

@@ -12,7 +12,7 @@ from ..engine.arrays import to_host
 from ..engine.random import Stream
 from ..sampling import process_of
 from .cost import Cost, flip_flops, seconds_for
-from .inputs import economy_of, trained
+from .inputs import economy_of, projection_attributes, trained
 from .stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def run(context: Context) -> xr.Dataset:
             "spin": np.arange(psi.state.n_sites),
             "split": ("chain", np.repeat(SPLITS, spec.samples.split_chains(n_chains))),
         },
+        projection_attributes(psi.state),
     )
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import Field
 
 from ..spec.section import Finding, Section
+from .ansatz import Ansatz
 from .causal import CausalAttention, LogConditionals, ShiftTokens
 from .fused import Fused
 from .primitives import Brick, Dense, LayerNorm, PositionCode
@@ -37,7 +38,7 @@ _INITIAL_SHARE = (
 )
 
 
-class Autoregressive(Section):
+class Autoregressive(Ansatz):
     """Causal transformer: |psi|^2 is a product of conditionals, sampled directly, token after token."""
 
     kind: Literal["autoregressive"] = "autoregressive"
@@ -85,8 +86,8 @@ class Autoregressive(Section):
 
     @property
     def drawn_directly(self) -> bool:
-        """Whether the wave function is the product of conditionals that the network computes: always."""
-        return True
+        """Whether the wave function is the product of conditionals that the network computes: unless it is projected."""
+        return not self.symmetry.wanted
 
     def layer_names(self) -> tuple[str, ...]:
         """Public names of the places in the network, from the input to the output."""
@@ -97,7 +98,7 @@ class Autoregressive(Section):
         """What is recorded unless a spec says otherwise: the residual stream after each block."""
         return tuple(f"residual_{i}" for i in range(1, self.layers + 1))
 
-    def build(self, lattice: Lattice) -> State:
+    def network(self, lattice: Lattice) -> State:
         """The network on a lattice."""
         sites = patches(lattice, patch_extent(self.patch, lattice))
         fixed = isinstance(self.magnetization, int)

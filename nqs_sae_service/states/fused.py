@@ -121,6 +121,14 @@ class Factorised(Jacobian, Protocol):
 
 
 @runtime_checkable
+class SolvesItself(Jacobian, Protocol):
+    """O-bar with so few columns that the system of minSR is solved in their space."""
+
+    def solve(self, shift: float, rhs: Array) -> Array | None:
+        """y (rows,) with (T + shift I) y = rhs, the rows of this rank; None where T is the smaller matrix."""
+
+
+@runtime_checkable
 class Columns(Fused, Protocol):
     """A twin that writes out per-sample derivatives, where there is memory for all of them."""
 

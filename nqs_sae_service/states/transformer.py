@@ -11,25 +11,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from ..spec.section import Finding, Section
+from .ansatz import Ansatz
 from .fused import Fused
-from .primitives import Add, Attention, Brick, Dense, Gelu, LayerNorm, LogCosh, Mix, PositionCode, SumTokens
+from .head import head
+from .primitives import Add, Attention, Brick, Dense, Gelu, LayerNorm, Mix, PositionCode
 from .state import State
 
 if TYPE_CHECKING:
     from ..physics.lattices import Lattice
 
+PatchLength = Annotated[int, Field(ge=1, le=4096)]
 
-class Transformer(Section):
+
+class Transformer(Ansatz):
     """Transformer over patches of neighbouring spins."""
 
     kind: Literal["transformer"] = "transformer"
-    patch: int | tuple[int, int] | None = Field(
+    patch: PatchLength | tuple[PatchLength, PatchLength] | None = Field(
         None,
         description="spins per token on a chain (4), b or [b, c] for patches of b x c unit cells in two dimensions (2); "
         "must divide the lengths",
@@ -93,8 +97,8 @@ class Transformer(Section):
         """What is recorded unless a spec says otherwise: the residual stream."""
         return self.residual_names()
 
-    def build(self, lattice: Lattice) -> State:
-        """The network on a lattice."""
+    def network(self, lattice: Lattice) -> State:
+        """The bare network on a lattice."""
         invariant = lattice.periodic if self.translation_invariant is None else self.translation_invariant
         sites = patches(lattice, self.patch_extent(lattice))
         tokens = len(sites)
@@ -111,6 +115,7 @@ class Transformer(Section):
             initial=lambda name, shape, generator: initial(name, shape, generator, self.layers),
             fuse=_fuse,
             fused_layers=("embedding", *self.residual_names()),
+            invariances=shifted_tokens(sites, grid) if invariant else None,
         )
 
 
@@ -161,6 +166,15 @@ def patches(lattice: Lattice, extent: tuple[int, ...]) -> np.ndarray:
     return (cells[:, :, None] * lattice.basis + np.arange(lattice.basis)).reshape(len(cells), -1)
 
 
+def shifted_tokens(sites: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
+    """Permutations (token, n_sites) int32 that move tokens, with sites (token, spins), around their periodic grid."""
+    shifts, axes = np.indices(grid).reshape(len(grid), -1).T, tuple(range(len(grid)))
+    permutations = np.empty((len(sites), sites.size), np.int32)
+    for permutation, shift in zip(permutations, shifts, strict=True):
+        permutation[sites] = np.roll(sites.reshape(*grid, -1), tuple(shift), axes).reshape(sites.shape)
+    return permutations
+
+
 def _bricks(record: Transformer, tokens: int, patch: int, grid: tuple[int, ...]) -> Iterator[Brick]:
     d = record.width
     positional = record.attention == "positional"
@@ -180,13 +194,7 @@ def _bricks(record: Transformer, tokens: int, patch: int, grid: tuple[int, ...])
         )
         yield from block(i, stream, mix, d, record.mlp_ratio)
         stream = f"residual_{i}"
-    yield SumTokens("sum", (stream,), ".sum")
-    yield LayerNorm("head.norm", (".sum",), "head", d)
-    parts = ("real", "imaginary") if record.amplitude == "complex" else ("real",)
-    for part in parts:
-        yield Dense(f"head.{part}", ("head",), f".{part}", d, d)
-        yield LayerNorm(f"head.{part}_norm", (f".{part}",), part, d)
-    yield LogCosh("log_cosh", parts, "log_psi")
+    yield from head(stream, d, record.amplitude == "complex")
 
 
 def softmax_edges(i: int) -> tuple[str, tuple[str, ...], str]:

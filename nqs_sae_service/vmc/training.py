@@ -109,11 +109,18 @@ class Trainer:
         self.ranks, self.share = ranks, ranks.share(sampling.chains)
         self.process = process_of(sampling, lattice, options.seed, Stream.TRAINING, economy)
 
-    def start(self) -> Training:
-        """Fresh parameters and chains, the chains thermalised."""
-        parameters = self.device.put(self.state.initial_parameters(self.options.seed))
-        psi = self.state.bind(parameters)
-        sigma = self.device.put(self.process.random_chains(self.sampling.chains)[self.share])
+    def start(self, parameters: np.ndarray | None = None, sigma: np.ndarray | None = None) -> Training:
+        """A training at its beginning, the chains thermalised.
+
+        ``parameters`` (n_parameters,) and the chains ``sigma`` (chains, n_sites) are random unless given, on the host.
+        """
+        if parameters is None:
+            parameters = self.state.initial_parameters(self.options.seed)
+        if sigma is None:
+            sigma = self.process.random_chains(self.sampling.chains)
+        parameters = self.device.put(parameters)
+        psi = self.state_at(0).bind(parameters)
+        sigma = self.device.put(sigma[self.share])
         chains = self.process.start(psi, sigma, number=self.share.start)
 
         def burn_in() -> None:
@@ -123,6 +130,11 @@ class Trainer:
         self.ranks.together(burn_in)
         previous = self.device.put(np.zeros(self.state.n_parameters))
         return Training(parameters, previous, chains.walkers, chains.sweeps)
+
+    def state_at(self, step: int) -> State:
+        """The wave function that a step trains: without its projection before the step from which it is projected."""
+        symmetry = self.state.symmetry
+        return self.state.bare if symmetry is not None and step < symmetry.from_step else self.state
 
     def learning_rate(self, step: int) -> float:
         """Cosine decay from ``learning_rate`` to the share ``final_learning_rate`` of it."""
@@ -142,7 +154,7 @@ class Trainer:
     def advance(self, training: Training) -> None:
         """One step, in place. Raises NumericalError, leaving ``training`` as it was, when a number is not finite."""
         started = time.perf_counter()
-        psi = self.state.bind(training.parameters)
+        psi = self.state_at(training.step).bind(training.parameters)
         sigma, local, chains = self.ranks.together(lambda: self._measured(psi, training))
         energies = self.ranks.gather(to_host(local))
         accepted, proposed = self.ranks.sum(np.asarray([chains.accepted, chains.proposed]))
@@ -190,6 +202,10 @@ class Trainer:
     def _measured(self, psi: Wavefunction, training: Training) -> tuple[np.ndarray, np.ndarray, Chains]:
         """Samples (n, n_sites) of this rank's chains, moved on, their local energies (n,), and the chains."""
         chains = self.process.start(psi, training.sigma, training.sweeps, self.share.start)
+        if training.step and psi.state.symmetry is not None and training.step == psi.state.symmetry.from_step:
+            for _ in range(self.sampling.burn_in):  # the chains are samples of the bare network
+                self.process.sweep(psi, chains)
+            chains.clear_counters()
         draws = self.options.samples // self.sampling.chains
         sigma, log_psi = self.process.draws(psi, chains, draws, self.sampling.sweeps)
         if training.step % _DRIFT_EVERY == 0:
