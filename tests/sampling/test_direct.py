@@ -13,6 +13,7 @@ from nqs_sae_service.physics.lattices import Chain
 from nqs_sae_service.sampling import drift, process_of
 from nqs_sae_service.spec.sections import Sampling
 from nqs_sae_service.states import Autoregressive, Rbm
+from nqs_sae_service.states.projection import Symmetry
 
 SITES = 10
 CHAIN = Chain(kind="chain", length=SITES)
@@ -114,6 +115,8 @@ def test_what_a_spec_resolves_to():
     by_moves = resolved(ISING, method="metropolis")["sampling"]
     assert (by_moves.method, by_moves.burn_in) == ("metropolis", 20)
     assert resolved(ISING, Rbm())["sampling"].method is None
+    projected = Autoregressive(symmetry=Symmetry(translations=True))
+    assert resolved(ISING, projected)["sampling"].method is None
     assert resolved(HEISENBERG, magnetization=2)["state"].magnetization == 2
     assert resolved(HEISENBERG, magnetization="free")["state"].magnetization == "free"
 
@@ -124,7 +127,9 @@ def test_what_a_spec_is_refused_for():
 
     assert not findings("sampling", resolved(HEISENBERG)) + findings("state", resolved(HEISENBERG))
     (found,) = findings("sampling", resolved(ISING, Rbm(), method="direct"))
-    assert found.startswith('method: a state of kind "rbm" is no product of conditionals')
+    assert found.startswith(
+        'method: a state of kind "rbm", or one that is projected, is no product of conditionals'
+    )
     (found,) = findings("state", resolved(HEISENBERG, Autoregressive(magnetization=2)))
     assert found.endswith("sampling.magnetization = 0")
     (found,) = findings("state", resolved(ISING, Autoregressive(patch=10)))
