@@ -107,7 +107,7 @@ class Sampling(Section):
         if self.stretch_flip is None:
             update["stretch_flip"] = 0.0 if fixed else 0.2
         if self.exchange is None and fixed:
-            update["exchange"] = 1.0 - update.get("global_flip", self.global_flip)
+            update["exchange"] = 1.0 - (update.get("global_flip", self.global_flip) or 0.0)
         return self.model_copy(update=update)
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
