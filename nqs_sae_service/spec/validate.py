@@ -258,7 +258,7 @@ def _expected(error: Mapping[str, Any]) -> str:
 def _innermost(record: type[Section], place: KeyPath) -> type[Section]:
     """The record of the table that holds the key at ``place``: of the section, or of a table inside it."""
     for part in place[1:-1]:
-        record = record.tables().get(str(part), record)
+        record = {**record.tables(), **record.arrays_of_tables()}.get(str(part), record)
     return record
 
 

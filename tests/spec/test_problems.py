@@ -236,3 +236,22 @@ def test_bad_lattices(folder, lattice, expected):
     text = f'[lattice]\n{lattice}\n[hamiltonian]\nkind = "tfim"\nh = 1\n[state]\nkind = "rbm"\n'
     (line,) = folder.problems(text, sets=["name=bad"])
     assert f"spec.toml:{expected}" in line
+
+
+@pytest.mark.parametrize(
+    ("terms", "expected"),
+    [
+        ('[{coefficient = 1, string = "ZA", sites = [0, 1]}]', "terms[0].string: a Pauli string is made of X, Y and Z, got 'A'"),
+        ('[{coefficient = 1, string = "ZZ"}]', "terms[0]: say at which sites ZZ acts (or on which shell)"),
+        ('[{coefficient = 1, string = "ZZ", sites = [0, 9]}]', "terms[0].sites: site 9 is outside 0 ... 3"),
+        ('[{coefficient = 1, string = "XY", shell = 1}]', "terms[0]: the pairs of a shell have no direction"),
+        ('[{string = "X"}]', "terms[0].coefficient: required key is missing (in units of energy)"),
+        ('[{coefficient = 1, strin = "X", string = "X"}]', 'terms[0].strin: unknown key (did you mean "string"?)'),
+        ("[]", "terms: must have at least 1 elements"),
+    ],
+)  # fmt: skip
+def test_bad_pauli_strings(folder, terms, expected):
+    text = f'lattice = {{kind = "chain", length = 4}}\nname = "a"\n[hamiltonian]\nkind = "pauli"\nterms = {terms}\n'
+    lines = folder.problems(text + '[state]\nkind = "rbm"\n')
+    assert len(lines) == 1
+    assert f"hamiltonian.{expected}" in lines[0]
