@@ -22,9 +22,9 @@ from ..interpret.expectation import REWEIGHTING_CALL, Curve, FreshSampling
 from ..physics.hamiltonians import MAX_SITES_DIAGONALISED
 from ..physics.observables import WITHOUT_MEAN, make_observable
 from ..sae.dictionary import Dictionary
-from ..sampling import Metropolis
+from ..sampling import process_of
 from .cost import Cost, network_flops, seconds_for
-from .inputs import born_samples, economy_of, trained
+from .inputs import born_samples, economy_of, projection_attributes, trained
 from .stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ def _bench(context: Context) -> Bench:
     chains, draws = log_psi.shape
     wanted = max(1, min(draws, spec.steering.samples // chains))
     kept = np.unique(np.linspace(0, draws - 1, wanted).round().astype(int))
-    metropolis = Metropolis.of(spec.sampling, lattice, spec.steering.seed, Stream.STEERING, economy_of(spec))
+    process = process_of(spec.sampling, lattice, spec.steering.seed, Stream.STEERING, economy_of(spec))
     fresh = FreshSampling(
-        metropolis,
+        process,
         spec.sampling.chains,
         spec.steering.burn_in,
         spec.steering.draws,
@@ -240,7 +240,10 @@ class _Programme:
             "observable": self.bench.names[:-1],
         }
         coordinates = {name: np.asarray(values, dtype=object) for name, values in labels.items()}
-        attributes = {"energy_budget": self.options.energy_budget}
+        attributes = {
+            "energy_budget": self.options.energy_budget,
+            **projection_attributes(self.bench.psi.state),
+        }
         return labelled("steering", variables, {**coordinates, "scale": self.scales}, attributes)
 
 
@@ -252,8 +255,10 @@ def estimate(spec: Spec) -> Cost:
     points = len(options.layers) * len(options.targets) * len(options.scales)
     curves = points * len(DIRECTIONS) * options.samples * connected
     fresh = spec.sampling.chains * (
-        n * (options.burn_in + options.draws * spec.sampling.sweeps) + options.draws * connected
+        spec.sampling.evaluations(n) * (options.burn_in + options.draws * spec.sampling.sweeps)
+        + options.draws * connected
     )
+    fresh += spec.sampling.listed(n)
     fresh *= points * (len(DIRECTIONS) if options.resample_controls else 1)
     exact = points * len(DIRECTIONS) * 2**n if n <= MAX_SITES_DIAGONALISED else 0
     size = 8.0 * points * len(DIRECTIONS) * len(ESTIMATORS) * (2 * len(spec.observables.names) + 8)
