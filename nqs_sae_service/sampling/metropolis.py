@@ -149,7 +149,11 @@ def _walk(psi: LogPsi, sigma: Array, log_psi: Array, first: Array, length: Array
         proposed = np.where(flipped, -sigma, sigma)[moving]
         log_proposed = psi.log_psi(proposed)
         before = log_psi[moving]
-        log_ratio = 2 * (log_proposed.real - before.real)
+        nowhere = np.isneginf(
+            before.real
+        )  # psi = 0, where a symmetry forbids the first configuration: any other is as good
+        with np.errstate(invalid="ignore"):
+            log_ratio = np.where(nowhere, np.inf, 2 * (log_proposed.real - before.real))
         accept = bound[moving] < log_ratio
         sigma[moving] = np.where(accept[:, None], proposed, sigma[moving])
         log_psi[moving] = np.where(accept | np.isnan(log_ratio), log_proposed, before)

@@ -152,8 +152,9 @@ class Sampling(Section):
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
         if self.method == "direct" and "state" in sections and not _drawn_directly(sections):
-            kind = sections["state"].kind  # type: ignore[attr-defined]
-            what = f'a state of kind "{kind}", or one that is projected, is no product of conditionals'
+            state: Any = sections["state"]
+            projected = ", projected," if state.symmetry.wanted else ""
+            what = f'a state of kind "{state.kind}"{projected} is no product of conditionals'
             yield Finding("method", f'{what}: leave it out, or set it to "metropolis"')
         shares = [share or 0.0 for share in (self.global_flip, self.stretch_flip, self.exchange)]
         if sum(shares) > 1 + 1e-12:
