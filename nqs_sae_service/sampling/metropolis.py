@@ -1,11 +1,11 @@
 """Metropolis sampling of |psi|^2 with many chains (Metropolis et al. 1953), all chains moved at once.
 
-A proposal flips a stretch of sites that follow each other, one site, a stretch of random length, or all of them, or it exchanges the
-spins of two sites near each other, which conserves the magnetization. Single flips alone are slow near a critical point (domain
-walls diffuse) and never cross between magnetised sectors; long stretches move whole domains of a chain, global flips change the
-sector. Every move is its own inverse and as likely as it, so it is accepted with probability min(1, |psi'/psi|^2). An exchange of equal
-spins changes nothing and is not evaluated. Random numbers are counter-based: kind, site and threshold are pure functions of (seed,
-stream, sweep, row, chain).
+A proposal flips a stretch of sites that follow each other, one site, a stretch of random length, or all of them, or it
+exchanges the spins of two sites near each other, which conserves the magnetization. Single flips alone are slow near a critical
+point (domain walls diffuse) and never cross between magnetised sectors; long stretches move whole domains of a chain, global
+flips change the sector. Every move is its own inverse and as likely as it, so it is accepted with probability
+min(1, |psi'/psi|^2). An exchange of equal spins changes nothing and is not evaluated. Random numbers are counter-based: kind,
+site and threshold are pure functions of (seed, stream, sweep, row, chain).
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ import numpy as np
 from ..engine.arrays import beside, namespace, to_host
 from ..engine.economy import DEFAULT, Economy
 from ..engine.random import Stream, below, uniform, words
-from ..errors import NumericalError
 from ..states import LogPsi, Wavefunction
 from ..states.fused import Walks
+from .process import Chains, Process, refuse_nan
 
 if TYPE_CHECKING:
     from ..physics.lattices import Lattice
     from ..spec.sections import Sampling
 
 Array = Any
+
+_NO_PAIRS = np.zeros((1, 2), np.int32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +44,10 @@ class Moves:
     stretch: float = 0.0
     exchange: float = 0.0
     pairs: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.pairs is not None:  # as kernels want them
+            object.__setattr__(self, "pairs", np.ascontiguousarray(self.pairs, dtype=np.int32))
 
 
 def proposals(random: Array, n_sites: int, moves: Moves) -> tuple[Array, Array]:
@@ -65,41 +71,8 @@ def proposals(random: Array, n_sites: int, moves: Moves) -> tuple[Array, Array]:
     return xp.where(exchange, pair[..., 0], first), xp.where(exchange, -1 - pair[..., 1], length)
 
 
-def random_configurations(random: Array, magnetization: int | None) -> np.ndarray:
-    """Uniformly random configurations (chains, n_sites) int8 from random words (n_sites, chains), of a given sum of spins if any."""
-    if magnetization is None:
-        return np.where(random.T & 1, 1, -1).astype(np.int8)
-    up = (len(random) + magnetization) // 2
-    rank = np.argsort(np.argsort(random, axis=0, kind="stable"), axis=0)
-    return np.where(rank.T < up, 1, -1).astype(np.int8)
-
-
-@dataclass
-class Chains:
-    """Markov chains: configurations (chains, n_sites) int8, cached log psi (chains,), number of sweeps done.
-
-    They are the chains ``number``, ``number`` + 1, ... of all, which decides about their random numbers.
-    """
-
-    sigma: Array
-    log_psi: Array
-    sweeps: int = 0
-    number: int = 0
-    accepted: int = 0
-    proposed: int = 0
-
-    @property
-    def acceptance(self) -> float:
-        """Accepted share of the proposals since the counters were last cleared."""
-        return self.accepted / max(self.proposed, 1)
-
-    def clear_counters(self) -> None:
-        """Start counting acceptance anew."""
-        self.accepted = self.proposed = 0
-
-
 @dataclass(frozen=True)
-class Metropolis:
+class Metropolis(Process):
     """The Markov process: what is proposed, and whose random numbers (seed, stream) decide."""
 
     n_sites: int
@@ -123,11 +96,6 @@ class Metropolis:
             lattice.n_sites, options.moves(lattice), seed, stream, economy, options.fixed_magnetization
         )
 
-    def random_chains(self, chains: int) -> Array:
-        """Independent uniformly random configurations (chains, n_sites) int8, of the conserved magnetization if there is one."""
-        random = words(self.seed, Stream.CHAINS, int(self.stream), self.n_sites, chains)[..., 0]
-        return random_configurations(random, self.magnetization)
-
     def start(self, psi: LogPsi, sigma: Array, sweeps: int = 0, number: int = 0) -> Chains:
         """Chains at given configurations, the first of which is chain ``number``."""
         return Chains(sigma.copy(), psi.log_psi(sigma), sweeps, number)
@@ -143,10 +111,7 @@ class Metropolis:
             chains.accepted += walker.walk(*proposals, ahead=self.economy.proposals)
         else:
             chains.accepted += _walk_of(xp)(psi, *proposals)
-        if xp.isnan(chains.log_psi).any():
-            raise NumericalError(
-                "log psi became NaN while sampling; lower ground_state.learning_rate or raise ground_state.shift"
-            )
+        refuse_nan(chains.log_psi)
         chains.proposed += threshold.size
         chains.sweeps += 1
 
@@ -156,28 +121,13 @@ class Metropolis:
         if xp is not np:
             from .metropolis_gpu import proposals as on_device
 
-            key, shares = (self.seed, int(self.stream)), (self.moves.all_spins, self.moves.stretch)
-            return on_device(xp, key, step, self.n_sites, count, self.n_sites, shares, chains.number)
+            moves, key = self.moves, (self.seed, int(self.stream))
+            shares = (moves.all_spins, moves.stretch, 0.0 if moves.pairs is None else moves.exchange)
+            pairs = beside(_NO_PAIRS if moves.pairs is None else moves.pairs, chains.sigma)
+            return on_device(xp, key, step, self.n_sites, count, self.n_sites, shares, pairs, chains.number)
         random = words(self.seed, self.stream, step, self.n_sites, count, start=chains.number)
         first, length = proposals(random, self.n_sites, self.moves)
         return first, length, np.log(uniform(random[..., 2], random[..., 3]))
-
-    def draws(
-        self,
-        psi: LogPsi,
-        chains: Chains,
-        draws: int,
-        sweeps: int,
-    ) -> tuple[Array, Array]:
-        """Record ``draws`` samples per chain, ``sweeps`` apart: configuration (chain, draw, spin), log psi (chain, draw)."""
-        sigma, log_psi = [], []
-        for _ in range(draws):
-            for _ in range(sweeps):
-                self.sweep(psi, chains)
-            sigma.append(chains.sigma.copy())
-            log_psi.append(chains.log_psi.copy())
-        xp = namespace(chains.sigma)
-        return xp.stack(sigma, axis=1), xp.stack(log_psi, axis=1)
 
 
 def _walk_of(xp: ModuleType) -> Callable[..., int]:
@@ -199,7 +149,11 @@ def _walk(psi: LogPsi, sigma: Array, log_psi: Array, first: Array, length: Array
         proposed = np.where(flipped, -sigma, sigma)[moving]
         log_proposed = psi.log_psi(proposed)
         before = log_psi[moving]
-        log_ratio = 2 * (log_proposed.real - before.real)
+        nowhere = np.isneginf(
+            before.real
+        )  # psi = 0, where a symmetry forbids the first configuration: any other is as good
+        with np.errstate(invalid="ignore"):
+            log_ratio = np.where(nowhere, np.inf, 2 * (log_proposed.real - before.real))
         accept = bound[moving] < log_ratio
         sigma[moving] = np.where(accept[:, None], proposed, sigma[moving])
         log_psi[moving] = np.where(accept | np.isnan(log_ratio), log_proposed, before)

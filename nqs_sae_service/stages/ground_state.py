@@ -12,13 +12,14 @@ import xarray as xr
 from ..datasets.schema import labelled
 from ..engine.arrays import to_host
 from ..engine.random import Stream
-from ..sampling import Metropolis, drift
+from ..sampling import drift, process_of
 from ..vmc.estimators import local_values
 from ..vmc.statistics import autocorrelation_time, mean_and_error, split_r_hat, v_score
 from ..vmc.training import HISTORIES, Trainer, Training
 from .cost import Cost, flip_flops, seconds_for
 from .inputs import economy_of
 from .stage import Context, Stage
+from .starts import LOAD, START_FROM, check_start, start_of
 
 if TYPE_CHECKING:
     from ..spec import Spec
@@ -39,8 +40,13 @@ def run(context: Context) -> xr.Dataset:
         context.ranks,
     )
     exact = spec.hamiltonian.exact_energy(lattice)
+    parameters, chains = start_of(spec, trainer.state, context.upstream.get(START_FROM))
     saved = context.restore()
-    training = Training.from_arrays(saved, context.device, context.ranks) if saved else trainer.start()
+    training = (
+        Training.from_arrays(saved, context.device, context.ranks)
+        if saved
+        else trainer.start(parameters, chains)
+    )
 
     def state() -> dict[str, np.ndarray]:
         return training.arrays(context.ranks)
@@ -57,7 +63,7 @@ def run(context: Context) -> xr.Dataset:
     variables = {name: np.asarray(training.history[name]) for name in HISTORIES}
     variables["step_bounded"] = variables["step_bounded"].astype(np.int8)
     variables["parameters"] = to_host(training.parameters)
-    variables["initial_parameters"] = trainer.state.initial_parameters(spec.ground_state.seed)
+    variables["initial_parameters"] = parameters
     for name in ("mean_configuration", "final_configuration"):
         variables[name] = final.pop(name)
     return labelled("ground_state", variables, {}, final)
@@ -76,20 +82,20 @@ def _final_energy(
     """Energy with an honest error from samples that no step was taken on."""
     spec, state, ranks = context.spec, trainer.state, context.ranks
     psi = state.bind(training.parameters)
-    metropolis = Metropolis.of(
+    process = process_of(
         spec.sampling, trainer.lattice, spec.ground_state.seed, Stream.FINAL_ENERGY, economy_of(spec)
     )
-    chains = metropolis.start(psi, training.sigma, number=trainer.share.start)
+    chains = process.start(psi, training.sigma, number=trainer.share.start)
     tick(spec.ground_state.steps)
     for _ in range(spec.sampling.burn_in):
-        ranks.together(lambda: metropolis.sweep(psi, chains))
+        ranks.together(lambda: process.sweep(psi, chains))
         tick(spec.ground_state.steps)
     chains.clear_counters()
     energies, spins, seconds = [], [], 0.0
     for draw in range(spec.ground_state.final_samples // spec.sampling.chains):
         began = time.perf_counter()
         for _ in range(spec.sampling.sweeps):
-            ranks.together(lambda: metropolis.sweep(psi, chains))
+            ranks.together(lambda: process.sweep(psi, chains))
         seconds += time.perf_counter() - began
         (values,) = local_values(psi, [trainer.hamiltonian], chains.sigma, chains.log_psi, economy_of(spec))
         energies.append(to_host(values))
@@ -124,11 +130,11 @@ def estimate(spec: Spec) -> Cost:
     state = spec.state.build(lattice)
     options, n = spec.ground_state, state.n_sites
     draws = options.samples // spec.sampling.chains
-    calls = options.steps * options.samples * n * (spec.sampling.sweeps + 1)
-    calls += (
-        options.final_samples * n * (spec.sampling.sweeps + 1)
-        + 2 * spec.sampling.burn_in * spec.sampling.chains * n
-    )
+    sampling = spec.sampling
+    each = sampling.sweeps * sampling.evaluations(n) + n  # of a sample: the chains, the local energy
+    calls = (options.steps * options.samples + options.final_samples) * each
+    calls += 2 * sampling.burn_in * sampling.chains * sampling.evaluations(n)
+    calls += (options.steps + 2) * sampling.listed(n)
     rows = options.samples * (2 if state.complex_amplitude else 1)
     gram = options.steps * (
         rows * rows * (state.gram_width or state.n_parameters) + rows**3 / 3 + draws * 3e7
@@ -150,4 +156,6 @@ STAGE = Stage(
     run=run,
     estimate=estimate,
     distributed=True,
+    sources=(START_FROM, LOAD),
+    check=check_start,
 )

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from ..spec.section import Finding, Section
+from .ansatz import Ansatz
 from .fused import Fused
 from .head import head
 from .primitives import Add, Brick, Dense, Gelu, LayerNorm, Neighbours
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from ..physics.lattices import Lattice
 
 
-class Cnn(Section):
+class Cnn(Ansatz):
     """Residual convolutional network over unit cells."""
 
     kind: Literal["cnn"] = "cnn"
@@ -85,7 +86,7 @@ class Cnn(Section):
         """What is recorded unless a spec says otherwise: the residual stream."""
         return self.residual_names()
 
-    def build(self, lattice: Lattice) -> State:
+    def network(self, lattice: Lattice) -> State:
         """The network on a lattice."""
         around = windows(lattice, self._kernel_extent(lattice.dimensions))
         return State(
@@ -100,6 +101,7 @@ class Cnn(Section):
             initial=lambda name, shape, generator: _initial(name, shape, generator, self.blocks),
             fuse=_fuse,
             fused_layers=("embedding", *self.residual_names()),
+            invariances=lattice.translations() if lattice.periodic else None,
         )
 
 

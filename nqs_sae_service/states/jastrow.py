@@ -20,6 +20,7 @@ from pydantic import Field
 
 from ..engine.arrays import beside, namespace
 from ..spec.section import Finding, Section
+from .ansatz import Ansatz
 from .fused import Fused
 from .primitives import Array, Brick
 from .state import State
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _INITIAL_WIDTH = 0.01
 
 
-class Jastrow(Section):
+class Jastrow(Ansatz):
     """Jastrow wave function: couplings between all pairs of spins."""
 
     kind: Literal["jastrow"] = "jastrow"
@@ -57,7 +58,7 @@ class Jastrow(Section):
         """What is recorded unless a spec says otherwise."""
         return self.layer_names()
 
-    def build(self, lattice: Lattice) -> State:
+    def network(self, lattice: Lattice) -> State:
         """The wave function on a lattice."""
         n, invariant = lattice.n_sites, self.translation_invariant
         invariant = lattice.periodic if invariant is None else invariant

@@ -13,11 +13,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ..engine.arrays import beside, namespace
+from .displacements import embedded
 
 Array = Any
 Weights = Mapping[str, Array]
@@ -29,11 +30,15 @@ _GELU_CUBIC = 0.044715
 
 @dataclass(frozen=True)
 class Brick:
-    """A map from the edges ``inputs`` to the edge ``output``; parameters are called ``<name>.<role>``."""
+    """A map from the edges ``inputs`` to the edge ``output``; parameters are called ``<name>.<role>``.
+
+    ``tokenwise``: the same map on every token, whose gradients are sums over tokens, however many there are.
+    """
 
     name: str
     inputs: tuple[str, ...]
     output: str
+    tokenwise: ClassVar[bool] = False
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every parameter, by full name."""
@@ -50,6 +55,13 @@ class Brick:
     def gradient(self, w: Weights, x: tuple[Array, ...], delta: Array, total: bool) -> dict[str, Array]:
         """Parameter gradients: per sample (n, *shape), or summed over samples (*shape) when ``total``."""
         return {}
+
+    def carried(self, source: Brick, w: Weights) -> Weights:
+        """Parameters from those ``w`` of the brick of this name in another network: copied, but for those of a larger lattice.
+
+        What does not fit in shape is left as it is, and refused later.
+        """
+        return {name: w[name] for name in self.shapes() if name in w}
 
 
 def real_times(a: Array, b: Array) -> Array:
@@ -90,6 +102,7 @@ class Dense(Brick):
 
     fan_in: int
     fan_out: int
+    tokenwise = True
 
     def shapes(self):
         return {f"{self.name}.weight": (self.fan_in, self.fan_out), f"{self.name}.bias": (self.fan_out,)}
@@ -107,6 +120,25 @@ class Dense(Brick):
             f"{self.name}.weight": _outer(x[0], delta, total),
             f"{self.name}.bias": _over_samples(delta.sum(axis=-2), total),
         }
+
+
+@dataclass(frozen=True)
+class Filters(Dense):
+    """A ``Dense`` map whose inputs are the ``basis`` spins of every cell of a periodic ``grid``, seen from one of the cells.
+
+    On a larger lattice the filters see as much as before, and nothing beyond.
+    """
+
+    grid: tuple[int, ...]
+    basis: int
+
+    def carried(self, source, w):
+        copied = dict(super().carried(source, w))
+        old, name = getattr(source, "grid", ()), f"{self.name}.weight"
+        if old != self.grid and _contains(self.grid, old) and self.basis == source.basis:
+            cells = copied[name].reshape(math.prod(old), -1)
+            copied[name] = embedded(cells.T, old, self.grid, nearest=False).T.reshape(self.fan_in, -1)
+        return copied
 
 
 @dataclass(frozen=True)
@@ -227,6 +259,7 @@ class LayerNorm(Brick):
     """y = gain (x - mean) / sqrt(var + 1e-6) + bias, over the channels of each token (Ba et al., arXiv:1607.06450)."""
 
     width: int
+    tokenwise = True
 
     def shapes(self):
         return {f"{self.name}.gain": (self.width,), f"{self.name}.bias": (self.width,)}
@@ -273,6 +306,11 @@ class Add(Brick):
         return delta, delta
 
 
+def _contains(grid: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether one periodic grid has at least the extent of another along every axis."""
+    return 0 < len(grid) == len(other) and all(n <= m for n, m in zip(other, grid, strict=True))
+
+
 def circulant(xp, grid: tuple[int, ...]) -> Array:
     """Number of the token at i - j on a periodic grid of tokens, (tokens, tokens): how translation-invariant weights are laid out.
 
@@ -304,9 +342,17 @@ class _Heads(Brick):
         """Whether there is one number for each displacement."""
         return bool(self.grid)
 
+    def carried(self, source, w):
+        copied = super().carried(source, w)
+        old = getattr(source, "grid", ())
+        if old == self.grid or not _contains(self.grid, old):
+            return copied
+        softmax = isinstance(self, Attention)
+        return {name: embedded(array, old, self.grid, nearest=softmax) for name, array in copied.items()}
+
     def split(self, x: Array) -> Array:
         """(..., token, width) -> (..., head, token, width / heads)."""
-        return x.reshape(*x.shape[:-1], self.heads, -1).swapaxes(-2, -3)
+        return x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads).swapaxes(-2, -3)
 
     def join(self, x: Array) -> Array:
         """Inverse of ``split``."""

@@ -23,8 +23,9 @@ import numpy as np
 from pydantic import Field
 
 from ..spec.section import Finding, Section
+from .ansatz import Ansatz
 from .fused import Fused
-from .primitives import Add, Brick, Channels, ComplexLinear, Dense, LogCosh
+from .primitives import Add, Brick, Channels, ComplexLinear, Dense, Filters, LogCosh
 from .state import State
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 _INITIAL_WIDTH = 0.01
 
 
-class Rbm(Section):
+class Rbm(Ansatz):
     """Restricted Boltzmann machine with complex parameters."""
 
     kind: Literal["rbm"] = "rbm"
@@ -62,8 +63,8 @@ class Rbm(Section):
         """What is recorded unless a spec says otherwise."""
         return self.layer_names()
 
-    def build(self, lattice: Lattice) -> State:
-        """The network on a lattice."""
+    def network(self, lattice: Lattice) -> State:
+        """The bare network on a lattice."""
         if self.symmetric:
             return self._build_symmetric(lattice)
         return dense_state(lattice.n_sites, self.alpha * lattice.n_sites, np.dtype(self.precision))
@@ -76,7 +77,7 @@ class Rbm(Section):
             n_tokens=len(translations),
             width=2 * filters,
             layers=self.layer_names(),
-            bricks=tuple(_symmetric_bricks(lattice.n_sites, lattice.basis, filters)),
+            bricks=tuple(_symmetric_bricks(lattice, filters)),
             dtype=np.dtype(self.precision),
             complex_amplitude=True,
             sites=translations,
@@ -84,6 +85,7 @@ class Rbm(Section):
             fuse=_fuse_symmetric,
             fused_dtypes=("float32", "float64"),
             flip_flops=16.0 * filters * len(translations),
+            invariances=translations,
         )
 
 
@@ -123,20 +125,22 @@ def _fuse_symmetric(state: State, parameters: Any) -> Fused | None:
 
 
 def _bricks(n_sites: int, hidden: int) -> Iterator[Brick]:
-    yield from _hidden_units(n_sites, hidden)
+    yield Dense("hidden", ("tokens",), "hidden", n_sites, 2 * hidden)
+    yield from _log_cosh(hidden)
     yield ComplexLinear("visible", ("tokens",), ".visible_sum", n_sites)
     yield Add("sum", (".hidden_sum", ".visible_sum"), "log_psi")
 
 
-def _symmetric_bricks(n_sites: int, basis: int, filters: int) -> Iterator[Brick]:
-    yield from _hidden_units(n_sites, filters)
+def _symmetric_bricks(lattice: Lattice, filters: int) -> Iterator[Brick]:
+    n_sites, basis = lattice.n_sites, lattice.basis
+    yield Filters("hidden", ("tokens",), "hidden", n_sites, 2 * filters, lattice.extent, basis)
+    yield from _log_cosh(filters)
     yield Channels("cell", ("tokens",), ".cell", 0, basis)  # of all translations: every site once
     yield ComplexLinear("visible", (".cell",), ".visible_sum", basis)
     yield Add("sum", (".hidden_sum", ".visible_sum"), "log_psi")
 
 
-def _hidden_units(n_sites: int, hidden: int) -> Iterator[Brick]:
-    yield Dense("hidden", ("tokens",), "hidden", n_sites, 2 * hidden)
+def _log_cosh(hidden: int) -> Iterator[Brick]:
     yield Channels("real", ("hidden",), ".real", 0, hidden)
     yield Channels("imaginary", ("hidden",), ".imaginary", hidden, 2 * hidden)
     yield LogCosh("log_cosh", (".real", ".imaginary"), ".hidden_sum")
