@@ -1,4 +1,4 @@
-"""Projected states: symmetric, equal to the plain sum over the group, with derivatives that are those of the sum, also when edited."""
+"""Projected states: symmetric, equal to the plain sum over the group, and so are their derivatives, also when edited."""
 
 import numpy as np
 import pytest
@@ -21,12 +21,16 @@ CASES = {
     "complex square": (SQUARE, Transformer(patch=2, **SMALL, amplitude="complex", symmetry=EVEN), 64),
     "positional square": (
         SQUARE,
-        Transformer(patch=2, **SMALL, amplitude="complex", attention="positional", symmetry=Symmetry(point_group=True, irrep="B2")),
+        Transformer(
+            patch=2, **SMALL, amplitude="complex", attention="positional", symmetry=Symmetry(point_group=True, irrep="B2")
+        ),
         8,
     ),
     "momentum of a ring": (
         RING,
-        Transformer(patch=2, **SMALL, amplitude="complex", translation_invariant=False, symmetry=Symmetry(translations=True, momentum=(1,))),
+        Transformer(
+            patch=2, **SMALL, amplitude="complex", translation_invariant=False, symmetry=Symmetry(translations=True, momentum=(1,))
+        ),
         8,
     ),
     "rbm": (
@@ -36,7 +40,12 @@ CASES = {
     ),
     "cnn": (
         SQUARE,
-        Cnn(channels=4, blocks=1, amplitude="complex", symmetry=Symmetry(translations=True, point_group=True, irrep="B2", spin_flip=-1)),
+        Cnn(
+            channels=4,
+            blocks=1,
+            amplitude="complex",
+            symmetry=Symmetry(translations=True, point_group=True, irrep="B2", spin_flip=-1),
+        ),
         16,
     ),
     "jastrow": (SQUARE, Jastrow(symmetry=EVEN), 16),

@@ -1,4 +1,4 @@
-"""Projected states are sampled and trained as they are: chi-square, ground and excited states of sectors against diagonalisation."""
+"""Projected states are sampled and trained as they are: chi-square, the lowest states of sectors against diagonalisation."""
 
 import numpy as np
 import pytest
@@ -95,7 +95,7 @@ def test_the_lowest_state_of_a_sector_of_a_ring(momentum, parity, total):
 
 
 def test_progressive_symmetrisation_on_a_frustrated_square():
-    """The bare network first, the projected one from step 20 on: lower at once, and never below the ground state of its sector."""
+    """The bare network first, the projected one from step 20 on: lower soon, and never below its sector."""
     hamiltonian = HAMILTONIANS["heisenberg"](kind="heisenberg", J2=0.5)
     exact = lowest_energy(hamiltonian, SQUARE, EVEN)
     assert exact == pytest.approx(hamiltonian.exact_energy(SQUARE.build()), rel=1e-9)
