@@ -29,7 +29,11 @@ CASES = {
     "momentum of a ring": (
         RING,
         Transformer(
-            patch=2, **SMALL, amplitude="complex", translation_invariant=False, symmetry=Symmetry(translations=True, momentum=(1,))
+            patch=2,
+            **SMALL,
+            amplitude="complex",
+            translation_invariant=False,
+            symmetry=Symmetry(translations=True, momentum=(1,)),
         ),
         8,
     ),
