@@ -80,6 +80,7 @@ class Jastrow(Ansatz):
             fuse=_fuse,
             fused_dtypes=("float32", "float64"),
             flip_flops=4.0 * n * channels,
+            invariances=lattice.translations() if invariant else None,
         )
 
 
