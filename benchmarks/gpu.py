@@ -92,7 +92,8 @@ class Network:
         """The same training as the peers are told of it."""
         options = self.options().model_dump()
         return {
-            "sites": self.sites, "h": 1.0, "chains": self.chains, "samples": self.chains, "seed": 1,
+            "lattice": {"kind": "chain", "length": self.sites}, "hamiltonian": {"kind": "tfim", "h": 1.0},
+            "sampling": {"chains": self.chains}, "samples": self.chains, "seed": 1,
             "network": self.record().model_dump(), "ground_state": options,
         }  # fmt: skip
 
@@ -291,7 +292,7 @@ def vmc_times(
     trainer = network.trainer(device)
     state, training = trainer.state, trainer.start()
     psi = state.bind(training.parameters)
-    chains = trainer.metropolis.start(psi, training.sigma)
+    chains = trainer.process.start(psi, training.sigma)
     forwards = network.chains * network.sites * network_flops(state)
     rows, p = 2.0 * network.chains, state.n_parameters
     derivatives = 3 * network.chains * network_flops(state) + 8.0 * network.chains * p
@@ -307,7 +308,7 @@ def vmc_times(
         natural_step(psi, chains.sigma, energies, training.previous, 1e-2, 0.8, 0.3)
 
     phases: list[tuple[str, Callable[[], Any], float, float]] = [
-        ("sampling, one sweep", lambda: trainer.metropolis.sweep(psi, chains), forwards, 0.0),
+        ("sampling, one sweep", lambda: trainer.process.sweep(psi, chains), forwards, 0.0),
         ("local energies", lambda: local_values(psi, [trainer.hamiltonian], chains.sigma, chains.log_psi), forwards, 0.0),
         ("derivatives", lambda: DeviceJacobian(psi, chains.sigma), derivatives, 0.0),
         ("Gram matrix", lambda: jacobian.gram_and_product(training.previous), gram, 4.0 * rows * p),
@@ -372,7 +373,7 @@ def netket_times(networks: Sequence[Network], repeats: int = REPEATS) -> Iterato
         vmc = Vmc(network.work())
         phases: list[tuple[str, Callable[[], Any]]] = [
             ("sampling, one sweep", vmc.sampling),
-            ("local energies", vmc.local_energy),
+            ("local energies", partial(vmc.local_energy, "dense")),
             *((f"whole step, {method}", partial(vmc.step, method)) for method in ("dense", "on_the_fly")),
         ]
         for phase, work in phases:

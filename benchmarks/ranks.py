@@ -110,7 +110,7 @@ def measure(sites: int, samples: int, repetitions: int) -> dict[str, Any]:
     training = trainer.start()
     trainer.advance(training)
     psi = trainer.state.bind(training.parameters)
-    chains = trainer.metropolis.start(psi, training.sigma, training.sweeps, trainer.share.start)
+    chains = trainer.process.start(psi, training.sigma, training.sweeps, trainer.share.start)
     made: dict[str, Any] = {}
 
     def local_energies() -> None:
@@ -143,7 +143,7 @@ def measure(sites: int, samples: int, repetitions: int) -> dict[str, Any]:
         ranks.gather(np.ones(2 * len(chains.sigma)))
 
     phases: dict[str, Callable[[], None]] = {
-        "sampling": lambda: trainer.metropolis.sweep(psi, chains),
+        "sampling": lambda: trainer.process.sweep(psi, chains),
         "local energies": local_energies,
         "derivatives": derivatives,
         "T": matrix,

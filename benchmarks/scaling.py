@@ -36,9 +36,9 @@ _NETWORK = {
 }
 _VMC = {
     "kind": "vmc",
-    "sites": 24,
-    "h": 1.0,
-    "chains": 512,
+    "lattice": {"kind": "chain", "length": 24},
+    "hamiltonian": {"kind": "tfim", "h": 1.0},
+    "sampling": {"chains": 512, "burn_in": 1, "global_flip": 0, "stretch_flip": 0},
     "samples": 512,
     "seed": 1,
     "network": _NETWORK,
@@ -66,12 +66,17 @@ def _threads() -> tuple[int, ...]:
 
 
 SERIES = (
-    Series("VMC step against sites", "sites N", (16, 32, 64, 128), lambda n: {**_VMC, "sites": n}),
+    Series(
+        "VMC step against sites",
+        "sites N",
+        (16, 32, 64, 128),
+        lambda n: {**_VMC, "lattice": {**_VMC["lattice"], "length": n}},
+    ),
     Series(
         "VMC step against samples",
         "samples, one per chain",
         (256, 512, 1024, 2048),
-        lambda n: {**_VMC, "chains": n, "samples": n},
+        lambda n: {**_VMC, "sampling": {**_VMC["sampling"], "chains": n}, "samples": n},
     ),
     Series(
         "VMC step against width",

@@ -14,8 +14,20 @@ import ranks
 import scaling
 from peers.protocol import Contender, ContenderFailed
 
-TINY = {"sites": 8, "chains": 16, "samples": 32}
-NETWORK = {**cpu.ROWS["vit32"].work["network"], "width": 8, "heads": 2}
+LENGTHS = {"chain": 8, "square": 4}
+NARROW = {"transformer": {"width": 8, "heads": 2}, "rbm": {"alpha": 1}}
+
+
+def tiny(row):
+    """The work of a row on few sites, with few chains, by a small network."""
+    work = cpu.ROWS[row].work
+    return {
+        **work,
+        "lattice": {**work["lattice"], "length": LENGTHS[work["lattice"]["kind"]]},
+        "sampling": {**work["sampling"], "chains": 16},
+        "samples": 32,
+        "network": {**work["network"], **NARROW[work["network"]["kind"]]},
+    }
 
 
 @pytest.fixture
@@ -25,13 +37,20 @@ def ours(tmp_path, monkeypatch):
         yield contender
 
 
-def test_our_contender_steps_measures_and_trains(ours):
-    built = ours.ask("build", work={**cpu.ROWS["vit32"].work, **TINY, "network": NETWORK})
+@pytest.mark.parametrize(
+    (
+        "row",
+        "bound",
+    ),  # |E| is at most this: 16 for 8 sites and bonds, 3/4 of a bond's coupling for 32 J1 and 32 J2
+    [("vit32", 16), ("vit32-j1j2", 36), ("rbm2-heisenberg", 24)],
+)
+def test_our_contender_steps_measures_and_trains(ours, row, bound):
+    built = ours.ask("build", work=tiny(row))
     assert built["parameters"] > 0
     for phase in ("step", "sampling", "local_energy"):
         assert ours.seconds(phase, count=2) > 0
     trained = ours.ask("train", steps=2)
-    assert -TINY["sites"] * 2 < trained["energy"] < TINY["sites"] * 2
+    assert -bound < trained["energy"] < bound
     assert ours.ask("measure", draws=4)["error"] > 0
 
 

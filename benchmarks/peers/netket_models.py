@@ -6,6 +6,7 @@ over by name (``flax_parameters``). Runs in the virtual environment of NetKet.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import netket as nk
 import numpy as np
+from netket_physics import lengths
 
 _ROLES = {"weight": "kernel", "gain": "scale", "bias": "bias"}
 _OWN = {"mix.weight": "mix", "position.code": "position"}  # single arrays, which belong to no flax module
@@ -28,10 +30,12 @@ def log_cosh(z: jax.Array) -> jax.Array:
 class Transformer(nn.Module):
     """sigma (n, n_sites) -> log psi (n,): patches, pre-LayerNorm blocks, sum over tokens, head.
 
-    ``translation_invariant`` holds for positional attention; full attention has a position code and no bias.
+    ``lengths`` sites and ``patch`` spins along every axis of the lattice. ``translation_invariant`` holds for positional
+    attention; full attention has a position code and no bias.
     """
 
-    patch: int
+    lengths: tuple[int, ...]
+    patch: tuple[int, ...]
     width: int
     heads: int
     layers: int
@@ -53,17 +57,30 @@ class Transformer(nn.Module):
     def norm(self, name: str) -> nn.LayerNorm:
         return nn.LayerNorm(name=name, dtype=self.dtype, param_dtype=self.dtype)
 
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Tokens along every axis."""
+        return tuple(length // b for length, b in zip(self.lengths, self.patch, strict=True))
+
+    def patches(self, sigma: jax.Array) -> jax.Array:
+        """(n, n_sites) -> (n, token, spin of the patch): tokens, and the spins of each, counted row by row."""
+        apart = [extent for both in zip(self.grid, self.patch, strict=True) for extent in both]
+        order = (0, *range(1, len(apart) + 1, 2), *range(2, len(apart) + 1, 2))
+        x = sigma.reshape(len(sigma), *apart).transpose(order)
+        return x.reshape(len(sigma), -1, math.prod(self.patch))
+
     def split(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], self.heads, self.width // self.heads)
 
     def position_weights(self, name: str, tokens: int) -> jax.Array:
-        """Weights (head, i, j): learned as such, or for each distance (i - j) mod tokens."""
+        """Weights (head, i, j): learned as such, or for each displacement i - j modulo the grid of tokens."""
         init = nn.initializers.xavier_uniform()
         if not self.translation_invariant:
             return self.param(name, init, (self.heads, tokens, tokens), self.dtype)
-        position = np.arange(tokens)
-        distance = (position[:, None] - position[None, :]) % tokens
-        return self.param(name, init, (self.heads, tokens), self.dtype)[:, distance]
+        place = np.indices(self.grid).reshape(len(self.grid), tokens)
+        apart = place[:, :, None] - place[:, None, :]
+        displacement = np.ravel_multi_index(tuple(apart), self.grid, mode="wrap")
+        return self.param(name, init, (self.heads, tokens), self.dtype)[:, displacement]
 
     def mixed(self, a: str, x: jax.Array) -> jax.Array:
         value = self.split(self.dense(f"{a}_value", self.width)(x))
@@ -82,7 +99,7 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, sigma: jax.Array) -> jax.Array:
         sigma = jnp.atleast_2d(sigma)
-        x = sigma.reshape(len(sigma), -1, self.patch).astype(self.dtype)
+        x = self.patches(sigma).astype(self.dtype)
         x = self.dense("embedding", self.width)(x)
         if self.attention == "full":
             x = x + self.param("position", nn.initializers.normal(0.02), x.shape[1:], self.dtype)
@@ -98,13 +115,15 @@ class Transformer(nn.Module):
         return log_cosh(a + 1j * b).sum(axis=-1)
 
 
-def make_model(network: Mapping[str, Any]) -> nn.Module:
-    """The network that a ``[state]`` section describes (kind "transformer" or "rbm")."""
+def make_model(network: Mapping[str, Any], lattice: Mapping[str, Any]) -> nn.Module:
+    """The network that a ``[state]`` section (kind "transformer" or "rbm") describes on a ``[lattice]``."""
     if network["kind"] == "rbm":
         return nk.models.RBM(alpha=network["alpha"], param_dtype=complex)
     dtype = jnp.float64 if network["precision"] == "float64" else jnp.float32
-    names = ("patch", "width", "heads", "layers", "attention", "amplitude", "translation_invariant")
-    return Transformer(**{name: network[name] for name in names}, dtype=dtype)
+    sites, patch = lengths(lattice), network["patch"]
+    patch = (patch,) * len(sites) if isinstance(patch, int) else tuple(patch)
+    names = ("width", "heads", "layers", "attention", "amplitude", "translation_invariant")
+    return Transformer(sites, patch, **{name: network[name] for name in names}, dtype=dtype)
 
 
 def flax_parameters(network: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -1,8 +1,11 @@
-"""NetKet as a contender: VMC of the transverse-field Ising ring. Runs in the virtual environment of NetKet.
+"""NetKet as a contender: variational Monte Carlo. Runs in the virtual environment of NetKet.
 
 The time of a step depends on how NetKet solves stochastic reconfiguration, so each method is a driver of its own on one
 state: ``dense`` and ``on_the_fly`` are VMC_SR in sample space (minSR); ``cg`` is conjugate gradients on the dense complex
-Jacobian of a holomorphic network.
+Jacobian of a holomorphic network. It also depends on the type of the operator. NetKet's own choice, for JAX, evaluates a
+configuration for every term of H, whether its matrix element is zero or not. The one for Numba (``..., Numba operator``)
+evaluates as many as the configuration of the batch with most nonzero elements has, and JAX compiles anew whenever that
+number was not met before.
 """
 
 from __future__ import annotations
@@ -17,28 +20,37 @@ import netket as nk
 import numpy as np
 import optax
 from netket_models import make_model
+from netket_physics import make_hamiltonian, make_hilbert, make_sampler
 from protocol import Answer, serve
+
+NUMBA = ", Numba operator"
 
 
 class Vmc:
-    """One network on one ring, with a driver for each method."""
+    """One network and one Hamiltonian, with a driver for each method."""
 
     def __init__(self, work: Mapping[str, Any]) -> None:
         self.work = work
-        n = work["sites"]
-        hilbert = nk.hilbert.Spin(0.5, n)
-        graph = nk.graph.Chain(n, pbc=True)
-        self.hamiltonian = nk.operator.Ising(hilbert, graph, h=work["h"], J=-1.0)
-        sampler = nk.sampler.MetropolisLocal(hilbert, n_chains=work["chains"], sweep_size=n)
+        lattice, sampling = work["lattice"], work["sampling"]
+        hilbert = make_hilbert(lattice, sampling)
+        self.hamiltonian = make_hamiltonian(hilbert, lattice, work["hamiltonian"])
         self.state = nk.vqs.MCState(
-            sampler,
-            make_model(work["network"]),
+            make_sampler(hilbert, lattice, sampling),
+            make_model(work["network"], lattice),
             n_samples=work["samples"],
             n_discard_per_chain=0,
             seed=work["seed"],
             sampler_seed=work["seed"] + 1,
         )
         self.drivers: dict[str, Any] = {}
+        self.operators: dict[bool, Any] = {False: self.hamiltonian}
+
+    def operator(self, method: str) -> Any:
+        """The Hamiltonian in the type that the method asks for."""
+        numba = method.endswith(NUMBA)
+        if numba not in self.operators:
+            self.operators[numba] = self.hamiltonian.to_numba_operator()
+        return self.operators[numba]
 
     def driver(self, method: str) -> Any:
         if method not in self.drivers:
@@ -49,23 +61,24 @@ class Vmc:
         work = self.work
         options = work["ground_state"]
         rate, shift = _learning_rate(options), _shift(options)
-        if method == "cg":
+        operator, solver = self.operator(method), method.removesuffix(NUMBA)
+        if solver == "cg":
             metric = nk.optimizer.qgt.QGTJacobianDense(holomorphic=True)
             return nk.driver.VMC(
-                self.hamiltonian,
+                operator,
                 optax.sgd(rate),
                 variational_state=self.state,
                 preconditioner=nk.optimizer.SR(qgt=metric, diag_shift=shift),
             )
         return nk.driver.VMC_SR(
-            self.hamiltonian,
+            operator,
             optax.sgd(rate),
             diag_shift=shift,
             momentum=options["momentum"] or None,
             variational_state=self.state,
             mode="real" if work["network"].get("amplitude") == "positive" else "complex",
             use_ntk=True,
-            on_the_fly=method == "on_the_fly",
+            on_the_fly=solver == "on_the_fly",
         )
 
     def step(self, method: str) -> float:
@@ -82,8 +95,8 @@ class Vmc:
         self.state.reset()
         jax.block_until_ready(self.state.sample())
 
-    def local_energy(self) -> None:
-        jax.block_until_ready(self.state.local_estimators(self.hamiltonian))
+    def local_energy(self, method: str) -> None:
+        jax.block_until_ready(self.state.local_estimators(self.operator(method)))
 
     def measure(self, draws: int) -> tuple[float, float]:
         """Energy and its standard error (scatter of the chains' means) from fresh samples; the chains move on."""
@@ -91,7 +104,7 @@ class Vmc:
         for _ in range(draws):
             self.sampling()
             values = np.asarray(self.state.local_estimators(self.hamiltonian).data).real
-            means.append(values.reshape(self.work["chains"], -1).mean(axis=1))
+            means.append(values.reshape(self.work["sampling"]["chains"], -1).mean(axis=1))
         of_chains = np.mean(means, axis=0)
         return float(of_chains.mean()), float(of_chains.std(ddof=1) / np.sqrt(len(of_chains)))
 
@@ -148,7 +161,7 @@ class Server:
 
     def local_energy(self, request: Mapping[str, Any]) -> None:
         assert self.vmc is not None
-        self.vmc.local_energy()
+        self.vmc.local_energy(request["method"])
 
     def train(self, request: Mapping[str, Any]) -> Answer:
         assert self.vmc is not None

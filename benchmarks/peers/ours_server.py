@@ -13,7 +13,7 @@ from nqs_sae_service import __version__
 from nqs_sae_service.engine.random import Stream
 from nqs_sae_service.engine.threads import configure_threads
 from nqs_sae_service.sae.training import Adam
-from nqs_sae_service.sampling import Metropolis
+from nqs_sae_service.sampling import process_of
 from nqs_sae_service.spec.root import REGISTRIES
 from nqs_sae_service.spec.sections import GroundState, Sampling
 from nqs_sae_service.vmc.estimators import local_values
@@ -27,20 +27,23 @@ def record(section: str, **values: Any) -> Any:
 
 
 class Vmc:
-    """A training of one network on one ring, one step at a time."""
+    """A training of one network, one step at a time."""
 
     def __init__(self, work: Mapping[str, Any]) -> None:
         self.work = work
-        self.lattice = lattice = record("lattice", kind="chain", length=work["sites"]).build()
-        self.sampling_record = Sampling(chains=work["chains"], burn_in=1, global_flip=0, stretch_flip=0)
+        sections = {name: record(name, **work[name]) for name in ("lattice", "hamiltonian")}
+        self.lattice = lattice = sections["lattice"].build()
+        sampling = Sampling.model_validate(work["sampling"]).resolved(sections)
+        assert isinstance(sampling, Sampling)
+        self.sampling_record = sampling
         options = GroundState.model_validate(
             {"samples": work["samples"], "seed": work["seed"], **work["ground_state"]}
         )
-        self.hamiltonian = record("hamiltonian", kind="tfim", h=work["h"]).build(lattice)
+        self.hamiltonian = sections["hamiltonian"].build(lattice)
         state = record("state", **work["network"]).build(lattice)
         self.trainer = Trainer(state, lattice, self.hamiltonian, self.sampling_record, options)
         self.training: Training = self.trainer.start()
-        self.draws = work["samples"] // work["chains"]
+        self.draws = work["samples"] // sampling.chains
 
     def step(self) -> float:
         """One whole step. Returns the energy of its batch."""
@@ -50,8 +53,8 @@ class Vmc:
     def sample(self) -> tuple[Any, np.ndarray, np.ndarray]:
         """psi, configurations and log psi as a step draws them."""
         psi = self.trainer.state.bind(self.training.parameters)
-        chains = self.trainer.metropolis.start(psi, self.training.sigma, self.training.sweeps)
-        sigma, log_psi = self.trainer.metropolis.draws(psi, chains, self.draws, self.sampling_record.sweeps)
+        chains = self.trainer.process.start(psi, self.training.sigma, self.training.sweeps)
+        sigma, log_psi = self.trainer.process.draws(psi, chains, self.draws, self.sampling_record.sweeps)
         return psi, sigma.reshape(-1, sigma.shape[-1]), log_psi.reshape(-1)
 
     def local_energy(self) -> float:
@@ -64,11 +67,11 @@ class Vmc:
     def measure(self, draws: int) -> tuple[float, float]:
         """Energy and its standard error from fresh samples, leaving the training as it was."""
         psi = self.trainer.state.bind(self.training.parameters)
-        metropolis = Metropolis.of(self.sampling_record, self.lattice, self.work["seed"], Stream.FINAL_ENERGY)
-        chains = metropolis.start(psi, self.training.sigma)
+        process = process_of(self.sampling_record, self.lattice, self.work["seed"], Stream.FINAL_ENERGY)
+        chains = process.start(psi, self.training.sigma)
         energies = []
         for _ in range(draws):
-            metropolis.sweep(psi, chains)
+            process.draws(psi, chains, 1, self.sampling_record.sweeps)
             (values,) = local_values(psi, [self.hamiltonian], chains.sigma, chains.log_psi)
             energies.append(values.real)
         mean, error = mean_and_error(np.stack(energies, axis=1))

@@ -64,7 +64,15 @@ SCHEMA: dict[str, dict[str, Variable]] = {
         "error": _v("observable", "standard error of the mean (batch means over chains)"),
         "r_hat": _v("observable", "split R-hat between chains"),
         "exact": _v("observable", "exact ground-state expectation value where known, else NaN"),
-        "simple_function_r2": _v("observable", "variance share explained by {1, m, |m|, m^2, zz, C_half}"),
+        "simple_function_r2": _v(
+            "observable",
+            "variance share explained by simple functions of the input (attribute simple_functions)",
+        ),
+        "energy_variance": _v("", "variance of the energy (total), mean of |E_loc - E|^2", "J^2"),
+        "energy_variance_error": _v("", "its standard error", "J^2"),
+        "renyi2": _v("subsystem", "second Renyi entropy -log tr rho_A^2 of the subsystem, natural logarithm"),
+        "renyi2_error": _v("subsystem", "its standard error"),
+        "renyi2_exact": _v("subsystem", "that of the exact ground state where known, else NaN"),
     },
     "activations": {
         # one variable per layer is declared on the fly: <layer> (chain draw token width), participation_ratio per layer
@@ -191,6 +199,7 @@ COORDINATES: dict[str, tuple[str, str]] = {
     "pooled_token": ("the sum over tokens, which the head sees as one", "1"),
     "split": ("what the chain is used for: train, select or test", "1"),
     "observable": ("name of the observable", "1"),
+    "subsystem": ("part of the lattice whose entanglement with the rest is measured", "1"),
     "layer": ("place in the network", "1"),
     "sae_seed": ("seed of the dictionary", "1"),
     "initialisation": ("seed of an untrained control network", "1"),
@@ -204,8 +213,9 @@ COORDINATES: dict[str, tuple[str, str]] = {
 UNLABELLED = ("parameter", "width")  # positions in a vector that have no meaning of their own
 
 CONVENTIONS = (
-    "configurations are int8 in {-1, +1} in the sigma^z basis; energies are totals in units of J; observables of the TFIM are "
-    "in Pauli units; complex variables x are stored as x_re and x_im; log_psi is unnormalised; NaN means not computed"
+    "configurations are int8 in {-1, +1} in the sigma^z basis; energies are totals in units of J; functions of sigma^z and of "
+    "sigma^x are in Pauli units, products S_i . S_j in spin units; complex variables x are stored as x_re and x_im; log_psi is "
+    "unnormalised; NaN means not computed"
 )
 
 LAYER_DIMS = ("chain", "draw", "token", "width")

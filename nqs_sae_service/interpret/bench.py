@@ -101,8 +101,13 @@ class Bench:
     def _gradients(self) -> dict[tuple[str, str], np.ndarray]:
         return {}
 
-    def gradient(self, layer: str, which: str) -> np.ndarray:
-        """d log psi / d x at a layer on the Born samples or on all configurations; kept until another layer is asked for."""
+    def gradient(self, layer: str, which: str) -> np.ndarray | None:
+        """d log psi / d x at a layer on the Born samples or on all configurations; kept until another layer is asked for.
+
+        None where psi is projected: every direction sums over the copies itself.
+        """
+        if self.psi.state.symmetry is not None:
+            return None
         if any(kept != layer for kept, _ in self._gradients):
             self._gradients.clear()
         if (layer, which) not in self._gradients:

@@ -36,7 +36,7 @@ class Direction(ABC):
     def tangent(self, sigma: np.ndarray, gradient: np.ndarray | None = None) -> np.ndarray:
         """d log psi / d strength at strength 0: (n,), complex if psi is.
 
-        ``gradient`` (n, token, width): d log psi / d x of the layer on sigma, where it is already known.
+        ``gradient`` (n, token, width): d log psi / d x of the layer on sigma, where it is already known (of a bare network).
         """
 
     def family(self, strengths: Sequence[float] | np.ndarray) -> Family:
@@ -74,7 +74,7 @@ class Turned:
 
 @dataclass(frozen=True)
 class FeatureDirection(Direction):
-    """Adds strength f_i(x) ``vector`` to the activations x of ``layer``.
+    """Adds strength f_i(x) ``vector`` to the activations x of ``layer``, in every copy where psi is projected.
 
     ``vector`` is the decoder row of feature ``i``, or another vector of its length for a control; both are where psi is.
     With a ``pooled`` dictionary f_i is read from the mean over tokens and the same vector is added to every token.
@@ -99,18 +99,21 @@ class FeatureDirection(Direction):
         return lambda x: x + x.dtype.type(strength) * self._push(x)
 
     def log_psi(self, sigma, strengths):
-        if not self.psi.starts_at(self.layer):
-            edits = [self.psi.edited(self.layer, self._edit(s)) for s in strengths]
+        return self.psi.over_copies(lambda psi, rows: self._of_network(psi, rows, strengths), sigma)
+
+    def _of_network(self, psi: Wavefunction, sigma: np.ndarray, strengths: np.ndarray) -> np.ndarray:
+        if not psi.starts_at(self.layer):
+            edits = [psi.edited(self.layer, self._edit(s)) for s in strengths]
             return namespace(sigma).stack([edited.log_psi(sigma) for edited in edits], axis=-1)
-        x = self.psi.stream_at(sigma, self.layer)
+        x = psi.stream_at(sigma, self.layer)
         push = self._push(x)
         return namespace(sigma).stack(
-            [self.psi.log_psi_from(self.layer, x + x.dtype.type(s) * push) for s in strengths], axis=-1
+            [psi.log_psi_from(self.layer, x + x.dtype.type(s) * push) for s in strengths], axis=-1
         )
 
     def tangent(self, sigma, gradient=None):
         if gradient is None:
-            gradient = self.psi.layer_gradient(sigma, self.layer)
+            return self.psi.layer_tangent(sigma, self.layer, self._push)
         activation = self.activation(self.psi.stream_at(sigma, self.layer))
         return (activation * (gradient @ self.vector.astype(np.float64))).sum(axis=1)
 

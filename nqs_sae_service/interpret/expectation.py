@@ -1,7 +1,7 @@
 """Expectation values along a family of wave functions psi_s, by three estimators that check each other.
 
     reweighted   samples of psi with w = |psi_s / psi|^2:  <O>_s = E[w O_loc] / E[w],  ESS = (sum w)^2 / sum w^2
-    resampled    fresh Metropolis samples of every psi_s, with common random numbers along the family
+    resampled    fresh samples of every psi_s, with common random numbers along the family
     exact        the sum over all configurations (small systems)
 
 The energy and off-diagonal observables always use psi_s's own local estimators. Infidelity: 1 - |E r|^2 / E|r|^2 with
@@ -23,7 +23,7 @@ from ..engine.economy import Economy
 from ..engine.ranks import ALONE, Ranks
 from ..physics.exact import FullSummation, all_configurations
 from ..physics.observables import Observable
-from ..sampling import Metropolis
+from ..sampling import Process
 from ..states import LogPsi
 from ..vmc.estimators import measure
 from ..vmc.statistics import autocorrelation_time, effective_sample_size, mean_and_error, weighted_mean
@@ -164,7 +164,7 @@ class FreshSampling:
     The ``ranks`` share the chains.
     """
 
-    metropolis: Metropolis
+    process: Process
     chains: int
     burn_in: int
     draws: int
@@ -193,15 +193,15 @@ def resampled(
     sigma, log_psi = born
     log_ratio = to_host(psi_s.log_psi(sigma) - log_psi).real
     weight = np.exp(2 * (log_ratio - log_ratio.max()))
-    start = weighted_start(weight, sampling.chains, (sampling.metropolis.seed, number))
+    start = weighted_start(weight, sampling.chains, (sampling.process.seed, number))
     ranks = sampling.ranks
     own = ranks.share(sampling.chains)
     start = namespace(sigma).asarray(start[own])
-    chains = sampling.metropolis.start(psi_s, sigma[start], number * _SWEEPS_OF_A_STATE, own.start)
+    chains = sampling.process.start(psi_s, sigma[start], number * _SWEEPS_OF_A_STATE, own.start)
 
     def sweep() -> None:
         tick("resampling")
-        ranks.together(lambda: sampling.metropolis.sweep(psi_s, chains))
+        ranks.together(lambda: sampling.process.sweep(psi_s, chains))
 
     for _ in range(sampling.burn_in):
         sweep()

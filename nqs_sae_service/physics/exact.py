@@ -21,7 +21,7 @@ import numpy as np
 from ..errors import NumericalError
 from .hamiltonians import MAX_SITES_DIAGONALISED, Hamiltonian
 from .lattices import Lattice
-from .observables import Observable, make_observable
+from .observables import Observable, make_observable, without_global_phase
 from .operators import Operator, configurations
 
 if TYPE_CHECKING:
@@ -67,6 +67,15 @@ class FullSummation:
         """psi^dagger O psi for the matrix of a Hermitian operator (``Operator.to_sparse``)."""
         return float(np.vdot(self.psi, matrix @ self.psi).real)
 
+    def renyi2(self, sites: np.ndarray) -> float:
+        """-log tr rho_A^2 of the sites (n_A,) of a subsystem A: with psi as a matrix A x B, rho_A = psi psi^dagger."""
+        n_sites = self.configurations.shape[1]
+        others = np.setdiff1d(np.arange(n_sites), sites)
+        axes = (*sites.tolist(), *others.tolist())
+        psi = self.psi.reshape((2,) * n_sites).transpose(axes).reshape(1 << len(sites), -1)
+        rho = psi @ psi.conj().T if len(sites) <= len(others) else psi.conj().T @ psi
+        return float(-np.log(np.linalg.norm(rho) ** 2))
+
     def operator_variance(self, matrix: csr_matrix) -> float:
         """<O^2> - <O>^2."""
         applied = matrix @ self.psi
@@ -80,7 +89,7 @@ class FullSummation:
 
 @dataclass(frozen=True, eq=False)
 class ExactGroundState:
-    """Lowest eigenvalue (total) and eigenvector (2^N,) float64, and the gap to the next eigenvalue.
+    """Lowest eigenvalue (total) and eigenvector (2^N,) of the matrix' dtype, and the gap to the next eigenvalue.
 
     ``partner`` is the other vector of a ground state that is degenerate to rounding, else None.
     """
@@ -96,15 +105,20 @@ def ground_state(operator: Operator) -> ExactGroundState:
 
     Of two vectors degenerate to rounding the combination closest to the uniform superposition is returned:
     the even one of the two cat states of an ordered Ising ring, which is its true ground state at any h > 0.
-    The sign makes the sum of the amplitudes non-negative. Raises ValueError beyond 20 sites.
+    The sign (of a complex vector, the phase) makes the sum of the amplitudes non-negative. Raises ValueError beyond 20 sites.
     """
     energies, vectors = _two_lowest(operator.to_sparse())
     gap = float(energies[1] - energies[0])
     degenerate = gap < _DEGENERACY * max(1.0, abs(energies[0]))
     if degenerate:
         vectors = _most_uniform_first(vectors)
-    vector = vectors[:, 0] if vectors[:, 0].sum() >= 0 else -vectors[:, 0]
+    vector = vectors[:, 0] / _phase(vectors[:, 0].sum())
     return ExactGroundState(float(energies[0]), vector, gap, vectors[:, 1] if degenerate else None)
+
+
+def _phase(number: complex) -> complex:
+    """number / |number|, 1 for zero: a sign where it is real."""
+    return number / abs(number) if number else 1.0
 
 
 def _two_lowest(matrix: csr_matrix) -> tuple[np.ndarray, np.ndarray]:
@@ -122,9 +136,10 @@ def _two_lowest(matrix: csr_matrix) -> tuple[np.ndarray, np.ndarray]:
 def _most_uniform_first(vectors: np.ndarray) -> np.ndarray:
     """Rotate two orthonormal columns so that the sum of the second vanishes."""
     a, b = vectors.sum(axis=0)
-    angle = np.arctan2(b, a)
-    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    return vectors @ rotation
+    length = np.hypot(abs(a), abs(b))
+    if not length:
+        return vectors
+    return vectors @ (np.array([[np.conj(a), -b], [np.conj(b), a]]) / length)
 
 
 def susceptibility(
@@ -145,22 +160,22 @@ def susceptibility(
     lowest = np.stack([v for v in (ground.vector, ground.partner) if v is not None], axis=1)
 
     def project(vector: np.ndarray) -> np.ndarray:
-        return vector - lowest @ (lowest.T @ vector)
+        return vector - lowest @ (lowest.conj().T @ vector)
 
     forced = apply(ground.vector)
     size = np.linalg.norm(forced)
-    if ground.partner is not None and abs(ground.partner @ forced) > 1e-8 * size:
+    if ground.partner is not None and abs(np.vdot(ground.partner, forced)) > 1e-8 * size:
         return float("inf")
     forced = project(forced)
     excited = LinearOperator(
         hamiltonian.shape,
         matvec=lambda v: project(hamiltonian @ project(v) - ground.energy * project(v)),
-        dtype=float,
+        dtype=np.result_type(hamiltonian.dtype, forced.dtype),
     )
     response, status = cg(excited, forced, rtol=1e-10, atol=1e-12 * size, maxiter=5_000)
     if status != 0:
         raise NumericalError("the susceptibility did not converge: the gap of the Hamiltonian is too small")
-    return float(2 * forced @ response)
+    return float(2 * np.vdot(forced, response).real)
 
 
 def exact_observables(hamiltonian: Hamiltonian, lattice: Lattice, names: Sequence[str]) -> dict[str, float]:
@@ -172,16 +187,35 @@ def exact_observables(hamiltonian: Hamiltonian, lattice: Lattice, names: Sequenc
     values = {name: hamiltonian.exact_value(name, lattice) for name in names}
     exact = {name: float("nan") if value is None else value for name, value in values.items()}
     unsolved = [name for name in names if values[name] is None]
-    if unsolved and lattice.n_sites <= MAX_SITES_DIAGONALISED:
+    state = exact_state(hamiltonian, lattice) if unsolved else None
+    if state is not None:
         operator = hamiltonian.build(lattice)
-        ground = FullSummation(all_configurations(lattice.n_sites), ground_state(operator).vector)
-        exact.update((name, _summed(make_observable(name, lattice, operator), ground)) for name in unsolved)
+        exact.update((name, _summed(make_observable(name, lattice, operator), state)) for name in unsolved)
     return exact
+
+
+def exact_state(hamiltonian: Hamiltonian, lattice: Lattice) -> FullSummation | None:
+    """The ground state by sparse diagonalisation, None beyond 16 sites."""
+    if lattice.n_sites > MAX_SITES_DIAGONALISED:
+        return None
+    vector = ground_state(hamiltonian.build(lattice)).vector
+    return FullSummation(all_configurations(lattice.n_sites), vector)
 
 
 def _summed(observable: Observable, state: FullSummation) -> float:
     if observable.kind == "log_psi":
         return float("nan")
+    if observable.kind == "phase":
+        return _summed_phase(observable, state)
     if observable.operator is not None:
         return state.operator_expectation(observable.operator.to_sparse())
     return float(state.expectation(observable.values(state.configurations)))
+
+
+def _summed_phase(observable: Observable, state: FullSummation) -> float:
+    """Mean over the configurations that psi reaches: elsewhere it has no phase."""
+    there = state.probability > 0
+    log_psi = np.log(state.psi[there].astype(np.complex128))
+    phase = observable.values(state.configurations[there], log_psi)
+    weights = state.probability[there]
+    return float(weights @ getattr(without_global_phase(phase, weights), observable.part))

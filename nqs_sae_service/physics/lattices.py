@@ -1,9 +1,9 @@
 """Lattices: which sites there are, which are neighbours, and which permutations leave the lattice as it is.
 
-A crystal of ``basis`` sites in each of n_1 x n_2 ... unit cells: site ``basis * cell + b``, cells counted row by row (the last axis
-fastest). An axis that is periodic closes on itself, and translations along it are symmetries. The k-th *shell* holds the pairs
-of sites at the k-th smallest distance of the infinite lattice, each pair once and in the first shell that has it: a ring of two sites
-has one edge, not two. On an arbitrary graph distance counts edges.
+A crystal of ``basis`` sites in each of n_1 x n_2 ... unit cells: site ``basis * cell + b``, cells counted row by row (the
+last axis fastest). An axis that is periodic closes on itself, and translations along it are symmetries. The k-th *shell*
+holds the pairs of sites at the k-th smallest distance of the infinite lattice, each pair once and in the first shell that
+has it: a ring of two sites has one edge, not two. On an arbitrary graph distance counts edges.
 
 Everything else in the project sees a lattice only through the ``Lattice`` record, so a new lattice is one more spec record with
 a ``build`` method, entered into ``LATTICES``.
@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from ..spec.section import Finding, Section
+from ..spec.section import Section
 
 MAX_SITES = 4096
 _CLOSE = 1e-6  # positions and distances nearer than this are equal
@@ -34,10 +34,11 @@ Periodic = bool | tuple[bool, bool]
 class Lattice:
     """Sites and edges.
 
-    ``edges`` (n_edges, 2) int32 lists every pair of nearest neighbours once; ``positions`` (n_sites, d) in lattice constants.
-    ``extent`` unit cells along each axis with their ``vectors`` (d, d), ``basis`` sites in each; ``wraps`` says which axes are
-    periodic. A graph without geometry has no axes. ``sublattice`` (n_sites,) int8 in {0, 1} colours neighbours differently where
-    ``bipartite``; on an odd ring two neighbours share a colour, on other lattices that are not bipartite it is zero.
+    ``edges`` (n_edges, 2) int32 lists every pair of nearest neighbours once; ``positions`` (n_sites, d) in lattice
+    constants. ``extent`` unit cells along each axis with their ``vectors`` (d, d), ``basis`` sites in each; ``wraps`` says
+    which axes are periodic. A graph without geometry has no axes. ``sublattice`` (n_sites,) int8 in {0, 1} colours
+    neighbours differently where ``bipartite``; on an odd ring two neighbours share a colour, on other lattices that are
+    not bipartite it is zero.
     """
 
     n_sites: int
@@ -103,14 +104,18 @@ class Lattice:
 
         The centre is the one with most of them: a site where that is as good as any other place.
         """
-        return self._point_group
+        return self._point_group[0]
+
+    def point_group_matrices(self) -> np.ndarray:
+        """Orthogonal matrices (n_g, d, d) of the elements of ``point_group``: of equal permutations the first."""
+        return self._point_group[1]
 
     @cached_property
-    def _point_group(self) -> np.ndarray:
+    def _point_group(self) -> tuple[np.ndarray, np.ndarray]:
         if self.vectors is None:
-            return np.arange(self.n_sites, dtype=np.int32)[None]
+            return np.arange(self.n_sites, dtype=np.int32)[None], np.eye(1)[None]
         groups = [self._about(centre) for centre in self._centres()]
-        return max(groups, key=len)
+        return max(groups, key=lambda group: len(group[0]))
 
     def _centres(self) -> Iterator[np.ndarray]:
         yield from self.positions[: self.basis]
@@ -119,14 +124,15 @@ class Lattice:
             yield np.asarray(steps) / 6 @ self.vectors
         yield self.positions.mean(axis=0)
 
-    def _about(self, centre: np.ndarray) -> np.ndarray:
+    def _about(self, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         edges = _edge_keys(self.edges, self.n_sites)
-        found: dict[bytes, np.ndarray] = {}
+        found: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
         for turn in _orthogonal(self.dimensions):
             sites = self.sites_at((self.positions - centre) @ turn.T + centre)
             if sites is not None and np.array_equal(_edge_keys(sites[self.edges], self.n_sites), edges):
-                found.setdefault(sites.tobytes(), sites)
-        return np.stack(list(found.values()))
+                found.setdefault(sites.tobytes(), (sites, turn))
+        permutations, matrices = zip(*found.values(), strict=True)
+        return np.stack(permutations), np.stack(matrices)
 
     def sites_at(self, positions: np.ndarray) -> np.ndarray | None:
         """Sites (n,) int32 at positions (n, d), periodic axes wrapped; None unless there is a different one at each."""
@@ -145,7 +151,7 @@ class Lattice:
         return sites.astype(np.int32)
 
     def pairs(self, distance: int) -> np.ndarray:
-        """Pairs (n_pairs, 2) int32 of sites (i, i + distance) in the order of sites: N of them, N - distance on an open chain."""
+        """Pairs (n_pairs, 2) int32 of sites (i, i + distance) in the order of sites: N, or N - distance on an open chain."""
         first = np.arange(self.n_sites if self.periodic else self.n_sites - distance, dtype=np.int32)
         return np.stack([first, (first + np.int32(distance)) % np.int32(self.n_sites)], axis=1)
 
@@ -177,7 +183,7 @@ def _coloured(bare: Lattice, edges: np.ndarray) -> Lattice:
 
 
 def two_colours(n_sites: int, edges: np.ndarray) -> np.ndarray | None:
-    """Colours (n_sites,) int8 in {0, 1} that differ across every edge, 0 on the first site of each part; None if impossible."""
+    """Colours (n_sites,) int8 in {0, 1} that differ across every edge, None if impossible; the first site of a part has 0."""
     neighbours: list[list[int]] = [[] for _ in range(n_sites)]
     for i, j in edges.tolist():
         neighbours[i].append(j)
@@ -204,7 +210,7 @@ def _edge_keys(edges: np.ndarray, n_sites: int) -> np.ndarray:
 
 
 def _orthogonal(dimensions: int) -> list[np.ndarray]:
-    """Orthogonal matrices that may map a lattice onto itself, identity first: of one dimension two, of two those of the dodecagon."""
+    """Orthogonal matrices that may map a lattice onto itself, identity first: in two dimensions those of the dodecagon."""
     if dimensions == 1:
         return [np.eye(1), -np.eye(1)]
     angles = np.pi / 6 * np.arange(12)
@@ -214,13 +220,13 @@ def _orthogonal(dimensions: int) -> list[np.ndarray]:
 
 def _crystal_shells(lattice: Lattice) -> Iterator[np.ndarray]:
     """Shells in the order of distance until no pair is left."""
-    n, basis, seen = lattice.n_sites, lattice.basis, np.empty(0, np.int64)
+    n, seen = lattice.n_sites, np.empty(0, np.int64)
     left = n * (n - 1) // 2
     reach, distance = 2, 0.0
     while left:
         offsets, separation = _separations(lattice, reach)
-        # Offsets of up to ``reach`` cells are complete out to the width of a layer of cells times reach.
         assert lattice.vectors is not None
+        # Offsets of up to ``reach`` cells are complete out to the width of a layer of cells times reach.
         width = 1 / np.linalg.norm(np.linalg.inv(lattice.vectors), axis=0).max()
         complete = separation < width * reach - width
         for length in np.unique(np.round(separation[complete], 6)):
@@ -243,6 +249,7 @@ def _separations(lattice: Lattice, reach: int) -> tuple[np.ndarray, np.ndarray]:
     rows = itertools.product(*ranges, range(lattice.basis), range(lattice.basis))
     offsets = np.asarray(list(rows), np.int64)
     d, places = lattice.dimensions, lattice.positions[: lattice.basis]
+    assert lattice.vectors is not None
     vectors = offsets[:, :d] @ lattice.vectors + places[offsets[:, d + 1]] - places[offsets[:, d]]
     length = np.linalg.norm(vectors, axis=1)
     kept = length > _CLOSE
@@ -280,11 +287,20 @@ def _graph_shells(lattice: Lattice) -> list[np.ndarray]:
 
 
 class Geometry(Section):
-    """Base of the records of ``[lattice]``: a ``kind``, and the lattice it builds."""
+    """Base of the records of ``[lattice]``: a ``kind``, and the lattice it makes."""
 
     def build(self) -> Lattice:
-        """The lattice of this record."""
+        """The lattice of this record: the same one, with the shells found so far, to all who ask."""
+        return _built(self)
+
+    def make(self) -> Lattice:
+        """The lattice of this record, anew."""
         raise NotImplementedError
+
+
+@lru_cache(maxsize=16)
+def _built(geometry: Geometry) -> Lattice:
+    return geometry.make()
 
 
 class Chain(Geometry):
@@ -294,8 +310,8 @@ class Chain(Geometry):
     length: int = Field(ge=2, le=MAX_SITES, description="number of sites")
     periodic: bool = Field(default=True, description="whether the last site is a neighbour of the first")
 
-    def build(self) -> Lattice:
-        """The lattice of this record."""
+    def make(self) -> Lattice:
+        """The lattice of this record, anew."""
         sites = np.arange(self.length, dtype=np.int32)
         edges = np.stack([sites[:-1], sites[1:]], axis=1)
         if self.periodic and self.length > 2:
@@ -323,13 +339,16 @@ class _Plane(Geometry):
     lengths: tuple[Length, Length] = Field(description="unit cells along both axes")
     periodic: Periodic = _PERIODIC
 
-    def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
-        n_sites = math.prod(self.lengths) * len(_CRYSTALS[type(self)][1])
+    @field_validator("lengths")
+    @classmethod
+    def _fits(cls, lengths: tuple[int, int]) -> tuple[int, int]:
+        n_sites = math.prod(lengths) * len(_CRYSTALS[cls][1])
         if n_sites > MAX_SITES:
-            yield Finding("lengths", f"{n_sites} sites are more than {MAX_SITES}")
+            raise ValueError(f"these are {n_sites} sites, at most {MAX_SITES} are possible")
+        return lengths
 
-    def build(self) -> Lattice:
-        """The lattice of this record."""
+    def make(self) -> Lattice:
+        """The lattice of this record, anew."""
         return crystal(*_CRYSTALS[type(self)], self.lengths, _both(self.periodic))
 
 
@@ -357,14 +376,13 @@ class Kagome(_Plane):
     kind: Literal["kagome"]
 
 
-_SQUARE = ((1.0, 0.0), (0.0, 1.0))
-_HEXAGONAL = ((1.0, 0.0), (0.5, math.sqrt(3) / 2))
+_HEXAGONAL = np.array([[1.0, 0.0], [0.5, math.sqrt(3) / 2]])
 _CRYSTALS: dict[type[_Plane], tuple[np.ndarray, np.ndarray]] = {
-    Rectangular: (np.array(_SQUARE), np.zeros((1, 2))),
-    Triangular: (np.array(_HEXAGONAL), np.zeros((1, 2))),
+    Rectangular: (np.eye(2), np.zeros((1, 2))),
+    Triangular: (_HEXAGONAL, np.zeros((1, 2))),
     # Neighbours at distance one.
-    Honeycomb: (math.sqrt(3) * np.array(_HEXAGONAL), np.array([[0.0, 0.0], [math.sqrt(3) / 2, 0.5]])),
-    Kagome: (2 * np.array(_HEXAGONAL), np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])),
+    Honeycomb: (math.sqrt(3) * _HEXAGONAL, np.array([[0.0, 0.0], [math.sqrt(3) / 2, 0.5]])),
+    Kagome: (2 * _HEXAGONAL, np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])),
 }
 
 
@@ -375,9 +393,21 @@ class Square(Geometry):
     length: int = Field(ge=2, le=64, description="sites along each axis")
     periodic: Periodic = _PERIODIC
 
-    def build(self) -> Lattice:
-        """The lattice of this record."""
+    def make(self) -> Lattice:
+        """The lattice of this record, anew."""
         return crystal(*_CRYSTALS[Rectangular], (self.length, self.length), _both(self.periodic))
+
+
+def _edge(edge: tuple[int, int], info: ValidationInfo) -> tuple[int, int]:
+    sites = info.data.get("sites", MAX_SITES)
+    if min(edge) < 0 or max(edge) >= sites:
+        raise ValueError(f"[{edge[0]}, {edge[1]}] is outside 0 ... {sites - 1}")
+    if edge[0] == edge[1]:
+        raise ValueError(f"[{edge[0]}, {edge[1]}] joins a site with itself")
+    return edge
+
+
+Edge = Annotated[tuple[int, int], AfterValidator(_edge)]
 
 
 class Graph(Geometry):
@@ -385,24 +415,24 @@ class Graph(Geometry):
 
     kind: Literal["graph"]
     sites: int = Field(ge=2, le=MAX_SITES, description="number of sites, called 0 ... sites - 1")
-    edges: tuple[tuple[int, int], ...] = Field(
+    edges: tuple[Edge, ...] = Field(
         min_length=1, max_length=100_000, description="pairs of neighbours, [[0, 1], [1, 2], ...], each once"
     )
 
-    def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
-        seen: set[tuple[int, int]] = set()
-        for index, (i, j) in enumerate(self.edges):
-            pair = (min(i, j), max(i, j))
-            if not (0 <= pair[0] and pair[1] < self.sites):
-                yield Finding(f"edges[{index}]", f"[{i}, {j}] is outside 0 ... {self.sites - 1}")
-            elif i == j:
-                yield Finding(f"edges[{index}]", f"[{i}, {j}] joins a site with itself")
-            elif pair in seen:
-                yield Finding(f"edges[{index}]", f"[{i}, {j}] is listed twice")
-            seen.add(pair)
+    @field_validator("edges")
+    @classmethod
+    def _each_once(cls, edges: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        first: dict[tuple[int, int], int] = {}
+        for index, (i, j) in enumerate(edges):
+            before = first.setdefault((min(i, j), max(i, j)), index)
+            if before < index:
+                raise ValueError(
+                    f"[{index}] = [{i}, {j}] is the edge of [{before}] once more: list each once"
+                )
+        return edges
 
-    def build(self) -> Lattice:
-        """The lattice of this record."""
+    def make(self) -> Lattice:
+        """The lattice of this record, anew."""
         edges = np.asarray([sorted(edge) for edge in self.edges], np.int32)
         colours = two_colours(self.sites, edges)
         bipartite = colours is not None

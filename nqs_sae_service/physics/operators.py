@@ -30,14 +30,21 @@ _ROWS_AT_ONCE = 1 << 14
 
 
 class Operator(ABC):
-    """A Hermitian operator with real matrix elements.
+    """A Hermitian operator.
 
-    ``flips`` (n_connected, k) int32: the sites on which sigma'_c differs from sigma. Subclasses set
-    ``n_sites`` and ``flips`` and give ``diagonal`` and ``element``.
+    ``flips`` (n_connected, k) int32: the sites on which sigma'_c differs from sigma. ``dtype`` of the off-diagonal elements:
+    float64, or complex128 where they may be complex. Subclasses set ``n_sites`` and ``flips`` and give ``diagonal`` and
+    ``element``.
+
+    ``rotated`` (n_sites,) bool marks the sites whose spins a Hamiltonian has turned by pi about z (S^x, S^y -> -S^x, -S^y),
+    None if there are none: its wave function is that of the rotated spins, and other operators act on it only when turned
+    alike.
     """
 
     n_sites: int
     flips: np.ndarray
+    dtype: np.dtype = np.dtype(np.float64)
+    rotated: np.ndarray | None = None
 
     @abstractmethod
     def diagonal(self, sigma: np.ndarray) -> np.ndarray:
@@ -45,7 +52,11 @@ class Operator(ABC):
 
     @abstractmethod
     def element(self, sigma: np.ndarray) -> np.ndarray:
-        """<sigma|O|sigma'_c>: (n, n_sites) int8 -> (n, n_connected) float64, zero where there is none."""
+        """<sigma|O|sigma'_c>: (n, n_sites) int8 -> (n, n_connected) of ``dtype``, zero where there is none."""
+
+    def bonds(self, pairs: np.ndarray) -> Operator | None:
+        """The terms that act on both sites of one of the pairs (n_pairs, 2), over n_pairs; None if there are none."""
+        return None
 
     @property
     def n_connected(self) -> int:
@@ -53,7 +64,7 @@ class Operator(ABC):
         return len(self.flips)
 
     def connected(self, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All sigma'_c (n, n_connected, n_sites) int8 and <sigma|O|sigma'_c> (n, n_connected) float64."""
+        """All sigma'_c (n, n_connected, n_sites) int8 and <sigma|O|sigma'_c> (n, n_connected)."""
         return sigma[:, None, :] * beside(self.signs, sigma), self.element(sigma)
 
     @cached_property
@@ -64,14 +75,14 @@ class Operator(ABC):
         return signs
 
     def to_sparse(self) -> csr_matrix:
-        """The matrix (2^n, 2^n) float64, for up to 20 sites. Raises ValueError beyond."""
+        """The matrix (2^n, 2^n) of ``dtype``, for up to 20 sites. Raises ValueError beyond."""
         from scipy.sparse import csr_matrix
 
         if self.n_sites > 20:
             raise ValueError(f"the full matrix of {self.n_sites} sites does not fit: at most 20")
         dimension = 1 << self.n_sites
         shape = (dimension, 1 + self.n_connected)
-        columns, elements = np.empty(shape, np.int32), np.empty(shape)
+        columns, elements = np.empty(shape, np.int32), np.empty(shape, self.dtype)
         for start in range(0, dimension, _ROWS_AT_ONCE):
             rows = np.arange(start, min(start + _ROWS_AT_ONCE, dimension))
             sigma = configurations(rows, self.n_sites)
@@ -86,17 +97,19 @@ class Operator(ABC):
 
 
 class SigmaX(Operator):
-    """Transverse magnetization per site, (1/N) sum_i sigma^x_i."""
+    """Transverse magnetization per site, (1/N) sum_i sigma^x_i, for spins of which some are ``rotated``."""
 
-    def __init__(self, lattice: Lattice) -> None:
-        self.n_sites = lattice.n_sites
+    def __init__(self, lattice: Lattice, rotated: np.ndarray | None = None) -> None:
+        self.n_sites, self.rotated = lattice.n_sites, rotated
         self.flips = np.arange(self.n_sites, dtype=np.int32)[:, None]
+        sign = np.ones(self.n_sites) if rotated is None else np.where(rotated, -1.0, 1.0)
+        self.row = sign / self.n_sites
 
     def diagonal(self, sigma: np.ndarray) -> np.ndarray:
         return namespace(sigma).zeros(len(sigma))
 
     def element(self, sigma: np.ndarray) -> np.ndarray:
-        return namespace(sigma).full((len(sigma), self.n_sites), 1.0 / self.n_sites)
+        return namespace(sigma).broadcast_to(beside(self.row, sigma), sigma.shape)
 
 
 def distinct_connected(

@@ -33,7 +33,11 @@ OBSERVABLES = {
     "mean": "Born expectation value with its standard error (batch means over chains)",
     "exact": "ground-state expectation value where it is known",
     "R-hat": "split R-hat between chains",
-    "simple R2": "variance share that {1, m, |m|, m^2, zz, C_half} explain; above 0.99 no feature can show more",
+}
+WHOLE_STATE = {
+    "energy variance": "mean of |E_loc - E|^2 (total, in J^2); 0 for an eigenstate",
+    "Renyi-2 entropy": "-log tr rho_A^2 of one part of the lattice, from swapped pairs of samples",
+    "exact": "that of the exact ground state where it is known",
 }
 DICTIONARIES = {
     "explained": "explained variance 1 - sum |e|^2 / sum |x - mean|^2 on the select split",
@@ -121,7 +125,7 @@ def observable_verdicts(dataset: xr.Dataset) -> list[Verdict]:
 
 
 def observable_tables(dataset: xr.Dataset) -> list[Table]:
-    """Born expectation values."""
+    """Born expectation values, and what is known of the state as a whole."""
     rows = []
     for name in labels(dataset, "observable"):
         mean, error, exact, r_hat, simple = (
@@ -132,7 +136,28 @@ def observable_tables(dataset: xr.Dataset) -> list[Table]:
             (str(name), with_error(mean, error), number(exact, 6), number(r_hat, 4), number(simple, 4))
         )
     columns = ("observable", "mean", "exact", "R-hat", "simple R2")
-    return [Table("Observables", columns, rows, definitions=OBSERVABLES)]
+    functions = dataset.attrs.get("simple_functions", "{1, m, |m|, m^2, zz, C_half}")
+    simple_r2 = f"variance share that {functions} explain; above 0.99 no feature can show more"
+    definitions = {**OBSERVABLES, "simple R2": simple_r2}
+    return [Table("Observables", columns, rows, definitions=definitions), *_whole_state(dataset)]
+
+
+def _whole_state(dataset: xr.Dataset) -> list[Table]:
+    """Energy variance and entanglement, where they were asked for."""
+    rows = []
+    if "energy_variance" in dataset:
+        variance, error = cell(dataset, "energy_variance"), cell(dataset, "energy_variance_error")
+        rows.append(("energy variance", with_error(variance, error), number(0.0)))
+    for name in labels(dataset, "subsystem"):
+        value, error, exact = (
+            cell(dataset, variable, subsystem=name) for variable in ("renyi2", "renyi2_error", "renyi2_exact")
+        )
+        rows.append((f"Renyi-2 entropy, {name}", with_error(value, error), number(exact, 6)))
+    return (
+        [Table("The whole state", ("quantity", "value", "exact"), rows, definitions=WHOLE_STATE)]
+        if rows
+        else []
+    )
 
 
 def dictionary_verdicts(dataset: xr.Dataset) -> list[Verdict]:

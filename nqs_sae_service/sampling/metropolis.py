@@ -23,6 +23,7 @@ from ..engine.random import Stream, below, uniform, words
 from ..errors import NumericalError
 from ..states import LogPsi, Wavefunction
 from ..states.fused import Walks
+from .process import Chains, Process
 
 if TYPE_CHECKING:
     from ..physics.lattices import Lattice
@@ -65,41 +66,8 @@ def proposals(random: Array, n_sites: int, moves: Moves) -> tuple[Array, Array]:
     return xp.where(exchange, pair[..., 0], first), xp.where(exchange, -1 - pair[..., 1], length)
 
 
-def random_configurations(random: Array, magnetization: int | None) -> np.ndarray:
-    """Uniformly random configurations (chains, n_sites) int8 from random words (n_sites, chains), of a given sum of spins if any."""
-    if magnetization is None:
-        return np.where(random.T & 1, 1, -1).astype(np.int8)
-    up = (len(random) + magnetization) // 2
-    rank = np.argsort(np.argsort(random, axis=0, kind="stable"), axis=0)
-    return np.where(rank.T < up, 1, -1).astype(np.int8)
-
-
-@dataclass
-class Chains:
-    """Markov chains: configurations (chains, n_sites) int8, cached log psi (chains,), number of sweeps done.
-
-    They are the chains ``number``, ``number`` + 1, ... of all, which decides about their random numbers.
-    """
-
-    sigma: Array
-    log_psi: Array
-    sweeps: int = 0
-    number: int = 0
-    accepted: int = 0
-    proposed: int = 0
-
-    @property
-    def acceptance(self) -> float:
-        """Accepted share of the proposals since the counters were last cleared."""
-        return self.accepted / max(self.proposed, 1)
-
-    def clear_counters(self) -> None:
-        """Start counting acceptance anew."""
-        self.accepted = self.proposed = 0
-
-
 @dataclass(frozen=True)
-class Metropolis:
+class Metropolis(Process):
     """The Markov process: what is proposed, and whose random numbers (seed, stream) decide."""
 
     n_sites: int
@@ -123,11 +91,6 @@ class Metropolis:
             lattice.n_sites, options.moves(lattice), seed, stream, economy, options.fixed_magnetization
         )
 
-    def random_chains(self, chains: int) -> Array:
-        """Independent uniformly random configurations (chains, n_sites) int8, of the conserved magnetization if there is one."""
-        random = words(self.seed, Stream.CHAINS, int(self.stream), self.n_sites, chains)[..., 0]
-        return random_configurations(random, self.magnetization)
-
     def start(self, psi: LogPsi, sigma: Array, sweeps: int = 0, number: int = 0) -> Chains:
         """Chains at given configurations, the first of which is chain ``number``."""
         return Chains(sigma.copy(), psi.log_psi(sigma), sweeps, number)
@@ -143,10 +106,7 @@ class Metropolis:
             chains.accepted += walker.walk(*proposals, ahead=self.economy.proposals)
         else:
             chains.accepted += _walk_of(xp)(psi, *proposals)
-        if xp.isnan(chains.log_psi).any():
-            raise NumericalError(
-                "log psi became NaN while sampling; lower ground_state.learning_rate or raise ground_state.shift"
-            )
+        refuse_nan(chains.log_psi)
         chains.proposed += threshold.size
         chains.sweeps += 1
 
@@ -162,22 +122,13 @@ class Metropolis:
         first, length = proposals(random, self.n_sites, self.moves)
         return first, length, np.log(uniform(random[..., 2], random[..., 3]))
 
-    def draws(
-        self,
-        psi: LogPsi,
-        chains: Chains,
-        draws: int,
-        sweeps: int,
-    ) -> tuple[Array, Array]:
-        """Record ``draws`` samples per chain, ``sweeps`` apart: configuration (chain, draw, spin), log psi (chain, draw)."""
-        sigma, log_psi = [], []
-        for _ in range(draws):
-            for _ in range(sweeps):
-                self.sweep(psi, chains)
-            sigma.append(chains.sigma.copy())
-            log_psi.append(chains.log_psi.copy())
-        xp = namespace(chains.sigma)
-        return xp.stack(sigma, axis=1), xp.stack(log_psi, axis=1)
+
+def refuse_nan(log_psi: Array) -> None:
+    """Raise NumericalError if there is a NaN among log psi (chains,)."""
+    if namespace(log_psi).isnan(log_psi).any():
+        raise NumericalError(
+            "log psi became NaN while sampling; lower ground_state.learning_rate or raise ground_state.shift"
+        )
 
 
 def _walk_of(xp: ModuleType) -> Callable[..., int]:

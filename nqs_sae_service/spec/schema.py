@@ -51,4 +51,6 @@ def _for_editors(schema: Any) -> Any:
     if len(choices) == 1:
         del plain["anyOf"]
         plain |= choices[0]
+    elif choices:
+        plain["anyOf"] = choices
     return plain

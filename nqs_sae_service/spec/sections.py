@@ -7,7 +7,7 @@ they refuse what can only be a slip.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from .slurm import Slurm
 
 if TYPE_CHECKING:
     from ..physics.lattices import Lattice
+    from ..physics.operators import Operator
     from ..sampling.metropolis import Moves
 
 DEFAULT_SEED = 1
@@ -34,6 +35,12 @@ _SPLIT_NAMES = ("train", "select", "test")
 class Sampling(Section):
     """Metropolis sampling of |psi|^2 with many chains: flips of single spins, of stretches of spins, and of all of them."""
 
+    method: Literal["metropolis", "direct"] | None = Field(
+        None,
+        description="Metropolis moves, or independent samples of a state that is a product of conditionals (edited states: always "
+        "Metropolis); default: direct where the state is, else metropolis",
+        json_schema_extra={"neutral": True},
+    )
     chains: int = Field(1024, ge=1, le=2**20, description="Markov chains that run side by side")
     sweeps: int = Field(
         1,
@@ -96,6 +103,10 @@ class Sampling(Section):
         hamiltonian: Any = sections.get("hamiltonian")
         lattice: Any = sections.get("lattice")
         update: dict[str, Any] = {}
+        if self.method is None and _drawn_directly(sections):
+            update["method"] = "direct"
+        if update.get("method", self.method) == "direct" and "burn_in" not in self.model_fields_set:
+            update["burn_in"] = 0  # every sample is independent
         if self.magnetization is None and hamiltonian is not None and lattice is not None:
             if hamiltonian.conserves_magnetization:
                 update["magnetization"] = lattice.build().n_sites % 2
@@ -110,6 +121,10 @@ class Sampling(Section):
         return self.model_copy(update=update)
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
+        if self.method == "direct" and "state" in sections and not _drawn_directly(sections):
+            kind = sections["state"].kind  # type: ignore[attr-defined]
+            what = f'a state of kind "{kind}", or one that is projected, is no product of conditionals: leave it out, or set it to "metropolis"'
+            yield Finding("method", what)
         shares = [share or 0.0 for share in (self.global_flip, self.stretch_flip, self.exchange)]
         if sum(shares) > 1 + 1e-12:
             what = "global_flip, stretch_flip and exchange are shares of the proposals: together at most 1"
@@ -138,6 +153,11 @@ class Sampling(Section):
                 yield Finding(
                     "magnetization", f"{n_sites} spins cannot have a sum of {fixed} and still exchange"
                 )
+
+
+def _drawn_directly(sections: Mapping[str, Section]) -> bool:
+    """Whether the state is a product of conditional probabilities."""
+    return getattr(sections.get("state"), "drawn_directly", False)
 
 
 class GroundState(Section):
@@ -259,22 +279,52 @@ class Observables(Section):
         ("magnetization", "abs_magnetization", "half_chain_correlation", "sigma_x"),
         min_length=1,
         max_length=1000,
-        description="observables to measure; single pairs are called like correlation_0_20",
+        description="observables to measure; single pairs are called like correlation_0_20; the default depends on the lattice "
+        "and the Hamiltonian: staggered ones for magnets on two sublattices",
     )
+
+    def resolved(self, sections: Mapping[str, Section]) -> Section:
+        lattice: Any = sections.get("lattice")
+        hamiltonian: Any = sections.get("hamiltonian")
+        if "names" in self.model_fields_set or lattice is None or hamiltonian is None:
+            return self
+        from ..physics.observables import default_names
+
+        names = default_names(lattice.build(), hamiltonian.conserves_magnetization)
+        return self.model_copy(update={"names": names})
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
         yield from _repeated("names", self.names)
-        lattice: Any = sections.get("lattice")
-        if lattice is None:
+        geometry: Any = sections.get("lattice")
+        if geometry is None:
             return
-        from ..physics.observables import UnknownObservable, check_observable
+        from ..physics.observables import UnknownObservable, changes_magnetization, check_observable
 
-        n_sites = lattice.build().n_sites
+        lattice, hamiltonian, sampling = (
+            geometry.build(),
+            sections.get("hamiltonian"),
+            sections.get("sampling"),
+        )
+        build = _operator(hamiltonian, lattice, sections)
+        fixed = isinstance(sampling, Sampling) and sampling.fixed_magnetization is not None
         for index, name in enumerate(self.names):
             try:
-                check_observable(name, n_sites)
+                check_observable(name, lattice, build)
             except UnknownObservable as unknown:
                 yield Finding(f"names[{index}]", unknown.what, tuple(unknown.candidates))
+                continue
+            if fixed and changes_magnetization(name, lattice):
+                what = f"{name} changes the magnetization, which the sampling holds fixed: leave it out"
+                yield Finding(f"names[{index}]", what)
+
+
+def _operator(
+    hamiltonian: Any, lattice: Lattice, sections: Mapping[str, Section]
+) -> Callable[[], Operator] | None:
+    """How to build the Hamiltonian, None where it is missing or wrong itself."""
+    if hamiltonian is None or any(True for _ in hamiltonian.findings(sections)):
+        return None
+    return lambda: hamiltonian.build(lattice)
 
 
 class Activations(Section):
@@ -357,8 +407,8 @@ class Steering(Section):
         update: dict[str, Any] = {}
         observables, activations = sections.get("observables"), sections.get("activations")
         if not self.targets and isinstance(observables, Observables):
-            fixed = _without_norm(observables.names, sections)
-            update["targets"] = tuple(name for name in observables.names if name not in fixed)[:2]
+            useless = _without_mean(observables.names, sections)
+            update["targets"] = tuple(name for name in observables.names if name not in useless)[:2]
         if not self.layers and isinstance(activations, Activations):
             update["layers"] = activations.layers
         return self.model_copy(update=update) if update else self
@@ -371,27 +421,28 @@ class Steering(Section):
             yield from _among("targets", self.targets, "observables.names", observables.names)
             if not self.targets:
                 yield Finding("targets", "none of observables.names has a mean that steering can move")
-        for name in _without_norm(self.targets, sections):
-            what = f"{name} has no meaning as a mean: it depends on the norm of psi"
+        for name, why in _without_mean(self.targets, sections).items():
+            what = f"{name} has no meaning as a mean: {why}"
             yield Finding(f"targets[{self.targets.index(name)}]", what)
         if isinstance(activations, Activations):
             yield from _among("layers", self.layers, "activations.layers", activations.layers)
 
 
-def _without_norm(names: tuple[str, ...], sections: Mapping[str, Section]) -> list[str]:
-    """Those of the observables that are functions of log psi itself, which is known up to a constant only."""
-    lattice: Any = sections.get("lattice")
-    if lattice is None:
-        return []
-    from ..physics.observables import UnknownObservable, observable_kind
+def _without_mean(names: tuple[str, ...], sections: Mapping[str, Section]) -> dict[str, str]:
+    """Those of the observables whose mean in another state says nothing, and why."""
+    geometry: Any = sections.get("lattice")
+    if geometry is None:
+        return {}
+    from ..physics.observables import WITHOUT_MEAN, UnknownObservable, observable_kind
 
-    found, n_sites = [], lattice.build().n_sites
+    found, lattice = {}, geometry.build()
     for name in names:
         try:
-            if observable_kind(name, n_sites) == "log_psi":
-                found.append(name)
+            kind = observable_kind(name, lattice)
         except UnknownObservable:
             continue
+        if kind in WITHOUT_MEAN:
+            found[name] = WITHOUT_MEAN[kind]
     return found
 
 

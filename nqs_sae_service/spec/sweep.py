@@ -16,6 +16,7 @@ from typing import Any
 from .document import Document, Setting, replaced
 from .problems import COMMAND_LINE, KeyPath, Origin, Problem, dotted, nearest, show
 from .root import SECTIONS, records_of
+from .section import Section
 
 MOST_POINTS = 10_000
 _MOST_AXES = 100  # a spec has fewer keys
@@ -146,17 +147,26 @@ def _axis_problems(document: Document, axis: Axis, settings: Sequence[Setting]) 
         yield Problem(written, key, f"is swept by a base of this spec, at {origin}: sweep it here instead")
     if axis.target == ("seed",):
         return
-    if section not in SECTIONS or len(rest) != 1:
+    tables = _tables(section, *rest[:-1]) if section in SECTIONS and rest else ()
+    if not tables:
         what = f'cannot be swept: a swept key is "seed" or reads "section.key", got {show(key)}'
         near = nearest(section, SECTIONS) if section not in SECTIONS else ()
         yield Problem(origin, dotted(axis.place), what, near)
         return
-    fields = {name for record in records_of(section) for name in record.model_fields}
-    if rest[0] not in fields:
-        near = tuple(f"{section}.{name}" for name in nearest(rest[0], fields))
+    fields = {name for record in tables for name in record.model_fields}
+    if rest[-1] not in fields:
+        near = tuple(".".join((section, *rest[:-1], name)) for name in nearest(rest[-1], fields))
         yield Problem(origin, dotted(axis.place), f"unknown key {show(key)}", near)
-    elif any(rest[0] in record.tables() for record in records_of(section)):
+    elif any(rest[-1] in record.tables() for record in tables):
         yield Problem(origin, dotted(axis.place), f"cannot be swept: [{key}] is a table")
+
+
+def _tables(section: str, *names: str) -> tuple[type[Section], ...]:
+    """Every record that a section, or the table inside it that the names lead to, may turn out to be."""
+    records = records_of(section)
+    for name in names:
+        records = tuple(record.tables()[name] for record in records if name in record.tables())
+    return records
 
 
 def _repetition_problems(document: Document, axes: Sequence[Axis]) -> Iterator[Problem]:

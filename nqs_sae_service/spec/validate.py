@@ -35,6 +35,7 @@ _EXPECTED = {
     "dict_type": "must be a table",
     "model_type": "must be a table",
     "literal_error": "must be {expected}",
+    "choices": "must be {expected}",
     "greater_than": "must be greater than {gt}",
     "greater_than_equal": "must be at least {ge}",
     "less_than": "must be less than {lt}",
@@ -158,7 +159,58 @@ def _validate(record: type[Section], text: str) -> tuple[Section | None, list[An
     try:
         return record.model_validate_json(text), []
     except ValidationError as error:
-        return None, error.errors(include_url=False)
+        return None, _plain_places(error.errors(include_url=False), json.loads(text))
+
+
+def _plain_places(errors: list[Any], values: Any) -> list[Any]:
+    """The errors at the places that the user wrote.
+
+    Where a value may be one of several things (an integer or a word), pydantic reports what is wrong with each of them, the
+    thing meant being a part of the place. If one of them is of the right type, so that a bound or an element of it is wrong, that
+    alone is said; else all of them, in one error.
+    """
+    plain: list[Any] = []
+    choices: dict[KeyPath, list[Any]] = {}
+    for error in errors:
+        place, choice = _without_choice(error["loc"], values)
+        error = {**error, "loc": place}
+        if choice is None:
+            plain.append(error)
+            continue
+        if choice not in choices:
+            choices[choice] = []
+            plain.append(choices[choice])
+        choices[choice].append(error)
+    return [
+        found for entry in plain for found in (_of_choices(entry) if isinstance(entry, list) else [entry])
+    ]
+
+
+def _without_choice(place: KeyPath, values: Any) -> tuple[KeyPath, KeyPath | None]:
+    """The place without the name of a choice in it, and the place of the value that has the choice."""
+    for depth, part in enumerate(place):
+        if isinstance(values, dict) and part in values:
+            values = values[part]
+        elif isinstance(values, list) and isinstance(part, int):
+            values = values[part] if part < len(values) else None
+        elif isinstance(values, dict) and depth == len(place) - 1:  # a key that is missing
+            return place, None
+        else:
+            return place[:depth] + place[depth + 1 :], place[:depth]
+    return place, None
+
+
+def _of_choices(errors: list[Any]) -> list[Any]:
+    shallow = min(len(error["loc"]) for error in errors)
+    fitting = [
+        error
+        for error in errors
+        if len(error["loc"]) > shallow or not error["type"].endswith(("_type", "literal_error"))
+    ]
+    if fitting or len(errors) == 1:
+        return fitting or errors
+    expected = [_expected(error).removeprefix("must be ") for error in errors]
+    return [{**errors[0], "type": "choices", "ctx": {"expected": " or ".join(dict.fromkeys(expected))}}]
 
 
 def _as_json(value: Any, path: KeyPath, foreign: dict[KeyPath, str]) -> Any:
@@ -180,6 +232,10 @@ def _problem(document: Document, place: KeyPath, error: Mapping[str, Any], recor
     """One error of pydantic in our words."""
     kind, origin = error["type"], document.origin(place)
     record = _innermost(record, place)
+    if kind == "missing" and isinstance(place[-1], int):
+        array, size = place[:-1], place[-1] + 1
+        what = f"must have {size} elements, got {show(error['input'])}"
+        return Problem(document.origin(array), dotted(array), what)
     if kind == "missing":
         return Missing(origin, dotted(place), f"required key is missing{_described(record, place)}")
     if kind == "extra_forbidden":
@@ -188,11 +244,15 @@ def _problem(document: Document, place: KeyPath, error: Mapping[str, Any], recor
     context = error.get("ctx", {})
     if kind == "value_error":
         return Problem(origin, dotted(place), str(context["error"]))
-    what = _EXPECTED[kind].format(**context) if kind in _EXPECTED else error["msg"]
-    candidates = ()
-    if kind == "literal_error" and isinstance(error["input"], str):
+    what, candidates = _expected(error), ()
+    if kind in ("literal_error", "choices") and isinstance(error["input"], str):
         candidates = nearest(error["input"], re.findall("'(.*?)'", context["expected"]))
     return Problem(origin, dotted(place), f"{what}, got {show(error['input'])}", candidates)
+
+
+def _expected(error: Mapping[str, Any]) -> str:
+    kind = error["type"]
+    return _EXPECTED[kind].format(**error.get("ctx", {})) if kind in _EXPECTED else error["msg"]
 
 
 def _innermost(record: type[Section], place: KeyPath) -> type[Section]:
@@ -212,7 +272,7 @@ def _unknown_key(place: KeyPath, record: type[Section]) -> tuple[str, tuple[str,
     section, key = str(place[0]), str(place[-1])
     table = ".".join(map(str, place[:-1]))
     kinds = [kind for kind, other in REGISTRIES.get(section, {}).items() if key in other.model_fields]
-    if kinds:
+    if kinds and len(place) == 2:
         return f"unknown key here; it belongs to kind {' or '.join(map(show, kinds))}", ()
     near = (*nearest(key, record.model_fields), *_sections_with(key))
     if near:
@@ -246,10 +306,12 @@ def _unknown_sections(document: Document) -> Iterator[Problem]:
 
 
 def _findings(document: Document, sections: Mapping[str, Section]) -> Iterator[Problem]:
-    for name, record in sections.items():
+    tables: list[tuple[KeyPath, Section]] = [((name,), record) for name, record in sections.items()]
+    tables += [((*path, name), getattr(record, name)) for path, record in tables for name in record.tables()]
+    for path, record in tables:
         for finding in record.findings(sections):
             inner = tuple(int(part) if part.isdigit() else part for part in _KEY_PARTS.findall(finding.key))
-            place = (name, *inner)
+            place = (*path, *inner)
             candidates = _closest(finding, document, place)
             yield Problem(document.origin(place), dotted(place), finding.what, candidates)
 

@@ -12,7 +12,7 @@ from ..datasets.schema import declaration, labelled
 from ..engine.arrays import to_host
 from ..sae.metrics import Moments
 from .cost import Cost, network_flops, seconds_for
-from .inputs import aligned_samples, hyperslabs, trained
+from .inputs import aligned_samples, hyperslabs, projection_attributes, trained
 from .stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def run(context: Context) -> Streamed:
             "layer": np.asarray(layers, dtype=object),
             **labels,
         },
+        projection_attributes(psi.state),
     )
     return Streamed(dataset, {layer: (shapes[layer], np.float32) for layer in layers}, _pieces(context))
 
@@ -69,12 +70,13 @@ def _pieces(context: Context) -> Iterator[Piece]:
 
 
 def estimate(spec: Spec) -> Cost:
-    """One network call per sample and layer."""
+    """One network call per sample and layer, of copy 0 alone where the state is projected."""
     state = spec.state.build(spec.lattice.build())
     layers = len(spec.activations.layers)
     size = 4.0 * spec.samples.count * state.n_tokens * state.width * layers
     held = min(size, 4.0 * _PIECE_ELEMENTS) + spec.samples.count * state.n_sites
-    return Cost(seconds_for(network_flops(spec) * spec.samples.count * layers) + size / 2e8, size, 4 * held)
+    flops = network_flops(spec) / state.n_copies * spec.samples.count * layers
+    return Cost(seconds_for(flops) + size / 2e8, size, 4 * held)
 
 
 STAGE = Stage(

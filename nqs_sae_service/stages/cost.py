@@ -23,16 +23,17 @@ class Cost:
 
 
 def network_flops(spec: Spec, edited: Sequence[str] = ()) -> float:
-    """Arithmetic of one log psi, some layers of it ``edited``: every parameter multiplies once per token."""
+    """Arithmetic of one log psi, some layers of it ``edited``: every parameter multiplies once per token, in every copy."""
     state = spec.state.build(spec.lattice.build())
-    flops = 2.0 * state.n_parameters * state.n_tokens
+    flops = 2.0 * state.n_parameters * state.n_tokens * state.n_copies
     fast = state.dtype.name in state.fused_dtypes and set(edited) <= set(state.fused_layers)
     return flops * (1.0 if fast else _BRICKS_PENALTY)
 
 
 def flip_flops(spec: Spec) -> float:
     """Arithmetic of psi'/psi for a configuration that differs by a flip: a proposal, or a term of a local estimator."""
-    return spec.state.build(spec.lattice.build()).flip_flops or network_flops(spec)
+    state = spec.state.build(spec.lattice.build())
+    return state.n_copies * state.flip_flops if state.flip_flops else network_flops(spec)
 
 
 def seconds_for(flops: float) -> float:

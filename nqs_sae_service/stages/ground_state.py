@@ -12,14 +12,14 @@ import xarray as xr
 from ..datasets.schema import labelled
 from ..engine.arrays import to_host
 from ..engine.random import Stream
-from ..sampling import Metropolis, drift
+from ..sampling import drift, process_of
 from ..vmc.estimators import local_values
 from ..vmc.statistics import autocorrelation_time, mean_and_error, split_r_hat, v_score
 from ..vmc.training import HISTORIES, Trainer, Training
 from .cost import Cost, flip_flops, seconds_for
 from .inputs import economy_of
-from .starts import LOAD, START_FROM, check_start, start_of
 from .stage import Context, Stage
+from .starts import LOAD, START_FROM, check_start, start_of
 
 if TYPE_CHECKING:
     from ..spec import Spec
@@ -82,20 +82,20 @@ def _final_energy(
     """Energy with an honest error from samples that no step was taken on."""
     spec, state, ranks = context.spec, trainer.state, context.ranks
     psi = state.bind(training.parameters)
-    metropolis = Metropolis.of(
+    process = process_of(
         spec.sampling, trainer.lattice, spec.ground_state.seed, Stream.FINAL_ENERGY, economy_of(spec)
     )
-    chains = metropolis.start(psi, training.sigma, number=trainer.share.start)
+    chains = process.start(psi, training.sigma, number=trainer.share.start)
     tick(spec.ground_state.steps)
     for _ in range(spec.sampling.burn_in):
-        ranks.together(lambda: metropolis.sweep(psi, chains))
+        ranks.together(lambda: process.sweep(psi, chains))
         tick(spec.ground_state.steps)
     chains.clear_counters()
     energies, spins, seconds = [], [], 0.0
     for draw in range(spec.ground_state.final_samples // spec.sampling.chains):
         began = time.perf_counter()
         for _ in range(spec.sampling.sweeps):
-            ranks.together(lambda: metropolis.sweep(psi, chains))
+            ranks.together(lambda: process.sweep(psi, chains))
         seconds += time.perf_counter() - began
         (values,) = local_values(psi, [trainer.hamiltonian], chains.sigma, chains.log_psi, economy_of(spec))
         energies.append(to_host(values))

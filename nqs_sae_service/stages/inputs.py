@@ -11,7 +11,7 @@ import xarray as xr
 from ..engine.arrays import to_host
 from ..engine.economy import Economy
 from ..engine.ranks import ALONE, Ranks
-from ..states import Wavefunction
+from ..states import State, Wavefunction
 from ..states.fused import ALIGNMENT
 from .stage import Context
 
@@ -25,6 +25,17 @@ def trained(context: Context) -> Wavefunction:
     """The network of the spec with the parameters that ``ground_state`` found, on the device."""
     state = context.spec.state.build(context.spec.lattice.build())
     return state.bind(context.device.put(context.upstream["ground_state"]["parameters"].values))
+
+
+def projection_attributes(state: State) -> dict[str, int | str]:
+    """What a stage file says about a projected state: which copy was looked at, and which ones an edit changes."""
+    if state.symmetry is None:
+        return {}
+    return {
+        "projection_copies": state.n_copies,
+        "projection_copy": 0,
+        "edit_applies_to": "all copies",
+    }
 
 
 def born_samples(samples: xr.Dataset, complex_amplitude: bool) -> tuple[np.ndarray, np.ndarray]:

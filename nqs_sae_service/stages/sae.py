@@ -26,9 +26,9 @@ from ..sae.dictionary import Dictionary
 from ..sae.inputs import Held, Inputs
 from ..sae.metrics import density, explained_variance, mean_and_variance
 from ..sae.training import History, Training
-from ..sampling import Metropolis
+from ..sampling import process_of
 from .cost import Cost, seconds_for
-from .inputs import Rows, born_samples, computed, economy_of, recorded, trained
+from .inputs import Rows, born_samples, computed, economy_of, projection_attributes, recorded, trained
 from .stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -86,11 +86,11 @@ class _Workshop:
         reference = float(self.context.upstream["ground_state"].attrs["final_energy"])
         if exact is not None:
             reference = float(exact.expectations(exact.state)[0])
-        metropolis = Metropolis.of(
+        process = process_of(
             spec.sampling, lattice, self.record.seeds[0], Stream.RECONSTRUCTION, economy_of(spec)
         )
         sampling = FreshSampling(
-            metropolis, spec.sampling.chains, _BURN_IN, _DRAWS, 1, economy_of(spec), self.context.ranks
+            process, spec.sampling.chains, _BURN_IN, _DRAWS, 1, economy_of(spec), self.context.ranks
         )
         sigma, log_psi = born_samples(self.samples, self.psi.state.complex_amplitude)
         sigma, log_psi = sigma[self.chains["select"]], log_psi[self.chains["select"]]
@@ -269,6 +269,7 @@ class _Workshop:
             "k": int(getattr(self.record, "k", 0)),
             "input": self.record.input,
         }
+        attributes |= projection_attributes(self.psi.state)
         return labelled("sae", variables, coordinates, attributes)
 
 

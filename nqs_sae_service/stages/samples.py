@@ -10,9 +10,9 @@ import xarray as xr
 from ..datasets.schema import labelled
 from ..engine.arrays import to_host
 from ..engine.random import Stream
-from ..sampling import Metropolis
+from ..sampling import process_of
 from .cost import Cost, flip_flops, seconds_for
-from .inputs import economy_of, trained
+from .inputs import economy_of, projection_attributes, trained
 from .stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -25,21 +25,21 @@ def run(context: Context) -> xr.Dataset:
     """Let the chains of the training move on, thermalised as they are, then record ``count`` samples over all of them."""
     spec = context.spec
     psi = trained(context)
-    metropolis = Metropolis.of(
+    process = process_of(
         spec.sampling, spec.lattice.build(), spec.samples.seed, Stream.SAMPLES, economy_of(spec)
     )
     share, ranks = context.ranks.share(spec.sampling.chains), context.ranks
     start = context.device.put(context.upstream["ground_state"]["final_configuration"].values[share])
-    chains = metropolis.start(psi, start, number=share.start)
+    chains = process.start(psi, start, number=share.start)
     draws = spec.samples.count // spec.sampling.chains
     total = spec.sampling.burn_in + draws
     for sweep in range(spec.sampling.burn_in):
         context.tick(sweep, total, "thermalising")
-        ranks.together(lambda: metropolis.sweep(psi, chains))
+        ranks.together(lambda: process.sweep(psi, chains))
     sigma, log_psi = [], []
     for draw in range(draws):
         for _ in range(spec.samples.sweeps or spec.sampling.sweeps):
-            ranks.together(lambda: metropolis.sweep(psi, chains))
+            ranks.together(lambda: process.sweep(psi, chains))
         sigma.append(to_host(chains.sigma).copy())
         log_psi.append(to_host(chains.log_psi).copy())
         context.tick(spec.sampling.burn_in + draw + 1, total, "sampling")
@@ -56,6 +56,7 @@ def run(context: Context) -> xr.Dataset:
             "spin": np.arange(psi.state.n_sites),
             "split": ("chain", np.repeat(SPLITS, spec.samples.split_chains(n_chains))),
         },
+        projection_attributes(psi.state),
     )
 
 

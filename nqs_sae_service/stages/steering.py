@@ -20,11 +20,11 @@ from ..interpret.bench import ESTIMATORS, Bench, Slopes
 from ..interpret.directions import DIRECTIONS, Direction, FeatureDirection, JastrowDial, random_unit_vector
 from ..interpret.expectation import REWEIGHTING_CALL, Curve, FreshSampling
 from ..physics.hamiltonians import MAX_SITES_DIAGONALISED
-from ..physics.observables import make_observable
+from ..physics.observables import WITHOUT_MEAN, make_observable
 from ..sae.dictionary import Dictionary
-from ..sampling import Metropolis
+from ..sampling import process_of
 from .cost import Cost, network_flops, seconds_for
-from .inputs import born_samples, economy_of, trained
+from .inputs import born_samples, economy_of, projection_attributes, trained
 from .stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -40,21 +40,21 @@ def run(context: Context) -> xr.Dataset:
 
 
 def _bench(context: Context) -> Bench:
-    """The trained state with all observables but log psi (whose mean depends on the norm), the energy last."""
+    """The trained state with all observables that have a mean, the energy last."""
     spec, psi = context.spec, trained(context)
     lattice = spec.lattice.build()
     hamiltonian = spec.hamiltonian.build(lattice)
     chosen = [make_observable(name, lattice, hamiltonian) for name in spec.observables.names]
-    observables = [o for o in chosen if o.kind != "log_psi"]
+    observables = [o for o in chosen if o.kind not in WITHOUT_MEAN]
     samples = context.upstream["samples"]
     test = samples.isel(chain=np.flatnonzero(samples["split"].values == "test"))
     sigma, log_psi = born_samples(test, psi.state.complex_amplitude)
     chains, draws = log_psi.shape
     wanted = max(1, min(draws, spec.steering.samples // chains))
     kept = np.unique(np.linspace(0, draws - 1, wanted).round().astype(int))
-    metropolis = Metropolis.of(spec.sampling, lattice, spec.steering.seed, Stream.STEERING, economy_of(spec))
+    process = process_of(spec.sampling, lattice, spec.steering.seed, Stream.STEERING, economy_of(spec))
     fresh = FreshSampling(
-        metropolis,
+        process,
         spec.sampling.chains,
         spec.steering.burn_in,
         spec.steering.draws,
@@ -240,7 +240,10 @@ class _Programme:
             "observable": self.bench.names[:-1],
         }
         coordinates = {name: np.asarray(values, dtype=object) for name, values in labels.items()}
-        attributes = {"energy_budget": self.options.energy_budget}
+        attributes = {
+            "energy_budget": self.options.energy_budget,
+            **projection_attributes(self.bench.psi.state),
+        }
         return labelled("steering", variables, {**coordinates, "scale": self.scales}, attributes)
 
 

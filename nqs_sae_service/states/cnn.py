@@ -86,7 +86,7 @@ class Cnn(Ansatz):
         """What is recorded unless a spec says otherwise: the residual stream."""
         return self.residual_names()
 
-    def build(self, lattice: Lattice) -> State:
+    def network(self, lattice: Lattice) -> State:
         """The network on a lattice."""
         around = windows(lattice, self._kernel_extent(lattice.dimensions))
         return State(
@@ -101,6 +101,7 @@ class Cnn(Ansatz):
             initial=lambda name, shape, generator: _initial(name, shape, generator, self.blocks),
             fuse=_fuse,
             fused_layers=("embedding", *self.residual_names()),
+            invariances=lattice.translations() if lattice.periodic else None,
         )
 
 

@@ -56,6 +56,14 @@ class Walks(Fused, Protocol):
 
 
 @runtime_checkable
+class Draws(Fused, Protocol):
+    """A twin that draws independent configurations from |psi|^2."""
+
+    def draw(self, uniforms: Array) -> tuple[Array, Array]:
+        """Configurations (n, n_sites) int8 and their log psi (n,), from numbers (token, n) in (0, 1], a column for each."""
+
+
+@runtime_checkable
 class FlipRatios(Fused, Protocol):
     """A twin that knows how psi changes when some spins flip."""
 

@@ -58,7 +58,7 @@ class Jastrow(Ansatz):
         """What is recorded unless a spec says otherwise."""
         return self.layer_names()
 
-    def build(self, lattice: Lattice) -> State:
+    def network(self, lattice: Lattice) -> State:
         """The wave function on a lattice."""
         n, invariant = lattice.n_sites, self.translation_invariant
         invariant = lattice.periodic if invariant is None else invariant

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,11 +30,15 @@ _GELU_CUBIC = 0.044715
 
 @dataclass(frozen=True)
 class Brick:
-    """A map from the edges ``inputs`` to the edge ``output``; parameters are called ``<name>.<role>``."""
+    """A map from the edges ``inputs`` to the edge ``output``; parameters are called ``<name>.<role>``.
+
+    ``tokenwise``: the same map on every token, whose gradients are sums over tokens, however many there are.
+    """
 
     name: str
     inputs: tuple[str, ...]
     output: str
+    tokenwise: ClassVar[bool] = False
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every parameter, by full name."""
@@ -98,6 +102,7 @@ class Dense(Brick):
 
     fan_in: int
     fan_out: int
+    tokenwise = True
 
     def shapes(self):
         return {f"{self.name}.weight": (self.fan_in, self.fan_out), f"{self.name}.bias": (self.fan_out,)}
@@ -254,6 +259,7 @@ class LayerNorm(Brick):
     """y = gain (x - mean) / sqrt(var + 1e-6) + bias, over the channels of each token (Ba et al., arXiv:1607.06450)."""
 
     width: int
+    tokenwise = True
 
     def shapes(self):
         return {f"{self.name}.gain": (self.width,), f"{self.name}.bias": (self.width,)}
@@ -346,7 +352,7 @@ class _Heads(Brick):
 
     def split(self, x: Array) -> Array:
         """(..., token, width) -> (..., head, token, width / heads)."""
-        return x.reshape(*x.shape[:-1], self.heads, -1).swapaxes(-2, -3)
+        return x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads).swapaxes(-2, -3)
 
     def join(self, x: Array) -> Array:
         """Inverse of ``split``."""

@@ -63,8 +63,8 @@ class Rbm(Ansatz):
         """What is recorded unless a spec says otherwise."""
         return self.layer_names()
 
-    def build(self, lattice: Lattice) -> State:
-        """The network on a lattice."""
+    def network(self, lattice: Lattice) -> State:
+        """The bare network on a lattice."""
         if self.symmetric:
             return self._build_symmetric(lattice)
         return dense_state(lattice.n_sites, self.alpha * lattice.n_sites, np.dtype(self.precision))
@@ -85,6 +85,7 @@ class Rbm(Ansatz):
             fuse=_fuse_symmetric,
             fused_dtypes=("float32", "float64"),
             flip_flops=16.0 * filters * len(translations),
+            invariances=translations,
         )
 
 

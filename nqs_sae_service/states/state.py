@@ -8,7 +8,7 @@ A *layer* is an edge with a public name: ``embedding``, ``attention_1``, ``mlp_1
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
@@ -18,6 +18,7 @@ from ..engine.arrays import beside, namespace
 from ..engine.devices import rows_that_fit
 from .fused import Fused, Streams
 from .primitives import Brick
+from .projection import Projection, projected_twin
 
 Array = Any
 Edit = Callable[[Array], Array]
@@ -40,10 +41,14 @@ class LogPsi(Protocol):
 class State:
     """Shape of a network.
 
-    ``sites`` (token, spins per token) int64 cuts configurations into the first edge ``tokens``; ``bricks`` lead from there to the edge ``log_psi``. ``initial`` draws one parameter array from a NumPy generator. ``fuse`` makes
-    the fast twin, if there is one, for parameters of the ``fused_dtypes`` where they are; ``fused_layers`` are the layers
-    it can stop at. For forecasts: ``flip_flops`` of psi'/psi after one flip if that costs less than log psi,
-    ``gram_width`` numbers per row that T is made of if these are fewer than the parameters.
+    ``sites`` (token, spins per token) int64 cuts configurations into the first edge ``tokens``; ``bricks`` lead from there to
+    the edge ``log_psi``. ``initial`` draws one parameter array from a NumPy generator. ``fuse`` makes the fast twin, if there
+    is one, for parameters of the ``fused_dtypes`` where they are; ``fused_layers`` are the layers it can stop at. For
+    forecasts: ``flip_flops`` of psi'/psi after one flip if that costs less than log psi, ``gram_width`` numbers per row that
+    T is made of if these are fewer than the parameters.
+
+    ``invariances`` (m, n_sites): permutations of the sites under which the bare network does not change. With a ``symmetry``
+    the wave function is the projection of what the bricks compute.
     """
 
     n_sites: int
@@ -60,6 +65,18 @@ class State:
     fused_layers: tuple[str, ...] = ()
     flip_flops: float | None = None
     gram_width: int | None = None
+    invariances: np.ndarray | None = None
+    symmetry: Projection | None = None
+
+    @cached_property
+    def bare(self) -> State:
+        """The network without its projection."""
+        return self if self.symmetry is None else replace(self, symmetry=None)
+
+    @property
+    def n_copies(self) -> int:
+        """Evaluations of the network for one of psi."""
+        return 1 if self.symmetry is None else self.symmetry.n_copies
 
     def tokens(self, sigma: Array) -> Array:
         """Configurations (n, n_sites) int8 as the first edge (n, token, spins per token)."""
@@ -124,7 +141,10 @@ class State:
 
 @dataclass(frozen=True)
 class Tape:
-    """All edges of one forward pass and, after ``backward``, d log psi / d edge of each: the source of every derivative."""
+    """All edges of one forward pass and, after ``backward``, d log psi / d edge of each: the source of every derivative.
+
+    Of a projected state the edges have one row for every copy of a configuration, n n_copies of them, side by side.
+    """
 
     state: State
     weights: dict[str, Array]
@@ -136,7 +156,8 @@ class Tape:
     ) -> Tape:
         """Run the bricks on configurations (n, n_sites), changing the layers in ``edits`` on the way."""
         dtype = next(iter(weights.values())).dtype
-        edges = {"tokens": state.tokens(sigma).astype(dtype)}
+        rows = sigma if state.symmetry is None else state.symmetry.copies(sigma)
+        edges = {"tokens": state.tokens(rows).astype(dtype)}
         for brick in state.bricks:
             y = brick.forward(weights, *(edges[name] for name in brick.inputs))
             edges[brick.output] = edits[brick.output](y) if edits and brick.output in edits else y
@@ -145,18 +166,22 @@ class Tape:
     @property
     def log_psi(self) -> Array:
         """log psi (n,)."""
-        return self.edges["log_psi"]
+        symmetry, rows = self.state.symmetry, self.edges["log_psi"]
+        return rows if symmetry is None else symmetry.log_mean(rows)
 
     def backward(self, until: str | None = None, parts: bool = False) -> dict[str, Array]:
         """d log psi / d edge for every edge (or down to the edge ``until``), from one pass with cotangent 1.
 
+        Of a projected state the cotangent of a copy is its share.
         With ``parts`` complex deltas of edges (n, token, channel) come as real ones (2, n, token, channel), real part first:
         the bricks below then do real arithmetic on twice the rows.
         """
-        xp = namespace(self.log_psi)
+        rows, symmetry = self.edges["log_psi"], self.state.symmetry
+        xp = namespace(rows)
         real = next(iter(self.weights.values())).dtype
         dtype = np.result_type(real, np.complex64) if self.state.complex_amplitude else real
-        deltas = {"log_psi": xp.ones(len(self.log_psi), dtype=dtype)}
+        shares = xp.ones(len(rows)) if symmetry is None else symmetry.shares(rows)
+        deltas = {"log_psi": shares.astype(dtype)}
         for brick in reversed(self.state.bricks):
             if brick.output == until:
                 break
@@ -174,13 +199,33 @@ class Tape:
     def gradients(self, deltas: dict[str, Array], total: bool = False) -> Iterator[tuple[slice, Array]]:
         """Per-sample parameter gradients, array by array: (place in the flat vector, (n, size)); (size,) when summed."""
         for brick in self.state.bricks:
-            if not brick.shapes():
-                continue
-            x = tuple(self.edges[name] for name in brick.inputs)
-            gradients = brick.gradient(self.weights, x, deltas[brick.output], total)
-            for name in brick.shapes():
-                g = gradients[name]
+            for name, g in self.gradient(brick, deltas[brick.output], total).items():
                 yield self.state.layout[name][0], g.reshape(-1) if total else g.reshape(len(g), -1)
+
+    def gradient(self, brick: Brick, delta: Array, total: bool = False) -> dict[str, Array]:
+        """Parameter gradients of one brick: per sample (n, *shape), by parts (2, n, *shape), or summed (*shape).
+
+        The copies of a configuration are summed: where a brick treats every token alike they count as so many more tokens.
+        """
+        if not brick.shapes():
+            return {}
+        x, copies = tuple(self.edges[name] for name in brick.inputs), self.state.n_copies
+        if copies == 1 or total:
+            return brick.gradient(self.weights, x, delta, total)
+        parts = delta.shape[:-3]  # of a delta (n, token, channel) by parts
+        if brick.tokenwise:
+            x, delta = tuple(_more_tokens(edge, copies) for edge in x), _more_tokens(delta, copies)
+            return brick.gradient(self.weights, x, delta, total)
+        gradients = brick.gradient(self.weights, x, delta, total)
+        return {
+            name: g.reshape(*parts, -1, copies, *g.shape[len(parts) + 1 :]).sum(axis=len(parts) + 1)
+            for name, g in gradients.items()
+        }
+
+
+def _more_tokens(x: Array, copies: int) -> Array:
+    """(..., n copies, token, channel) as (..., n, copies token, channel)."""
+    return x.reshape(*x.shape[:-3], -1, copies * x.shape[-2], x.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -197,8 +242,15 @@ class Wavefunction:
         return self.state.unpack(self.parameters)
 
     @cached_property
+    def bare(self) -> Wavefunction:
+        """The network without its projection."""
+        return self if self.state.symmetry is None else replace(self, state=self.state.bare)
+
+    @cached_property
     def fused(self) -> Fused | None:
         """The fast twin, if these parameters have one."""
+        if self.state.symmetry is not None:
+            return projected_twin(self.bare.fused, self.state.symmetry)
         if self.plain or self.state.fuse is None:
             return None
         known = self.parameters.dtype.name in self.state.fused_dtypes
@@ -231,9 +283,12 @@ class Wavefunction:
 
     def pass_rows(self, rows: int) -> int:
         """Configurations in a pass of the bricks over ``rows`` of them."""
+        copies = self.state.n_copies
         if isinstance(self.parameters, np.ndarray):
-            return PASS
-        return rows_that_fit(self.state.tape_bytes, self.parameters, PASS_ON_DEVICE, rows)
+            return max(1, PASS // copies)
+        return max(
+            1, rows_that_fit(self.state.tape_bytes, self.parameters, PASS_ON_DEVICE, rows * copies) // copies
+        )
 
     def log_psi(self, sigma: Array) -> Array:
         """log psi (n,), float64 or complex128."""
@@ -241,19 +296,27 @@ class Wavefunction:
             return self.fused.log_psi(sigma)
         return self.passes(lambda s: self.tape(s).log_psi, sigma)
 
+    def over_copies(self, evaluate: Callable[[Wavefunction, Array], Array], sigma: Array) -> Array:
+        """log psi (n, ...) where ``evaluate`` gives that of the bare network, (rows, ...): its projection, if there is one."""
+        if self.state.symmetry is None:
+            return evaluate(self, sigma)
+        return self.state.symmetry.log_psi(lambda rows: evaluate(self.bare, rows), sigma)
+
     def stream_at(self, sigma: Array, layer: str) -> Array:
-        """Activations (n, token, width) of one layer."""
+        """Activations (n, token, width) of one layer; of a projected state those of copy 0, the configuration itself."""
         self.state.check_layer(layer)
+        if self.state.symmetry is not None:
+            return self.bare.stream_at(sigma, layer)
         if (streams := self._streams(layer)) is not None:
             return streams.stream_at(sigma, layer)
         return self.passes(lambda s: self.tape(s).edges[layer], sigma)
 
     def activations(self, sigma: Array, layers: Iterable[str]) -> dict[str, Array]:
-        """Activations (n, token, width) of several layers."""
+        """Activations (n, token, width) of several layers, see ``stream_at``."""
         return {layer: self.stream_at(sigma, layer) for layer in layers}
 
     def edited(self, layer: str, edit: Edit) -> EditedWavefunction:
-        """This wave function with the activations x of ``layer`` replaced by ``edit(x)``, x (n, token, width)."""
+        """This wave function with the activations x (n, token, width) of ``layer`` replaced by ``edit(x)``, in every copy."""
         self.state.check_layer(layer)
         return EditedWavefunction(self, layer, edit)
 
@@ -271,14 +334,36 @@ class Wavefunction:
         return streams.log_psi_from(layer, stream)
 
     def layer_gradient(self, sigma: Array, layer: str) -> Array:
-        """d log psi / d x for the activations of ``layer``: (n, token, width)."""
+        """d log psi / d x for the activations of ``layer`` of a bare network: (n, token, width)."""
         self.state.check_layer(layer)
+        assert self.state.symmetry is None, (
+            "a projected state has activations in every copy: see layer_tangent"
+        )
         return self.passes(lambda s: self.tape(s).backward(until=layer)[layer], sigma)
+
+    def layer_tangent(self, sigma: Array, layer: str, push: Callable[[Array], Array]) -> Array:
+        """d log psi / d a for activations x + a push(x) of ``layer``, in every copy: (n,), complex if psi is."""
+        symmetry, tangents = self.state.symmetry, []
+        if symmetry is None:
+            return _along(self, sigma, layer, push)
+        for copies, log_psi in symmetry.over_copies(self.bare.log_psi, sigma):
+            along = symmetry.shares(log_psi) * _along(self.bare, copies, layer, push)
+            tangents.append(along.reshape(-1, symmetry.n_copies).sum(axis=1))
+        return namespace(sigma).concatenate(tangents)
 
     def per_sample_gradients(self, sigma: Array) -> Array:
         """O (n, n_parameters) held whole: for tests and small systems."""
         tape = self.tape(sigma)
         return namespace(self.parameters).concatenate([g for _, g in tape.gradients(tape.backward())], axis=1)
+
+
+def _along(psi: Wavefunction, sigma: Array, layer: str, push: Callable[[Array], Array]) -> Array:
+    """d log psi / d a of a bare network for activations x + a push(x), pass by pass."""
+
+    def evaluate(s: Array) -> Array:
+        return (psi.layer_gradient(s, layer) * push(psi.stream_at(s, layer))).sum(axis=(1, 2))
+
+    return psi.passes(evaluate, sigma)
 
 
 @dataclass(frozen=True)
@@ -291,6 +376,9 @@ class EditedWavefunction:
 
     def log_psi(self, sigma: Array) -> Array:
         """log psi (n,) of the edited network."""
-        if self.psi.starts_at(self.layer):
-            return self.psi.log_psi_from(self.layer, self.edit(self.psi.stream_at(sigma, self.layer)))
-        return self.psi.passes(lambda s: self.psi.tape(s, {self.layer: self.edit}).log_psi, sigma)
+        return self.psi.over_copies(self._of_network, sigma)
+
+    def _of_network(self, psi: Wavefunction, sigma: Array) -> Array:
+        if psi.starts_at(self.layer):
+            return psi.log_psi_from(self.layer, self.edit(psi.stream_at(sigma, self.layer)))
+        return psi.passes(lambda s: psi.tape(s, {self.layer: self.edit}).log_psi, sigma)

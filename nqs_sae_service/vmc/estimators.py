@@ -36,13 +36,15 @@ def local_values(
 
     sigma (n, n_sites) int8, log_psi (n, ...) of the same wave function, or of a family of them along trailing axes;
     Calls of the network take ``economy.chunk`` configurations, rounded to a multiple of 64. Returns one array (n, ...) per
-    operator, float64, complex128 if psi is complex.
+    operator, float64, complex128 if psi or the operator is complex.
     """
     xp = namespace(sigma)
     flips, places = _shared_flips(operators)
     at_once = max(1, _GROUP // max(len(flips), 1) // ALIGNMENT) * ALIGNMENT
     values = [
-        append_axes(operator.diagonal(sigma), log_psi) + xp.zeros_like(log_psi) for operator in operators
+        append_axes(o.diagonal(sigma), log_psi)
+        + xp.zeros(log_psi.shape, np.result_type(log_psi.dtype, o.dtype))
+        for o in operators
     ]
     flips, places = xp.asarray(flips), [xp.asarray(place) for place in places]
     for start in range(0, len(sigma) if len(flips) else 0, at_once):
@@ -68,7 +70,8 @@ def measure(
 ) -> np.ndarray:
     """Value, or local estimator, of every observable on every configuration; operators share their network calls.
 
-    sigma (n, n_sites), log_psi (n, ...) -> (n, ..., observable), float64, complex128 if psi is complex.
+    sigma (n, n_sites), log_psi (n, ...) -> (n, ..., observable), float64, complex128 if psi or an operator is complex. Phases
+    are complex too, and still have the global phase of psi.
     """
     operators = [o.operator for o in observables if o.operator is not None]
     estimates = iter(local_values(psi, operators, sigma, log_psi, economy) if operators else [])
@@ -78,6 +81,8 @@ def measure(
             columns.append(next(estimates))
         elif o.kind == "log_psi":
             columns.append(o.values(log_psi))
+        elif o.kind == "phase":
+            columns.append(o.values(sigma, log_psi))
         else:
             columns.append(xp.broadcast_to(append_axes(o.values(sigma), log_psi), log_psi.shape))
     return xp.stack(columns, axis=-1)

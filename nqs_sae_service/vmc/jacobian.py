@@ -96,6 +96,9 @@ def _basis(x: np.ndarray, ranks: Ranks) -> np.ndarray | None:
 class TapeJacobian:
     """O-bar of configurations ``sigma`` (n, n_sites): rows of Re O-bar above those of Im O-bar when psi has a phase.
 
+    Of a projected state every column is kept, summed over the copies: rows n_parameters numbers, fewer than the inputs and
+    deltas of all copies.
+
     Memory: n token (fan_in + 2 fan_out) numbers per dense map; for T rows x 2048 x lanes (1 to 8, about 4096 / rows) for
     columns at work, as much for sums, T itself. Of several ranks each holds its own n samples and rows, and its share of T.
     """
@@ -103,7 +106,7 @@ class TapeJacobian:
     def __init__(self, psi: Wavefunction, sigma: np.ndarray, ranks: Ranks = ALONE):
         self.psi, self.n, self.ranks = with_fast_bricks(psi), len(sigma), ranks
         self.samples = int(ranks.sum(np.asarray([self.n]))[0])
-        self.groups = 2 if psi.state.complex_amplitude else 1
+        self.groups, self.copies = 2 if psi.state.complex_amplitude else 1, psi.state.n_copies
         self.dtype = psi.parameters.dtype
         self.inputs: dict[str, np.ndarray] = {}  # edge -> (n, token, fan_in)
         self.deltas: dict[str, np.ndarray] = {}  # edge -> (rows, token, fan_out)
@@ -256,7 +259,8 @@ class TapeJacobian:
         return (groups - mean).ravel() / math.sqrt(self.samples)
 
     def _dense(self) -> Iterator[Dense]:
-        return (brick for brick in self.psi.state.bricks if isinstance(brick, Dense))
+        """Dense maps whose inputs and deltas are kept, not their columns."""
+        return (brick for brick in self.psi.state.bricks if isinstance(brick, Dense) and self.copies == 1)
 
     def _places(self, brick: Dense) -> tuple[slice, slice]:
         layout = self.psi.state.layout
@@ -265,7 +269,8 @@ class TapeJacobian:
     def _record(self, sigma: np.ndarray) -> None:
         """Tapes of all samples, pass by pass; NumPy lets go of the interpreter inside, so passes run side by side."""
         self._pass(sigma[:1], slice(0, 1))  # every array is made, before passes share them
-        passes = (slice(start, min(start + PASS, self.n)) for start in range(0, self.n, PASS))
+        size = max(1, PASS // self.copies)
+        passes = (slice(start, min(start + size, self.n)) for start in range(0, self.n, size))
         with ThreadPoolExecutor(numba.get_num_threads()) as pool:
             list(pool.map(lambda here: self._pass(sigma[here], here), passes))
         centre_columns(self.narrow, self.n, self.samples, self.ranks)
@@ -276,7 +281,7 @@ class TapeJacobian:
         narrow: list[tuple[slice, np.ndarray]] = []
         for brick in self.psi.state.bricks:
             delta = deltas[brick.output]
-            if isinstance(brick, Dense):
+            if isinstance(brick, Dense) and self.copies == 1:
                 bias = self._keep_dense(brick, tape.edges[brick.inputs[0]], delta, here)
                 narrow += [] if bias is None else [bias]
             elif brick.shapes():
@@ -326,8 +331,6 @@ class TapeJacobian:
         return self._places(brick)[1], token_sums(delta)
 
     def _other(self, brick: Brick, tape, delta: np.ndarray) -> list[tuple[slice, np.ndarray]]:
-        x = tuple(tape.edges[name] for name in brick.inputs)
-        gradients = brick.gradient(tape.weights, x, delta, total=False)
         layout = self.psi.state.layout
-        grouped = ((name, self._grouped(g)) for name, g in gradients.items())
+        grouped = ((name, self._grouped(g)) for name, g in tape.gradient(brick, delta).items())
         return [(layout[name][0], g.reshape(self.groups, g.shape[1], -1)) for name, g in grouped]

@@ -130,8 +130,7 @@ class DeviceJacobian:
         for tape, deltas in self.passes:
             stop = start + len(tape.log_psi)
             for brick in bricks:
-                x = tuple(tape.edges[name] for name in brick.inputs)
-                for name, g in brick.gradient(tape.weights, x, deltas[brick.output], False).items():
+                for name, g in tape.gradient(brick, deltas[brick.output]).items():
                     place = layout[name][0]
                     columns = block[:, start:stop, place.start - first : place.stop - first]
                     columns[...] = self._grouped(g).reshape(columns.shape)

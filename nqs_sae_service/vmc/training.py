@@ -24,7 +24,7 @@ from ..engine.ranks import ALONE, Ranks
 from ..errors import NumericalError
 from ..physics.lattices import Lattice
 from ..physics.operators import Operator
-from ..sampling import Chains, Metropolis, drift
+from ..sampling import Chains, drift, process_of
 from ..states import State, Wavefunction
 from .estimators import local_values
 from .reconfiguration import natural_step
@@ -51,7 +51,8 @@ _DRIFT_LIMIT = 1e-2  # relative, of psi
 class Training:
     """State of a training after ``step`` steps; ``previous`` is the last update (SPRING), ``history`` one list per quantity.
 
-    The arrays live on the device that computes. ``sigma`` are the chains of this rank, everything else is the same on all.
+    The arrays live on the device that computes. ``sigma`` are the walkers of this rank's chains, everything else is the same
+    on all.
     """
 
     parameters: np.ndarray
@@ -106,7 +107,7 @@ class Trainer:
         self.state, self.lattice, self.hamiltonian = state, lattice, hamiltonian
         self.sampling, self.options, self.economy, self.device = sampling, options, economy, device
         self.ranks, self.share = ranks, ranks.share(sampling.chains)
-        self.metropolis = Metropolis.of(sampling, lattice, options.seed, Stream.TRAINING, economy)
+        self.process = process_of(sampling, lattice, options.seed, Stream.TRAINING, economy)
 
     def start(self, parameters: np.ndarray | None = None, sigma: np.ndarray | None = None) -> Training:
         """A training at its beginning, the chains thermalised.
@@ -116,19 +117,24 @@ class Trainer:
         if parameters is None:
             parameters = self.state.initial_parameters(self.options.seed)
         if sigma is None:
-            sigma = self.metropolis.random_chains(self.sampling.chains)
+            sigma = self.process.random_chains(self.sampling.chains)
         parameters = self.device.put(parameters)
-        psi = self.state.bind(parameters)
+        psi = self.state_at(0).bind(parameters)
         sigma = self.device.put(sigma[self.share])
-        chains = self.metropolis.start(psi, sigma, number=self.share.start)
+        chains = self.process.start(psi, sigma, number=self.share.start)
 
         def burn_in() -> None:
             for _ in range(self.sampling.burn_in):
-                self.metropolis.sweep(psi, chains)
+                self.process.sweep(psi, chains)
 
         self.ranks.together(burn_in)
         previous = self.device.put(np.zeros(self.state.n_parameters))
-        return Training(parameters, previous, chains.sigma, chains.sweeps)
+        return Training(parameters, previous, chains.walkers, chains.sweeps)
+
+    def state_at(self, step: int) -> State:
+        """The wave function that a step trains: without its projection before the step from which it is projected."""
+        symmetry = self.state.symmetry
+        return self.state.bare if symmetry is not None and step < symmetry.from_step else self.state
 
     def learning_rate(self, step: int) -> float:
         """Cosine decay from ``learning_rate`` to the share ``final_learning_rate`` of it."""
@@ -148,7 +154,7 @@ class Trainer:
     def advance(self, training: Training) -> None:
         """One step, in place. Raises NumericalError, leaving ``training`` as it was, when a number is not finite."""
         started = time.perf_counter()
-        psi = self.state.bind(training.parameters)
+        psi = self.state_at(training.step).bind(training.parameters)
         sigma, local, chains = self.ranks.together(lambda: self._measured(psi, training))
         energies = self.ranks.gather(to_host(local))
         accepted, proposed = self.ranks.sum(np.asarray([chains.accepted, chains.proposed]))
@@ -177,7 +183,7 @@ class Trainer:
             )
         training.parameters = parameters
         training.previous = update.direction
-        training.sigma, training.sweeps = chains.sigma, chains.sweeps
+        training.sigma, training.sweeps = chains.walkers, chains.sweeps
         training.step += 1
         values = (
             energies.real.mean(),
@@ -195,9 +201,13 @@ class Trainer:
 
     def _measured(self, psi: Wavefunction, training: Training) -> tuple[np.ndarray, np.ndarray, Chains]:
         """Samples (n, n_sites) of this rank's chains, moved on, their local energies (n,), and the chains."""
-        chains = self.metropolis.start(psi, training.sigma, training.sweeps, self.share.start)
+        chains = self.process.start(psi, training.sigma, training.sweeps, self.share.start)
+        if training.step and psi.state.symmetry is not None and training.step == psi.state.symmetry.from_step:
+            for _ in range(self.sampling.burn_in):  # the chains are samples of the bare network
+                self.process.sweep(psi, chains)
+            chains.clear_counters()
         draws = self.options.samples // self.sampling.chains
-        sigma, log_psi = self.metropolis.draws(psi, chains, draws, self.sampling.sweeps)
+        sigma, log_psi = self.process.draws(psi, chains, draws, self.sampling.sweeps)
         if training.step % _DRIFT_EVERY == 0:
             _refuse_drift(drift(psi, psi.reference, chains))
         sigma, log_psi = sigma.reshape(-1, self.state.n_sites), log_psi.reshape(-1)

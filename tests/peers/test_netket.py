@@ -13,53 +13,89 @@ import pytest
 
 from nqs_sae_service.physics.hamiltonians import HAMILTONIANS
 from nqs_sae_service.physics.lattices import LATTICES
+from nqs_sae_service.sampling.metropolis import random_configurations
+from nqs_sae_service.spec.sections import Sampling
 from nqs_sae_service.states import STATES
 from nqs_sae_service.vmc.estimators import local_values
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-peers" / "netket" / "bin" / "python"
-SITES, FIELD, SAMPLES = 40, 0.7, 32
+SAMPLES = 32
 
 pytestmark = [
     pytest.mark.peers,
     pytest.mark.skipif(not PYTHON.exists(), reason="NetKet is not installed: run `make bench-peers`"),
 ]
 
-NETWORKS = {
-    f"{attention}-{amplitude}": {
+RING = {
+    "lattice": {"kind": "chain", "length": 40},
+    "hamiltonian": {"kind": "tfim", "h": 0.7},
+    "sampling": {},
+}
+SQUARE = {
+    "lattice": {"kind": "square", "length": 6},
+    "hamiltonian": {"kind": "heisenberg", "J2": 0.5},
+    "sampling": {"magnetization": 0, "exchange_shells": 3},
+}
+ROTATED = {**SQUARE, "hamiltonian": {"kind": "heisenberg", "J": 1.5, "J2": 0.5, "marshall": True}}
+
+
+def transformer(patch, attention, amplitude, translation_invariant=False):
+    return {
         "kind": "transformer",
-        "patch": 4,
+        "patch": patch,
         "width": 32,
         "heads": 4,
         "layers": 2,
         "attention": attention,
         "amplitude": amplitude,
-        "translation_invariant": False,
+        "translation_invariant": translation_invariant,
     }
+
+
+WORKS = {
+    f"{attention}-{amplitude}": {**RING, "network": transformer(4, attention, amplitude)}
     for attention in ("positional", "full")
     for amplitude in ("complex", "positive")
 }
-NETWORKS["invariant"] = {**NETWORKS["positional-complex"], "translation_invariant": True}
-NETWORKS |= {"rbm": {"kind": "rbm", "alpha": 4}}
+WORKS |= {
+    "invariant": {**RING, "network": transformer(4, "positional", "complex", True)},
+    "rbm": {**RING, "network": {"kind": "rbm", "alpha": 4}},
+    "square": {**SQUARE, "network": transformer(2, "positional", "complex")},
+    "square-full": {**SQUARE, "network": transformer((3, 2), "full", "complex")},
+    # Patches and their grid are of unequal sides, so that no axis can be taken for another.
+    "square-invariant": {**ROTATED, "network": transformer((2, 3), "positional", "complex", True)},
+    "square-rbm": {**ROTATED, "network": {"kind": "rbm", "alpha": 2}},
+}
+
+
+def sections(name):
+    """The records of lattice and Hamiltonian, and the lattice."""
+    work = WORKS[name]
+    lattice = LATTICES[work["lattice"]["kind"]].model_validate(work["lattice"])
+    hamiltonian = HAMILTONIANS[work["hamiltonian"]["kind"]].model_validate(work["hamiltonian"])
+    return {"lattice": lattice, "hamiltonian": hamiltonian}, lattice.build()
 
 
 @cache
 def ours(name, precision):
     """The wave function with parameters away from their start, and configurations."""
-    record = STATES[NETWORKS[name]["kind"]].model_validate({**NETWORKS[name], "precision": precision})
-    state = record.build(LATTICES["chain"].model_validate({"kind": "chain", "length": SITES}).build())
+    network = WORKS[name]["network"]
+    _, lattice = sections(name)
+    state = STATES[network["kind"]].model_validate({**network, "precision": precision}).build(lattice)
     generator = np.random.default_rng(7)
     # float32 numbers, so that both precisions see the same weights; biases and gains are not left at 0 and 1
     parameters = (state.initial_parameters(3) + generator.normal(scale=0.05, size=state.n_parameters)).astype(
         np.float32
     )
-    sigma = np.where(generator.random((SAMPLES, SITES)) < 0.5, 1, -1).astype(np.int8)
+    random = generator.integers(2**32, size=(lattice.n_sites, SAMPLES), dtype=np.uint32)
+    sigma = random_configurations(random, WORKS[name]["sampling"].get("magnetization"))
     return state.bind(parameters.astype(precision)), sigma
 
 
 @pytest.fixture(scope="module")
 def netket(tmp_path_factory):
-    """``netket(network, precision)``: what NetKet makes of the parameters, evaluated once."""
+    """``netket(name, precision)``: what NetKet makes of the parameters, evaluated once."""
 
     @cache
     def evaluate(name, precision):
@@ -67,8 +103,7 @@ def netket(tmp_path_factory):
         psi, sigma = ours(name, precision)
         np.savez(
             folder / "in.npz",
-            network=json.dumps({**NETWORKS[name], "precision": precision}),
-            h=FIELD,
+            work=json.dumps({**WORKS[name], "network": {**WORKS[name]["network"], "precision": precision}}),
             sigma=sigma,
             **{f"parameter:{key}": array for key, array in psi.weights.items()},
         )
@@ -81,26 +116,22 @@ def netket(tmp_path_factory):
     return evaluate
 
 
-def local_energy(psi, sigma):
-    lattice = LATTICES["chain"].model_validate({"kind": "chain", "length": SITES}).build()
-    hamiltonian = HAMILTONIANS["tfim"].model_validate({"kind": "tfim", "h": FIELD}).build(lattice)
-    return local_values(psi, [hamiltonian], sigma, psi.log_psi(sigma))[0]
-
-
 # Relative tolerances of psi and of the local energies: rounding of sums over some 10^4 products.
 @pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-10), ("float32", 3e-5)])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", WORKS)
 def test_log_psi_and_local_energies_are_those_of_netket(netket, name, precision, tolerance):
     psi, sigma = ours(name, precision)
     theirs = netket(name, precision)
     assert np.ptp(theirs["log_psi"].real) > 0.05  # the network does depend on the configuration
     assert np.abs(np.expm1(psi.log_psi(sigma) - theirs["log_psi"])).max() < tolerance
+    records, lattice = sections(name)
+    (energies,) = local_values(psi, [records["hamiltonian"].build(lattice)], sigma, psi.log_psi(sigma))
     np.testing.assert_allclose(
-        local_energy(psi, sigma), theirs["local_energy"], rtol=tolerance, atol=SITES * tolerance
+        energies, theirs["local_energy"], rtol=tolerance, atol=lattice.n_sites * tolerance
     )
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", WORKS)
 def test_the_gram_matrix_of_the_log_derivatives_is_that_of_netket(netket, name):
     psi, sigma = ours(name, "float64")
     gradients = psi.per_sample_gradients(sigma)
@@ -108,4 +139,13 @@ def test_the_gram_matrix_of_the_log_derivatives_is_that_of_netket(netket, name):
     gram = (gradients.conj() @ gradients.T).real
     np.testing.assert_allclose(
         gram, netket(name, "float64")["gram"], rtol=1e-9, atol=1e-9 * np.abs(gram).max()
+    )
+
+
+def test_the_same_pairs_of_spins_are_exchanged(netket):
+    records, lattice = sections("square")
+    sampling = Sampling.model_validate(SQUARE["sampling"]).resolved(records)
+    expected = sampling.moves(lattice).pairs
+    np.testing.assert_array_equal(
+        netket("square", "float64")["pairs"], expected[np.lexsort(expected.T[::-1])]
     )

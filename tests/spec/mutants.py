@@ -77,6 +77,13 @@ WORDS = [
         '"transformer"',
         '"tfim"',
         '"chain"',
+        '"square"',
+        '"graph"',
+        '"kagome"',
+        '"heisenberg"',
+        "[4, 6]",
+        "[true, false]",
+        "[[0, 1], [1, 2], [2, 3]]",
         '"residual_1"',
         '"hidden"',
         '"head"',
@@ -165,7 +172,22 @@ def sources() -> list[str]:
     shipped = [path.read_text(encoding="utf-8") for path in sorted(SPECS.glob("*.toml"))]
     rbm = 'name = "rbm"\n[lattice]\nkind = "chain"\nlength = 8\n[hamiltonian]\nkind = "tfim"\nh = 1.0\n[state]\nkind = "rbm"\n'
     sweep = '[sweep.grid]\n"hamiltonian.h" = [0.5, 1]\n"sae.k" = [1, 2]\n[sweep.zip]\nseed = [1, 2]\n"state.width" = [16, 32]\n'
-    return [*shipped, starter("ring"), rbm, starter("swept") + sweep, starter("bare").replace("\n# ", "\n")]
+    planes = [
+        f'name = "{kind}"\n[lattice]\nkind = "{kind}"\nlengths = [4, 4]\nperiodic = [true, false]\n'
+        '[hamiltonian]\nkind = "heisenberg"\nJ2 = 0.5\n[state]\nkind = "rbm"\n'
+        for kind in ("rectangular", "triangular", "honeycomb", "kagome")
+    ]
+    graph = 'name = "graph"\n[lattice]\nkind = "graph"\nsites = 4\nedges = [[0, 1], [1, 2], [2, 3], [3, 0]]\n'
+    graph += '[hamiltonian]\nkind = "tfim"\nh = 1.0\n[state]\nkind = "rbm"\n'
+    return [
+        *shipped,
+        *planes,
+        graph,
+        starter("ring"),
+        rbm,
+        starter("swept") + sweep,
+        starter("bare").replace("\n# ", "\n"),
+    ]
 
 
 class Mutator:

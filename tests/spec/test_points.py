@@ -77,6 +77,26 @@ def test_records_are_frozen(folder):
     assert isinstance(spec, Spec)
 
 
+LATTICES = {
+    'kind = "square"\nlength = 4': 16,
+    'kind = "square"\nlength = 4\nperiodic = [true, false]': 16,
+    'kind = "rectangular"\nlengths = [4, 6]\nperiodic = false': 24,
+    'kind = "triangular"\nlengths = [4, 4]': 16,
+    'kind = "honeycomb"\nlengths = [2, 4]\nperiodic = [false, true]': 16,
+    'kind = "kagome"\nlengths = [2, 2]': 12,
+    'kind = "graph"\nsites = 4\nedges = [[0, 1], [1, 2], [2, 3], [3, 0]]': 4,
+}
+
+
+@pytest.mark.parametrize("lattice", LATTICES)
+def test_every_kind_of_lattice_loads_and_its_resolved_text_loads_back(folder, lattice):
+    text = f'name = "a"\n[lattice]\n{lattice}\n[hamiltonian]\nkind = "heisenberg"\n[state]\nkind = "rbm"\n'
+    (point,) = folder.load(text)
+    assert point.spec.lattice.build().n_sites == LATTICES[lattice]
+    assert folder.load(point.toml())[0].spec == point.spec
+    assert frozen_point(point.toml(), point.run, point.coordinates) == point
+
+
 # --- extends
 
 

@@ -37,7 +37,7 @@ threads = -1
     expected = [
         "name: a name is made of letters",
         'sead: unknown key (did you mean "seed"?)',
-        'lattice.kind: unknown kind "chian"; known: "chain" (did you mean "chain"?)',
+        'lattice.kind: unknown kind "chian"; known: "chain" or "square" or "rectangular" or "triangular" or "honeycomb" or "kagome" or "graph" (did you mean "chain"?)',
         "hamiltonian.h: must be a finite number, got nan",
         'state.pach: unknown key (did you mean "patch"?)',
         'state.width: must be an integer, got "32"',
@@ -55,6 +55,10 @@ threads = -1
     ("addition", "expected"),
     [
         ("[state]\npatch = 5", "spec.toml:9:1: state.patch: "),
+        ("[state]\npatch = [2, 0]", "spec.toml:9:13: state.patch[1]: must be at least 1, got 0"),
+        ("[state]\npatch = 'a'", 'state.patch: must be an integer or an array, got "a"'),
+        ("[sampling]\nmagnetization = 1.5", "sampling.magnetization: must be an integer or 'free', got 1.5"),
+        ("[sampling]\nmagnetization = 'fre'", 'got "fre" (did you mean "free"?)'),
         ("[state]\nheads = 5", "spec.toml:9:1: state.heads: "),
         ("[state]\npatch = -4", "spec.toml:9:1: state.patch: must be at least 1, got -4"),
         ("[sae]\nfeatures = 4\nk = 8", "sae.k: "),
@@ -202,3 +206,33 @@ def test_byte_order_mark_and_windows_line_ends_are_fine(folder):
     assert point.spec.name == "ring"
     lines = folder.problems(b"\xef\xbb\xbf" + (folder.minimal + "x = 1").replace("\n", "\r\n").encode())
     assert lines[0].startswith("spec.toml:8:1: hamiltonian.x: ")
+
+
+RECTANGLE = 'kind = "rectangular"\nlengths = [4, 6]\n'
+GRAPH = 'kind = "graph"\nsites = 4\n'
+
+
+@pytest.mark.parametrize(
+    ("lattice", "expected"),
+    [
+        ('kind = "rectangular"\nlengths = [4]', "3:1: lattice.lengths: must have 2 elements, got [4]"),
+        ('kind = "kagome"\nlengths = [4, 5, 6]', "3:1: lattice.lengths: must have at most 2 elements, got [4, 5, 6]"),
+        ('kind = "triangular"\nlengths = [4, 1]', "3:15: lattice.lengths[1]: must be at least 2, got 1"),
+        ('kind = "honeycomb"\nlengths = [60, 60]', "3:1: lattice.lengths: these are 7200 sites, at most 4096 are possible"),
+        ('kind = "square"\nlength = 65', "3:1: lattice.length: must be at most 64, got 65"),
+        ('kind = "chain"\nlength = 8\nperiodic = [true, false]', "4:1: lattice.periodic: must be true or false, got [true, false]"),
+        (RECTANGLE + "periodic = 3", "4:1: lattice.periodic: must be true or false or an array, got 3"),
+        (RECTANGLE + "periodic = [true]", "4:1: lattice.periodic: must have 2 elements, got [true]"),
+        (RECTANGLE + "periodic = [true, 0]", "4:19: lattice.periodic[1]: must be true or false, got 0"),
+        (GRAPH + "edges = []", "4:1: lattice.edges: must have at least 1 elements, got []"),
+        (GRAPH + "edges = [[0, 1], 1]", "4:18: lattice.edges[1]: must be an array, got 1"),
+        (GRAPH + "edges = [[0, 1], [1]]", "4:18: lattice.edges[1]: must have 2 elements, got [1]"),
+        (GRAPH + "edges = [[0, 1], [2, 2]]", "4:18: lattice.edges[1]: [2, 2] joins a site with itself"),
+        (GRAPH + "edges = [[0, 1], [1, 4]]", "4:18: lattice.edges[1]: [1, 4] is outside 0 ... 3"),
+        (GRAPH + "edges = [[0, 1], [1, 2], [1, 0]]", "4:1: lattice.edges: [2] = [1, 0] is the edge of [0] once more"),
+    ],
+)  # fmt: skip
+def test_bad_lattices(folder, lattice, expected):
+    text = f'[lattice]\n{lattice}\n[hamiltonian]\nkind = "tfim"\nh = 1\n[state]\nkind = "rbm"\n'
+    (line,) = folder.problems(text, sets=["name=bad"])
+    assert f"spec.toml:{expected}" in line

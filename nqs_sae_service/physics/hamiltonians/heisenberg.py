@@ -18,44 +18,11 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from ...engine.arrays import beside
 from ...spec.section import Finding, Section
+from ..exchange import SpinExchange
 from ..lattices import Lattice
-from ..operators import Operator
 from ..references import known_energy
 from . import Hamiltonian
-
-
-class SpinExchange(Operator):
-    """sum_p J_p [sign_p (S^x S^x + S^y S^y) + delta S^z S^z] over pairs p, minus sum_i field_i S^z_i; S = sigma / 2.
-
-    pairs (n_pairs, 2), strength (n_pairs,), sign (n_pairs,) in {-1, +1} of the exchange part, field (n_sites,).
-    """
-
-    def __init__(
-        self,
-        n_sites: int,
-        pairs: np.ndarray,
-        strength: np.ndarray,
-        delta: float = 1.0,
-        sign: np.ndarray | None = None,
-        field: np.ndarray | None = None,
-    ) -> None:
-        self.n_sites, self.flips = n_sites, np.asarray(pairs, np.int32)
-        self.along_z = delta * strength / 4
-        self.across = (strength if sign is None else sign * strength) / 2
-        self.field = None if field is None else field / 2
-
-    def diagonal(self, sigma: np.ndarray) -> np.ndarray:
-        value = self._products(sigma) @ beside(self.along_z, sigma)
-        return value if self.field is None else value - sigma @ beside(self.field, sigma)
-
-    def element(self, sigma: np.ndarray) -> np.ndarray:
-        return (self._products(sigma) < 0) * beside(self.across, sigma)
-
-    def _products(self, sigma: np.ndarray) -> np.ndarray:
-        pairs = beside(self.flips, sigma)
-        return sigma[:, pairs[:, 0]] * sigma[:, pairs[:, 1]]
 
 
 class Heisenberg(Hamiltonian):
@@ -106,15 +73,9 @@ class Heisenberg(Hamiltonian):
         """The operator on a lattice."""
         pairs, strength = self.couplings(lattice)
         field = np.full(lattice.n_sites, self.hz) if self.hz else None
-        sign = exchange_sign(lattice, pairs) if self.marshall else None
-        return SpinExchange(lattice.n_sites, pairs, strength, self.delta, sign, field)
+        rotated = lattice.sublattice == 1 if self.marshall else None
+        return SpinExchange(lattice.n_sites, pairs, strength, self.delta, rotated, field)
 
     def exact_energy(self, lattice: Lattice) -> float | None:
         """Total ground-state energy: by diagonalisation on up to 16 sites, else from the literature, else None."""
         return super().exact_energy(lattice) or known_energy(lattice, self)
-
-
-def exchange_sign(lattice: Lattice, pairs: np.ndarray) -> np.ndarray:
-    """Sign (n_pairs,) of the exchange of every pair after the Marshall rotation: -1 between the sublattices, +1 within one."""
-    colour = lattice.sublattice[pairs]
-    return np.where(colour[:, 0] != colour[:, 1], -1.0, 1.0)
