@@ -143,11 +143,10 @@ class Sampling(Section):
         zero = update.get("magnetization", self.magnetization) == 0
         if self.global_flip is None:
             update["global_flip"] = 0.05 if zero or not fixed else 0.0
-        global_flip = update.get("global_flip", self.global_flip)
         if self.stretch_flip is None:
             update["stretch_flip"] = 0.0 if fixed else 0.2
         if self.exchange is None and fixed:
-            update["exchange"] = 1.0 - global_flip
+            update["exchange"] = 1.0 - (update.get("global_flip", self.global_flip) or 0.0)
         return self.model_copy(update=update)
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
