@@ -186,8 +186,9 @@ class Channels(Brick):
 class Neighbours(Brick):
     """y_t = the channels of the tokens around t side by side: (n, token, width) -> (n, token, K width).
 
-    ``windows`` (token, K) int64: token windows[t, k] stands at place k around t; the number of tokens stands for a place
-    outside, where y is zero. No token is at the same place of two windows. With a ``Dense`` map behind it this is a convolution.
+    ``windows`` (token, K) int64: token windows[t, k] stands at place k around t; the number of tokens stands for a
+    place outside, where y is zero. No token is at the same place of two windows. With a ``Dense`` map behind it this is a
+    convolution.
     """
 
     windows: np.ndarray
