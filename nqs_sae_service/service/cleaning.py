@@ -72,7 +72,11 @@ def _needed(results: Path, queue: Queue, stages: Mapping[str, Stage]) -> Iterato
     points = [point for directory in directories for point in _points(directory)]
     waiting = [e for e in queue.entries() if e.state != "done" and e.results == results.absolute()]
     points += [point for entry in waiting if (point := queue.frozen(entry)) is not None]
-    for plan in make_plan(points, stages, results):
+    for point in points:
+        try:
+            (plan,) = make_plan([point], stages, results)
+        except UserError:  # what it starts from has gone: it cannot continue, and what it shows is kept below
+            continue
         for step in plan.steps:
             yield step.stage.name, step.key
     for directory in directories:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..datasets import Store, read_attributes
-from ..errors import UserError
+from ..errors import UserError, plain
 from ..spec.keys import canonical_json, stage_key
 from ..stages.stage import Cost, Stage
+from .sources import Source, find_sources, identified
 
 if TYPE_CHECKING:
     from ..spec import Point
@@ -26,7 +27,10 @@ STORE = ".store"
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of one point. ``wanted`` is False beyond ``--until``; ``runs`` tells whether it will be computed."""
+    """One stage of one point. ``wanted`` is False beyond ``--until``; ``runs`` tells whether it will be computed.
+
+    ``sources`` are the files besides the spec that it starts from, by their keys in the spec.
+    """
 
     stage: Stage
     key: str
@@ -36,6 +40,7 @@ class Step:
     forced: bool
     reason: str
     cost: Cost
+    sources: Mapping[str, Source] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ def make_plan(
     """Plan every point.
 
     ``stages`` maps names to stages, upstream ones first. ``until`` leaves out what none of those stages needs;
-    ``force`` names stages that are computed again with all that depends on them. Raises UserError for a name that is no stage.
+    ``force`` names stages that are computed again with all that depends on them. Raises UserError for a name that is no stage,
+    and for what a point would start from when it is missing, not finished, or does not fit.
     """
     for name in (*until, *force):
         _check_name(name, stages)
@@ -85,10 +91,12 @@ def _plan_point(
 ) -> PointPlan:
     """Plan one point; ``claimed`` maps the keys that earlier points compute to their runs, and is extended."""
     directory = results / point.run
+    sources = find_sources(point, results)
+    spec = identified(point.spec, sources)
     keys: dict[str, str] = {}
     steps = []
     for name, stage in stages.items():
-        read = {section: getattr(point.spec, section) for section in stage.reads}
+        read = {section: getattr(spec, section) for section in stage.reads}
         sections = canonical_json(read)
         key = stage_key(name, stage.version, read, {above: keys[above] for above in stage.upstream})
         keys[name] = key
@@ -104,12 +112,23 @@ def _plan_point(
             reason = "cached"
         else:
             reason = _why(directory / f"{name}.nc", stage, key, sections, store.checkpoint(name, key))
+        own = {place: sources[place] for place in stage.sources if place in sources}
         if runs:
             claimed[key] = point.run
-        steps.append(
-            Step(stage, key, sections, name in wanted, runs, again, reason, stage.estimate(point.spec))
-        )
+            _check_fit(point, stage, own)
+        cost = stage.estimate(point.spec)
+        steps.append(Step(stage, key, sections, name in wanted, runs, again, reason, cost, own))
     return PointPlan(point, directory, store, tuple(steps))
+
+
+def _check_fit(point: Point, stage: Stage, sources: Mapping[str, Source]) -> None:
+    """Raise UserError where what a stage starts from does not fit the spec."""
+    if not stage.check or not sources:
+        return
+    try:
+        stage.check(point.spec, {key: source.path for key, source in sources.items()})
+    except UserError as problem:
+        raise UserError(plain(f"{point.run}: {problem}")) from None
 
 
 def _why(present: Path, stage: Stage, key: str, sections: str, checkpoint: Path) -> str:

@@ -300,6 +300,10 @@ class _Run:
         checkpoint = store.checkpoint(name, step.key)
         began, start = time.monotonic(), now()
         files = {above: self._file(above) for above in step.stage.upstream}
+        for place, source in step.sources.items():
+            source.refuse_change(self.plan.point.run)
+            if source.stage_file:
+                files[place] = source.path
         errand = Errand(self.plan.point.run, step.stage, spec, files, self.plan.directory)
         with ExitStack() as stack:
             upstream = {above: stack.enter_context(read_stage(file)) for above, file in files.items()}

@@ -24,7 +24,8 @@ from .runner import run_plans
 _CHAINS = 16
 _MOST_FEATURES = 2**16  # beyond these only the running time grows
 _VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
-    "transformer": ({}, {"attention": "positional", "amplitude": "complex"})
+    "transformer": ({}, {"attention": "positional", "amplitude": "complex"}),
+    "rbm": ({}, {"symmetric": True}),
 }
 _LENGTHS = (16, 20)  # with and without sums over all configurations
 
@@ -63,7 +64,13 @@ def reduced(point: Point, number: int) -> Point:
     spec, sae = point.spec, point.spec.sae
     changes: dict[str, dict[str, Any]] = {
         "sampling": {"chains": _CHAINS, "burn_in": 1, "sweeps": 1},
-        "ground_state": {"steps": 2, "samples": 2 * _CHAINS, "final_samples": 4 * _CHAINS},
+        "state": {"load": None},
+        "ground_state": {
+            "start_from": None,
+            "steps": 2,
+            "samples": 2 * _CHAINS,
+            "final_samples": 4 * _CHAINS,
+        },
         "samples": {"count": 8 * _CHAINS, "sweeps": 1, "split": (0.5, 0.25, 0.25)},
         "sae": {
             "features": min(sae.features, _MOST_FEATURES),

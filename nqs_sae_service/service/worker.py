@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -27,6 +28,7 @@ from .plan import PointPlan, make_plan
 from .queue import Entry, Queue
 from .runner import Locked, Postponed, draw, plainly, run_point
 from .slots import Slots, gpus
+from .sources import Unfinished
 from .stop import EXIT_AGAIN, FAILED, StopRequest, deadline_in
 
 if TYPE_CHECKING:
@@ -195,7 +197,10 @@ class _Worker:
         return None
 
     def _planned(self, entry: Entry) -> PointPlan | None:
-        """The plan of a run, None when it has gone; a run that this version cannot plan fails with the reason."""
+        """The plan of a run, None when it has gone or starts from one that has yet to run.
+
+        A run that this version cannot plan fails with the reason.
+        """
         if entry.id not in self._plans:
             try:
                 point = self.queue.frozen(entry)
@@ -203,6 +208,10 @@ class _Worker:
                     return None
                 (self._plans[entry.id],) = make_plan([point], self.stages, entry.results)
             except UserError as problem:
+                if isinstance(problem, Unfinished) and (state := self._state_of(problem.directory)):
+                    if state != "queued":
+                        self._resting[entry.id] = time.monotonic() + _REST
+                    return None
                 with self.queue.taken(entry) as mine:
                     if mine:
                         logger.error("{}", problem)
@@ -210,6 +219,14 @@ class _Worker:
                         self.code = FAILED
                 return None
         return self._plans[entry.id]
+
+    def _state_of(self, directory: Path) -> str | None:
+        """The state of the run of a directory while it is in the queue and has not ended."""
+        alive = self.queue.entries("queued", "running", "cancelling")
+        states = [
+            entry.state for entry in alive if os.path.abspath(entry.directory) == os.path.abspath(directory)
+        ]
+        return states[0] if states else None
 
     def _fits(self, spec: Spec) -> bool:
         """A worker that found every GPU taken does only what needs none."""

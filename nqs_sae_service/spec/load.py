@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from ..errors import UserError
 from .document import Document, Setting, read_document, read_setting
+from .files import anchored
 from .problems import KeyPath, Problem, SpecError
 from .root import REGISTRIES, Spec
 from .sweep import expand, label
@@ -59,9 +60,10 @@ def load_spec(path: str | os.PathLike[str], sets: Iterable[str] = ()) -> list[Po
     expansion = expand(document, settings)
     complete = complete and not expansion.problems
     memory: Memory = {}
-    results = [validate(point, complete, memory) for point in expansion.documents]
+    documents = [anchored(point) for point in expansion.documents]
+    results = [validate(point, complete, memory) for point in documents]
     problems += expansion.problems
-    problems += _common(expansion.documents, expansion.targets, [found for _, found in results])
+    problems += _common(documents, expansion.targets, [found for _, found in results])
     if problems:
         raise SpecError(problems)
     points = [_point(spec, expansion.targets) for spec, _ in results if spec is not None]

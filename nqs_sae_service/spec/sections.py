@@ -33,8 +33,14 @@ _SPLIT_NAMES = ("train", "select", "test")
 
 
 class Sampling(Section):
-    """Metropolis sampling of |psi|^2 with many chains: flips of single spins, of stretches of spins, and of all of them."""
+    """Draws from |psi|^2 by many chains: Metropolis flips and exchanges, with or without tempering, or exact draws."""
 
+    method: Literal["metropolis", "direct", "exact"] | None = Field(
+        None,
+        description="Metropolis moves; independent samples of a state that is a product of conditionals (edited states: always "
+        "Metropolis); or of any |psi|^2 summed in full, up to 20 sites. Default: direct where the state allows it, else metropolis",
+        json_schema_extra={"neutral": True},
+    )
     chains: int = Field(1024, ge=1, le=2**20, description="Markov chains that run side by side")
     sweeps: int = Field(
         1,
@@ -58,15 +64,16 @@ class Sampling(Section):
     )
     magnetization: int | Literal["free"] | None = Field(
         None,
-        description="sum of all sigma^z, held fixed by exchange moves, or free; default: the smallest one where the Hamiltonian "
-        "conserves it, else free",
+        description="sum of all sigma^z, held fixed by exchange moves, or free; default: the smallest one where "
+        "the Hamiltonian conserves it, else free",
         json_schema_extra={"neutral": True},
     )
     exchange: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="share of proposals that exchange two unequal spins; default: all that is left at fixed magnetization, else 0",
+        description="share of proposals that exchange the spins of two sites; default: all that is left at fixed "
+        "magnetization, else 0",
         json_schema_extra={"neutral": True},
     )
     exchange_shells: int = Field(
@@ -76,12 +83,38 @@ class Sampling(Section):
         description="spins are exchanged between neighbours up to this shell",
         json_schema_extra={"neutral": True},
     )
+    replicas: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="walkers per chain for parallel tempering; the first one samples |psi|^2 and alone is recorded",
+        json_schema_extra={"neutral": True},
+    )
+    hottest: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="the last walker of a chain samples |psi|^(2 hottest), those between follow a geometric ladder",
+        json_schema_extra={"neutral": True},
+    )
     burn_in: int = Field(20, ge=0, le=1_000_000, description="sweeps before the first recorded sample")
 
     @property
     def fixed_magnetization(self) -> int | None:
         """The conserved sum of all sigma^z, None where it is free."""
         return self.magnetization if isinstance(self.magnetization, int) else None
+
+    def evaluations(self, n_sites: int) -> int:
+        """Network calls of a sweep of one chain."""
+        return 0 if self.method == "exact" else n_sites * self.replicas
+
+    def listed(self, n_sites: int) -> int:
+        """Network calls before the first sweep of a psi: all configurations that are summed."""
+        if self.method != "exact":
+            return 0
+        if self.fixed_magnetization is None:
+            return 2**n_sites
+        return math.comb(n_sites, (n_sites + self.fixed_magnetization) // 2)
 
     def moves(self, lattice: Lattice) -> Moves:
         """What is proposed on a lattice."""
@@ -97,27 +130,70 @@ class Sampling(Section):
         hamiltonian: Any = sections.get("hamiltonian")
         lattice: Any = sections.get("lattice")
         update: dict[str, Any] = {}
-        if self.magnetization is None and hamiltonian is not None and lattice is not None:
-            if hamiltonian.conserves_magnetization:
-                update["magnetization"] = lattice.build().n_sites % 2
+        if self.method is None and self.replicas == 1 and _drawn_directly(sections):
+            update["method"] = "direct"
+        independent = update.get("method", self.method) in ("direct", "exact")
+        if independent and "burn_in" not in self.model_fields_set:
+            update["burn_in"] = 0
+        known = hamiltonian is not None and lattice is not None
+        if self.magnetization is None and known and hamiltonian.conserves_magnetization:
+            update["magnetization"] = lattice.build().n_sites % 2
         fixed = isinstance(update.get("magnetization", self.magnetization), int)
         zero = update.get("magnetization", self.magnetization) == 0
         if self.global_flip is None:
             update["global_flip"] = 0.05 if zero or not fixed else 0.0
+        global_flip = update.get("global_flip", self.global_flip)
         if self.stretch_flip is None:
             update["stretch_flip"] = 0.0 if fixed else 0.2
         if self.exchange is None and fixed:
-            update["exchange"] = 1.0 - (update.get("global_flip", self.global_flip) or 0.0)
+            update["exchange"] = 1.0 - global_flip
         return self.model_copy(update=update)
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
+        if self.method == "direct" and "state" in sections and not _drawn_directly(sections):
+            state: Any = sections["state"]
+            projected = ", projected," if state.symmetry.wanted else ""
+            what = f'a state of kind "{state.kind}"{projected} is no product of conditionals'
+            yield Finding("method", f'{what}: leave it out, or set it to "metropolis"')
         shares = [share or 0.0 for share in (self.global_flip, self.stretch_flip, self.exchange)]
         if sum(shares) > 1 + 1e-12:
             what = "global_flip, stretch_flip and exchange are shares of the proposals: together at most 1"
             yield Finding("stretch_flip", what)
-        fixed, lattice = self.fixed_magnetization, sections.get("lattice")
-        if fixed is None:
-            return
+        lattice: Any = sections.get("lattice")
+        if self.method in ("direct", "exact") and self.replicas > 1:
+            yield Finding("replicas", "independent draws need no tempering: leave it out or set it to 1")
+        if self.method == "exact" and lattice is not None:
+            yield from self._exact_findings(lattice.build().n_sites)
+        if self.fixed_magnetization is None:
+            yield from self._free_findings(shares)
+        else:
+            yield from self._fixed_findings(self.fixed_magnetization, shares, sections)
+
+    def _exact_findings(self, n_sites: int) -> Iterator[Finding]:
+        from ..sampling.exact import MAX_SITES_LISTED
+
+        if n_sites > MAX_SITES_LISTED:
+            what = (
+                f"exact draws list all configurations, of at most {MAX_SITES_LISTED} sites, not of {n_sites}"
+            )
+            yield Finding("method", f'{what}: set it to "metropolis"')
+
+    def _free_findings(self, shares: list[float]) -> Iterator[Finding]:
+        global_flip, stretch_flip, exchange = shares
+        if exchange and not stretch_flip and math.isclose(global_flip + exchange, 1.0):
+            what = "exchanges alone never change the magnetization: lower it, or fix sampling.magnetization"
+            yield Finding("exchange", what)
+
+    def _fixed_findings(
+        self, fixed: int, shares: list[float], sections: Mapping[str, Section]
+    ) -> Iterator[Finding]:
+        hamiltonian: Any = sections.get("hamiltonian")
+        lattice: Any = sections.get("lattice")
+        if hamiltonian is not None and not hamiltonian.conserves_magnetization:
+            yield Finding(
+                "magnetization",
+                'this Hamiltonian does not conserve it: leave it out or set it to "free"',
+            )
         if self.stretch_flip:
             yield Finding(
                 "stretch_flip",
@@ -134,18 +210,36 @@ class Sampling(Section):
                 "at fixed magnetization single spins cannot be flipped: global_flip + exchange must be 1",
             )
         if lattice is not None:
-            n_sites = lattice.build().n_sites  # type: ignore[attr-defined]
+            n_sites = lattice.build().n_sites
             if abs(fixed) >= n_sites or (n_sites + fixed) % 2:
                 yield Finding(
                     "magnetization", f"{n_sites} spins cannot have a sum of {fixed} and still exchange"
                 )
 
 
+def _drawn_directly(sections: Mapping[str, Section]) -> bool:
+    """Whether the state is a product of conditional probabilities."""
+    return getattr(sections.get("state"), "drawn_directly", False)
+
+
 class GroundState(Section):
     """Variational Monte Carlo by stochastic reconfiguration (minSR), with the momentum of SPRING."""
 
     seed: StageSeed = DEFAULT_SEED
-    steps: int = Field(300, ge=1, le=1_000_000, description="optimisation steps")
+    start_from: str | None = Field(
+        None,
+        min_length=1,
+        description="begin with the parameters, and where they fit the chains, of another run: the name of one in the same "
+        "results, or a path, relative to the spec, to a run (./x, ../x, /x) or a ground_state.nc; onto a larger lattice where "
+        "the network allows",
+        json_schema_extra={"neutral": True},
+    )
+    steps: int = Field(
+        300,
+        ge=0,
+        le=1_000_000,
+        description="optimisation steps; 0 leaves a network of start_from or state.load as it is",
+    )
     samples: int = Field(
         1024, ge=2, le=2**16, description="Born samples per step; a multiple of sampling.chains"
     )
@@ -176,6 +270,16 @@ class GroundState(Section):
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
         yield from _multiple_of_chains("samples", self.samples, sections)
         yield from _multiple_of_chains("final_samples", self.final_samples, sections)
+        state: Any = sections.get("state")
+        if state is None:
+            return
+        if self.start_from and state.load:
+            yield Finding("start_from", "a training has one start: leave out start_from or state.load")
+        if not self.steps and not self.start_from and not state.load:
+            yield Finding(
+                "steps",
+                "without a step the network stays random: at least 1, or name a trained one in start_from or state.load",
+            )
 
 
 class Samples(Section):

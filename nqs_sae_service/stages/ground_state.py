@@ -19,6 +19,7 @@ from ..vmc.training import HISTORIES, Trainer, Training
 from .cost import Cost, flip_flops, seconds_for
 from .inputs import economy_of
 from .stage import Context, Stage
+from .starts import LOAD, START_FROM, check_start, start_of
 
 if TYPE_CHECKING:
     from ..spec import Spec
@@ -39,8 +40,13 @@ def run(context: Context) -> xr.Dataset:
         context.ranks,
     )
     exact = spec.hamiltonian.exact_energy(lattice)
+    parameters, chains = start_of(spec, trainer.state, context.upstream.get(START_FROM))
     saved = context.restore()
-    training = Training.from_arrays(saved, context.device, context.ranks) if saved else trainer.start()
+    training = (
+        Training.from_arrays(saved, context.device, context.ranks)
+        if saved
+        else trainer.start(parameters, chains)
+    )
 
     def state() -> dict[str, np.ndarray]:
         return training.arrays(context.ranks)
@@ -57,7 +63,7 @@ def run(context: Context) -> xr.Dataset:
     variables = {name: np.asarray(training.history[name]) for name in HISTORIES}
     variables["step_bounded"] = variables["step_bounded"].astype(np.int8)
     variables["parameters"] = to_host(training.parameters)
-    variables["initial_parameters"] = trainer.state.initial_parameters(spec.ground_state.seed)
+    variables["initial_parameters"] = parameters
     for name in ("mean_configuration", "final_configuration"):
         variables[name] = final.pop(name)
     return labelled("ground_state", variables, {}, final)
@@ -124,11 +130,11 @@ def estimate(spec: Spec) -> Cost:
     state = spec.state.build(lattice)
     options, n = spec.ground_state, state.n_sites
     draws = options.samples // spec.sampling.chains
-    calls = options.steps * options.samples * n * (spec.sampling.sweeps + 1)
-    calls += (
-        options.final_samples * n * (spec.sampling.sweeps + 1)
-        + 2 * spec.sampling.burn_in * spec.sampling.chains * n
-    )
+    sampling = spec.sampling
+    each = sampling.sweeps * sampling.evaluations(n) + n  # of a sample: the chains, the local energy
+    calls = (options.steps * options.samples + options.final_samples) * each
+    calls += 2 * sampling.burn_in * sampling.chains * sampling.evaluations(n)
+    calls += (options.steps + 2) * sampling.listed(n)
     rows = options.samples * (2 if state.complex_amplitude else 1)
     gram = options.steps * (
         rows * rows * (state.gram_width or state.n_parameters) + rows**3 / 3 + draws * 3e7
@@ -150,4 +156,6 @@ STAGE = Stage(
     run=run,
     estimate=estimate,
     distributed=True,
+    sources=(START_FROM, LOAD),
+    check=check_start,
 )

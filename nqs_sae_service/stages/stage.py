@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 from .cost import Cost
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import xarray as xr
 
@@ -57,7 +59,9 @@ class Context(Protocol):
 class Stage:
     """A link of the chain. ``version`` is bumped whenever the stage's numbers change: it is part of the key.
 
-    A ``distributed`` stage is run by all processes of a run at once; rank 0 runs the others alone.
+    A ``distributed`` stage is run by all processes of a run at once; rank 0 runs the others alone. ``sources`` are the keys
+    of the spec that name files it starts from: what is in these files enters its key, and ``check`` raises UserError, before
+    anything runs, where they do not fit the spec. A stage file among them is upstream by the key that names it.
     """
 
     name: str
@@ -67,6 +71,8 @@ class Stage:
     run: Callable[[Context], xr.Dataset | Streamed]
     estimate: Callable[[Spec], Cost]
     distributed: bool = False
+    sources: tuple[str, ...] = ()
+    check: Callable[[Spec, Mapping[str, Path]], None] | None = None
 
 
 __all__ = ["Context", "Cost", "Stage"]

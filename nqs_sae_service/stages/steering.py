@@ -255,8 +255,10 @@ def estimate(spec: Spec) -> Cost:
     points = len(options.layers) * len(options.targets) * len(options.scales)
     curves = points * len(DIRECTIONS) * options.samples * connected
     fresh = spec.sampling.chains * (
-        n * (options.burn_in + options.draws * spec.sampling.sweeps) + options.draws * connected
+        spec.sampling.evaluations(n) * (options.burn_in + options.draws * spec.sampling.sweeps)
+        + options.draws * connected
     )
+    fresh += spec.sampling.listed(n)
     fresh *= points * (len(DIRECTIONS) if options.resample_controls else 1)
     exact = points * len(DIRECTIONS) * 2**n if n <= MAX_SITES_DIAGONALISED else 0
     size = 8.0 * points * len(DIRECTIONS) * len(ESTIMATORS) * (2 * len(spec.observables.names) + 8)

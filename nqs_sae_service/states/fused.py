@@ -56,6 +56,14 @@ class Walks(Fused, Protocol):
 
 
 @runtime_checkable
+class Draws(Fused, Protocol):
+    """A twin that draws independent configurations from |psi|^2."""
+
+    def draw(self, uniforms: Array) -> tuple[Array, Array]:
+        """Configurations (n, n_sites) int8 and their log psi (n,), from numbers (token, n) in (0, 1], a column for each."""
+
+
+@runtime_checkable
 class FlipRatios(Fused, Protocol):
     """A twin that knows how psi changes when some spins flip."""
 
@@ -110,6 +118,14 @@ class Factorised(Jacobian, Protocol):
     @property
     def product_operations(self) -> float:
         """FLOPs of one product and one transposed product together."""
+
+
+@runtime_checkable
+class SolvesItself(Jacobian, Protocol):
+    """O-bar with so few columns that the system of minSR is solved in their space."""
+
+    def solve(self, shift: float, rhs: Array) -> Array | None:
+        """y (rows,) with (T + shift I) y = rhs, the rows of this rank; None where T is the smaller matrix."""
 
 
 @runtime_checkable

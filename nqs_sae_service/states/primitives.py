@@ -12,9 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
-from ..engine.arrays import namespace
+import numpy as np
+
+from ..engine.arrays import beside, namespace
+from .displacements import embedded
 
 Array = Any
 Weights = Mapping[str, Array]
@@ -51,6 +55,13 @@ class Brick:
     def gradient(self, w: Weights, x: tuple[Array, ...], delta: Array, total: bool) -> dict[str, Array]:
         """Parameter gradients: per sample (n, *shape), or summed over samples (*shape) when ``total``."""
         return {}
+
+    def carried(self, source: Brick, w: Weights) -> Weights:
+        """Parameters from those ``w`` of the brick of this name in another network: copied, but for those of a larger lattice.
+
+        What does not fit in shape is left as it is, and refused later.
+        """
+        return {name: w[name] for name in self.shapes() if name in w}
 
 
 def real_times(a: Array, b: Array) -> Array:
@@ -112,6 +123,25 @@ class Dense(Brick):
 
 
 @dataclass(frozen=True)
+class Filters(Dense):
+    """A ``Dense`` map whose inputs are the ``basis`` spins of every cell of a periodic ``grid``, seen from one of the cells.
+
+    On a larger lattice the filters see as much as before, and nothing beyond.
+    """
+
+    grid: tuple[int, ...]
+    basis: int
+
+    def carried(self, source, w):
+        copied = dict(super().carried(source, w))
+        old, name = getattr(source, "grid", ()), f"{self.name}.weight"
+        if old != self.grid and _contains(self.grid, old) and self.basis == source.basis:
+            cells = copied[name].reshape(math.prod(old), -1)
+            copied[name] = embedded(cells.T, old, self.grid, nearest=False).T.reshape(self.fan_in, -1)
+        return copied
+
+
+@dataclass(frozen=True)
 class ComplexLinear(Brick):
     """y = sum over tokens and channels of x (u + i v), with u, v (width,): a term of log psi, (n, token, width) -> (n,)."""
 
@@ -150,6 +180,52 @@ class Channels(Brick):
         whole = namespace(delta).zeros((*delta.shape[:-1], x[0].shape[-1]), delta.dtype)
         whole[..., self.first : self.last] = delta
         return (whole,)
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours(Brick):
+    """y_t = the channels of the tokens around t side by side: (n, token, width) -> (n, token, K width).
+
+    ``windows`` (token, K) int64: token windows[t, k] stands at place k around t; the number of tokens stands for a place outside,
+    where y is zero. No token is at the same place of two windows. With a ``Dense`` map behind it this is a convolution.
+    """
+
+    windows: np.ndarray
+    width: int
+
+    @property
+    def fan_out(self) -> int:
+        """Channels of y."""
+        return self.windows.shape[1] * self.width
+
+    @cached_property
+    def outside(self) -> bool:
+        """Whether some window reaches beyond the lattice."""
+        return bool((self.windows == len(self.windows)).any())
+
+    @cached_property
+    def _owners(self) -> np.ndarray:
+        """The token t with windows[t, k] = s, or the number of tokens if there is none: (s, K)."""
+        tokens, places = self.windows.shape
+        owners = np.full((tokens + 1, places), tokens)
+        np.put_along_axis(owners, self.windows, np.arange(tokens)[:, None], axis=0)
+        return owners[:tokens]
+
+    def _padded(self, x):
+        """x (..., token, channel) with a zero token behind the last one, if a window needs it."""
+        if not self.outside:
+            return x
+        xp = namespace(x)
+        return xp.concatenate([x, xp.zeros_like(x[..., :1, :])], axis=-2)
+
+    def forward(self, w, x):
+        y = self._padded(x)[..., beside(self.windows, x), :]
+        return y.reshape(*x.shape[:-1], self.fan_out)
+
+    def backward(self, w, x, y, delta):
+        parts = self._padded(delta).reshape(*delta.shape[:-2], -1, self.windows.shape[1], self.width)
+        owners = beside(self._owners, delta)
+        return (sum(parts[..., owners[:, k], k, :] for k in range(self.windows.shape[1])),)
 
 
 @dataclass(frozen=True)
@@ -230,6 +306,11 @@ class Add(Brick):
         return delta, delta
 
 
+def _contains(grid: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether one periodic grid has at least the extent of another along every axis."""
+    return 0 < len(grid) == len(other) and all(n <= m for n, m in zip(other, grid, strict=True))
+
+
 def circulant(xp, grid: tuple[int, ...]) -> Array:
     """Number of the token at i - j on a periodic grid of tokens, (tokens, tokens): how translation-invariant weights are laid out.
 
@@ -261,9 +342,17 @@ class _Heads(Brick):
         """Whether there is one number for each displacement."""
         return bool(self.grid)
 
+    def carried(self, source, w):
+        copied = super().carried(source, w)
+        old = getattr(source, "grid", ())
+        if old == self.grid or not _contains(self.grid, old):
+            return copied
+        softmax = isinstance(self, Attention)
+        return {name: embedded(array, old, self.grid, nearest=softmax) for name, array in copied.items()}
+
     def split(self, x: Array) -> Array:
         """(..., token, width) -> (..., head, token, width / heads)."""
-        return x.reshape(*x.shape[:-1], self.heads, -1).swapaxes(-2, -3)
+        return x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads).swapaxes(-2, -3)
 
     def join(self, x: Array) -> Array:
         """Inverse of ``split``."""

@@ -256,21 +256,3 @@ class Symmetry(Section):
             if known.wanted and not commutes(operator, known.group(lattice)):
                 yield Finding(key, "the Hamiltonian does not have this symmetry: leave it out")
                 return
-
-
-class Ansatz(Section):
-    """Base of the records of ``[state]``: the bare ``network``, and the table ``[state.symmetry]`` on every kind of it."""
-
-    symmetry: Symmetry = Field(
-        default_factory=Symmetry,
-        description="projection on a representation of the symmetry group",
-        json_schema_extra={"neutral": True},
-    )
-
-    def network(self, lattice: Lattice) -> State:
-        """The bare network on a lattice."""
-        raise NotImplementedError
-
-    def build(self, lattice: Lattice) -> State:
-        """The wave function on a lattice: the network, projected where the record says so. Raises NoRepresentation."""
-        return self.symmetry.projected(self.network(lattice), lattice)

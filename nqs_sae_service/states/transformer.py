@@ -17,9 +17,10 @@ import numpy as np
 from pydantic import Field
 
 from ..spec.section import Finding, Section
+from .ansatz import Ansatz
 from .fused import Fused
-from .primitives import Add, Attention, Brick, Dense, Gelu, LayerNorm, LogCosh, Mix, PositionCode, SumTokens
-from .projection import Ansatz
+from .head import head
+from .primitives import Add, Attention, Brick, Dense, Gelu, LayerNorm, Mix, PositionCode
 from .state import State
 
 if TYPE_CHECKING:
@@ -57,15 +58,12 @@ class Transformer(Ansatz):
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
         """Widths and patches must divide; distances need a periodic lattice."""
-        if self.width % self.heads:
-            yield Finding("heads", f"{self.heads} heads do not divide the width {self.width}")
-        if self.width * self.mlp_ratio > 65536:
-            yield Finding("mlp_ratio", f"a hidden width of {self.width * self.mlp_ratio} is more than 65536")
+        yield from width_findings(self.width, self.heads, self.mlp_ratio)
         geometry: Any = sections.get("lattice")
         if geometry is None:
             return
         lattice = geometry.build()
-        yield from self._patch_findings(lattice)
+        yield from patch_findings(self.patch or self.patch_extent(lattice)[0], lattice)
         if self.translation_invariant and not lattice.periodic:
             yield Finding(
                 "translation_invariant",
@@ -78,23 +76,9 @@ class Transformer(Ansatz):
             return self
         return self.model_copy(update={"patch": 2 if geometry.build().dimensions == 2 else 4})
 
-    def _patch_findings(self, lattice: Lattice) -> Iterator[Finding]:
-        extent = lattice.extent or (lattice.n_sites,)
-        if isinstance(self.patch, tuple) and len(extent) == 1:
-            yield Finding("patch", "two lengths are for lattices in two dimensions; give one number")
-            return
-        for axis, (length, b) in enumerate(zip(extent, self.patch_extent(lattice), strict=True)):
-            if b < 1 or length % b:
-                divisors = [b for b in range(1, length + 1) if length % b == 0]
-                sites = f"the {length} sites" if len(extent) == 1 else f"the {length} cells along axis {axis}"
-                yield Finding("patch", f"{b} does not divide {sites}; one of {divisors} would")
-
     def patch_extent(self, lattice: Lattice) -> tuple[int, ...]:
         """Unit cells of a patch along every axis; a graph without axes is cut in the order of its sites."""
-        if isinstance(self.patch, tuple):
-            return self.patch
-        axes = max(1, lattice.dimensions)
-        return (self.patch or (2 if axes == 2 else 4),) * axes
+        return patch_extent(self.patch or (2 if lattice.dimensions == 2 else 4), lattice)
 
     def layer_names(self) -> tuple[str, ...]:
         """Public names of the places in the network, from the input to the output."""
@@ -128,7 +112,7 @@ class Transformer(Ansatz):
             dtype=np.dtype(self.precision),
             complex_amplitude=self.amplitude == "complex",
             sites=sites,
-            initial=lambda name, shape, generator: _initial(name, shape, generator, self.layers),
+            initial=lambda name, shape, generator: initial(name, shape, generator, self.layers),
             fuse=_fuse,
             fused_layers=("embedding", *self.residual_names()),
             invariances=shifted_tokens(sites, grid) if invariant else None,
@@ -143,6 +127,32 @@ def _fuse(state: State, parameters: Any) -> Fused | None:
     from .transformer_gpu import fused_on_device
 
     return fused_on_device(state, parameters)
+
+
+def width_findings(width: int, heads: int, mlp_ratio: int) -> Iterator[Finding]:
+    """Heads must divide the width, and the hidden width has a bound."""
+    if width % heads:
+        yield Finding("heads", f"{heads} heads do not divide the width {width}")
+    if width * mlp_ratio > 65536:
+        yield Finding("mlp_ratio", f"a hidden width of {width * mlp_ratio} is more than 65536")
+
+
+def patch_extent(patch: int | tuple[int, int], lattice: Lattice) -> tuple[int, ...]:
+    """Unit cells of a patch along every axis of the lattice: two numbers, or the same for all."""
+    return patch if isinstance(patch, tuple) else (patch,) * max(1, lattice.dimensions)
+
+
+def patch_findings(patch: int | tuple[int, int], lattice: Lattice) -> Iterator[Finding]:
+    """Patches must divide the lengths of the lattice."""
+    extent = lattice.extent or (lattice.n_sites,)
+    if isinstance(patch, tuple) and len(extent) == 1:
+        yield Finding("patch", "two lengths are for lattices in two dimensions; give one number")
+        return
+    for axis, (length, b) in enumerate(zip(extent, patch_extent(patch, lattice), strict=True)):
+        if b < 1 or length % b:
+            divisors = [b for b in range(1, length + 1) if length % b == 0]
+            sites = f"the {length} sites" if len(extent) == 1 else f"the {length} cells along axis {axis}"
+            yield Finding("patch", f"{b} does not divide {sites}; one of {divisors} would")
 
 
 def patches(lattice: Lattice, extent: tuple[int, ...]) -> np.ndarray:
@@ -175,35 +185,43 @@ def _bricks(record: Transformer, tokens: int, patch: int, grid: tuple[int, ...])
         yield PositionCode("position", (".patches",), "embedding", tokens, d)
     stream = "embedding"
     for i in range(1, record.layers + 1):
-        a, m = f"attention_{i}", f"mlp_{i}"
-        yield LayerNorm(f"{a}.norm", (stream,), f"{a}.x", d)
-        yield Dense(f"{a}.value", (f"{a}.x",), f"{a}.v", d, d)
-        if positional:
-            yield Mix(f"{a}.mix", (f"{a}.v",), f"{a}.y", tokens, d, record.heads, grid)
-        else:
-            yield Dense(f"{a}.query", (f"{a}.x",), f"{a}.q", d, d)
-            yield Dense(f"{a}.key", (f"{a}.x",), f"{a}.k", d, d)
-            yield Attention(
-                f"{a}.mix", (f"{a}.q", f"{a}.k", f"{a}.v"), f"{a}.y", tokens, d, record.heads, grid
+        mix = (
+            Mix(
+                f"attention_{i}.mix", (f"attention_{i}.v",), f"attention_{i}.y", tokens, d, record.heads, grid
             )
-        yield Dense(f"{a}.out", (f"{a}.y",), a, d, d)
-        yield Add(f"{a}.add", (stream, a), f"{a}.stream")
-        yield LayerNorm(f"{m}.norm", (f"{a}.stream",), f"{m}.x", d)
-        yield Dense(f"{m}.up", (f"{m}.x",), f"{m}.u", d, d * record.mlp_ratio)
-        yield Gelu(f"{m}.gelu", (f"{m}.u",), f"{m}.g")
-        yield Dense(f"{m}.down", (f"{m}.g",), m, d * record.mlp_ratio, d)
-        yield Add(f"{m}.add", (f"{a}.stream", m), f"residual_{i}")
+            if positional
+            else Attention(*softmax_edges(i), tokens, d, record.heads, grid)
+        )
+        yield from block(i, stream, mix, d, record.mlp_ratio)
         stream = f"residual_{i}"
-    yield SumTokens("sum", (stream,), ".sum")
-    yield LayerNorm("head.norm", (".sum",), "head", d)
-    parts = ("real", "imaginary") if record.amplitude == "complex" else ("real",)
-    for part in parts:
-        yield Dense(f"head.{part}", ("head",), f".{part}", d, d)
-        yield LayerNorm(f"head.{part}_norm", (f".{part}",), part, d)
-    yield LogCosh("log_cosh", parts, "log_psi")
+    yield from head(stream, d, record.amplitude == "complex")
 
 
-def _initial(name: str, shape: tuple[int, ...], generator: np.random.Generator, layers: int) -> np.ndarray:
+def softmax_edges(i: int) -> tuple[str, tuple[str, ...], str]:
+    """Name, inputs and output of the softmax attention of block ``i``."""
+    a = f"attention_{i}"
+    return f"{a}.mix", (f"{a}.q", f"{a}.k", f"{a}.v"), f"{a}.y"
+
+
+def block(i: int, stream: str, mix: Brick, d: int, mlp_ratio: int) -> Iterator[Brick]:
+    """Block ``i``: attention, of which ``mix`` is the part between tokens, and feed-forward network, added to ``stream``."""
+    a, m = f"attention_{i}", f"mlp_{i}"
+    yield LayerNorm(f"{a}.norm", (stream,), f"{a}.x", d)
+    yield Dense(f"{a}.value", (f"{a}.x",), f"{a}.v", d, d)
+    if isinstance(mix, Attention):
+        yield Dense(f"{a}.query", (f"{a}.x",), f"{a}.q", d, d)
+        yield Dense(f"{a}.key", (f"{a}.x",), f"{a}.k", d, d)
+    yield mix
+    yield Dense(f"{a}.out", (f"{a}.y",), a, d, d)
+    yield Add(f"{a}.add", (stream, a), f"{a}.stream")
+    yield LayerNorm(f"{m}.norm", (f"{a}.stream",), f"{m}.x", d)
+    yield Dense(f"{m}.up", (f"{m}.x",), f"{m}.u", d, d * mlp_ratio)
+    yield Gelu(f"{m}.gelu", (f"{m}.u",), f"{m}.g")
+    yield Dense(f"{m}.down", (f"{m}.g",), m, d * mlp_ratio, d)
+    yield Add(f"{m}.add", (f"{a}.stream", m), f"residual_{i}")
+
+
+def initial(name: str, shape: tuple[int, ...], generator: np.random.Generator, layers: int) -> np.ndarray:
     """Glorot-uniform weights, unit gains, zero biases; the two maps that write into the residual stream start smaller.
 
     A block's output is scaled by 1 / sqrt(2 layers), so that the stream's variance does not grow with depth.

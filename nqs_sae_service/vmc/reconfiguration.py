@@ -8,8 +8,9 @@ eps = (E_loc - E) / sqrt(n_s), real and imaginary parts stacked as rows, and T =
 mu = 0 is minSR. T is accumulated array by array; O is never held whole. The update is bounded in the metric S = O-bar^T O-bar:
 its length |O-bar d theta| is how far the normalised state moves, and a step that is too long is shortened and reported.
 
-The linear system is solved by Cholesky, or by conjugate gradients from products with O-bar where these are cheap and the
-samples many. Where several ranks share the samples, T and its Cholesky factor are spread over them (``panels``).
+The linear system is solved by Cholesky, by conjugate gradients from products with O-bar where these are cheap and the samples
+many, or in the space of the parameters where these are few. Where several ranks share the samples, T and its Cholesky factor
+are spread over them (``panels``).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ..engine.panels import Panels
 from ..engine.ranks import ALONE, Ranks
 from ..errors import NumericalError
 from ..states import Wavefunction
-from ..states.fused import Differentiates, Factorised, Jacobian
+from ..states.fused import Differentiates, Factorised, Jacobian, SolvesItself
 from .conjugate_gradients import conjugate_gradients
 from .jacobian import TapeJacobian
 from .jacobian_gpu import DeviceJacobian, solve_on_device
@@ -137,8 +138,8 @@ def natural_step(
     """One minSR / SPRING update, the same on all ranks, each of which passes its own samples.
 
     sigma (n, n_sites), local_energy (n,), previous d theta (n_parameters,) float64; ``shift`` > 0, ``momentum`` mu,
-    ``longest``: bound of |O-bar d theta|; ``solver``: "cholesky", "cg", or "auto" for conjugate gradients as long as they
-    promise to be cheaper. Returns the unscaled direction with the factor that respects the bound.
+    ``longest``: bound of |O-bar d theta|; ``solver``: "cholesky", "cg", or "auto" for what promises to be cheapest. Returns
+    the unscaled direction with the factor that respects the bound.
     """
     xp, jacobian = namespace(sigma), _jacobian(psi, sigma, ranks)
     everywhere = ranks.gather(local_energy)
@@ -147,6 +148,8 @@ def natural_step(
     if iterations >= _FEWEST_ITERATIONS:
         rhs = eps - momentum * jacobian.product(previous)
         y = _iterated(jacobian, shift, rhs, iterations, solver == "auto", ranks)
+    if isinstance(jacobian, SolvesItself) and solver == "auto":
+        y = jacobian.solve(shift, eps - momentum * jacobian.product(previous))
     if y is None:
         y = _direct(jacobian, previous, eps, momentum, shift, ranks)
     direction = jacobian.transposed_product(y) + momentum * previous

@@ -109,11 +109,18 @@ class Trainer:
         self.ranks, self.share = ranks, ranks.share(sampling.chains)
         self.process = process_of(sampling, lattice, options.seed, Stream.TRAINING, economy)
 
-    def start(self) -> Training:
-        """Fresh parameters and chains, the chains thermalised."""
-        parameters = self.device.put(self.state.initial_parameters(self.options.seed))
+    def start(self, parameters: np.ndarray | None = None, sigma: np.ndarray | None = None) -> Training:
+        """A training at its beginning, the chains thermalised.
+
+        ``parameters`` (n_parameters,) and the chains ``sigma`` (chains, n_sites) are random unless given, on the host.
+        """
+        if parameters is None:
+            parameters = self.state.initial_parameters(self.options.seed)
+        if sigma is None:
+            sigma = self.process.random_chains(self.sampling.chains)
+        parameters = self.device.put(parameters)
         psi = self.state_at(0).bind(parameters)
-        sigma = self.device.put(self.process.random_chains(self.sampling.chains)[self.share])
+        sigma = self.device.put(sigma[self.share])
         chains = self.process.start(psi, sigma, number=self.share.start)
 
         def burn_in() -> None:

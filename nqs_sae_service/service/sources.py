@@ -1,0 +1,121 @@
+"""What a run starts from besides its spec: the ground state of another run, or parameters in a file.
+
+A source counts by its content. In keys, and in the sections that a stage file carries, the key of the other run's ground
+state stands in the place of its name, and the digest of a file in the place of its path: another source is another result,
+and the same one under another name is not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..datasets import read_attributes
+from ..datasets.files import sha256_of
+from ..datasets.runs import check_run
+from ..datasets.status import read_status
+from ..errors import UserError, plain
+from ..spec.files import LOAD, START_FROM, is_path
+
+if TYPE_CHECKING:
+    from ..spec import Point, Spec
+
+_FILE = "ground_state.nc"
+_LENGTH = 20  # hex digits, as of a key
+
+
+class Unfinished(UserError):
+    """The run to start from has no ground state, not yet perhaps. ``directory`` is that run's."""
+
+    def __init__(self, text: str, directory: Path) -> None:
+        super().__init__(text)
+        self.directory = directory
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that a run starts from, and what identifies its content. ``stage_file``: whether it is the NetCDF of a stage."""
+
+    path: Path
+    digest: str
+    stage_file: bool
+
+    def refuse_change(self, run: str) -> None:
+        """Raise UserError when the file is not the one that was planned with."""
+        if (_key_of(self.path) if self.stage_file else _digest(self.path)) != self.digest:
+            raise UserError(f"{self.path} has changed since {run} was planned: run it again")
+
+
+def find_sources(point: Point, results: Path) -> dict[str, Source]:
+    """The sources of a point by their keys in the spec. Raises UserError for one that is not there or not finished."""
+    spec, found = point.spec, {}
+    try:
+        if start := spec.ground_state.start_from:
+            key = START_FROM
+            found[key] = _ground_state(start, results / point.run, results)
+        if load := spec.state.load:
+            key = LOAD
+            found[key] = Source(Path(load), _digest(Path(load)), stage_file=False)
+    except Unfinished as problem:
+        raise Unfinished(plain(f"{point.run}: {key}: {problem}"), problem.directory) from None
+    except (UserError, OSError) as problem:
+        raise UserError(plain(f"{point.run}: {key}: {problem}")) from None
+    return found
+
+
+def identified(spec: Spec, sources: Mapping[str, Source]) -> Spec:
+    """The spec with the content of the sources in the place of their names: what keys are made of."""
+    for key, source in sources.items():
+        section, name = key.split(".")
+        record = getattr(spec, section).model_copy(update={name: source.digest})
+        spec = spec.model_copy(update={section: record})
+    return spec
+
+
+def _ground_state(start: str, own: Path, results: Path) -> Source:
+    """The ground state of the run that ``start`` names, or that is at this path."""
+    path = Path(start) if is_path(start) else results / start
+    file = path if path.suffix == ".nc" and not path.is_dir() else path / _FILE
+    if os.path.abspath(file.parent) == os.path.abspath(own):
+        raise UserError("a run cannot start from itself: name another one")
+    if not file.exists():
+        if file != path:
+            _refuse_missing(start, path, results)
+        else:
+            raise UserError(f"{file}: no such file")
+    key = _key_of(file)
+    return Source(file, key, stage_file=True)
+
+
+def _refuse_missing(start: str, directory: Path, results: Path) -> None:
+    try:
+        check_run(directory)
+    except UserError as problem:
+        text = str(problem)
+        if not is_path(start):
+            text += f"; {start!r} is taken for a run in {results}, a path begins with ./ or /"
+        raise (UserError(text) if directory.exists() else Unfinished(text, directory)) from None
+    state = read_status(directory).get("state", "not begun")
+    raise Unfinished(
+        f"the run in {directory} has no ground state yet (it is {state}): let it finish that stage first",
+        directory,
+    )
+
+
+def _key_of(file: Path) -> str:
+    attributes = read_attributes(file) if file.is_file() else {}
+    if attributes.get("stage") != "ground_state" or "key" not in attributes:
+        raise UserError(f"{file}: not the ground_state.nc of a run")
+    return str(attributes["key"])
+
+
+def _digest(file: Path) -> str:
+    if not file.is_file():
+        raise UserError(f"{file}: {'not a file' if file.exists() else 'no such file'}")
+    try:
+        return sha256_of(file)[:_LENGTH]
+    except OSError as problem:
+        raise UserError(f"{file}: cannot be read ({problem.strerror or problem})") from None
