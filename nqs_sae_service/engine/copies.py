@@ -1,6 +1,7 @@
 """Copies of stretches between flat arrays inside kernels.
 
-A loop over a few dozen numbers spends most of its time on asking whether its arrays overlap and on its ends; ``memcpy`` does not.
+A loop over a few dozen numbers spends most of its time on asking whether its arrays overlap, and on its
+ends; ``memcpy`` does not.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from .jit import numba
 
 @numba.extending.intrinsic
 def copy_stretch(typing_context, source, start, target, place, count):
-    """target[place : place + count] <- source[start : start + count] of flat, contiguous arrays of one type that do not overlap."""
+    """target[place : place + count] <- source[start : start + count], flat arrays of one type that do not overlap."""
     integer = numba.types.intp
     signature = numba.types.void(source, integer, target, integer, integer)
 

@@ -143,7 +143,7 @@ def _look_up(w, sigma, s):
 
 @njit()
 def _block(w, l, s, known, only_sum):
-    """x <- x + block ``l`` of x, its first convolution ``known`` in g; or ``summed`` <- that, summed over tokens (``only_sum``)."""
+    """x <- x + block ``l`` of x, its first convolution ``known`` in g; with ``only_sum`` summed over tokens, in ``summed``."""
     tokens, d = s.x.shape
     if not known:
         _normalise(s.x, s.h[:tokens])

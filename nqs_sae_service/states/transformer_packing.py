@@ -92,10 +92,10 @@ class Packing:
         norms = [(w[f"head.{p}_norm.gain"], w[f"head.{p}_norm.bias"]) for p in self.parts]
         head = [np.stack(group) for group in (*zip(*dense, strict=True), *zip(*norms, strict=True))]
         arrays = (w["embedding.weight"], self._position(), *stacked, *head)
-        return Weights(  # type: ignore[call-arg, arg-type]
-            *(np.ascontiguousarray(a, dtype=np.float32) for a in arrays),
-            self.heads,
-            self.sites.astype(np.int64),
+        return Weights(
+            *(np.ascontiguousarray(a, dtype=np.float32) for a in arrays),  # type: ignore[arg-type]
+            heads=self.heads,
+            sites=self.sites.astype(np.int64),
         )
 
     def _position(self) -> np.ndarray:
