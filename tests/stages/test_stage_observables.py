@@ -65,14 +65,14 @@ def magnet(request, tmp_path_factory):
     state = FullSummation.from_log_psi(SITES, log_psi)
     drawn = rng.choice(len(sigma), size=(CHAINS, DRAWS), p=state.probability)
     split = np.array(["train", "select", "test", "train"])[np.arange(CHAINS) % 4]
-    samples = {"configuration": sigma[drawn], "log_psi": log_psi[drawn]}
+    samples = labelled("samples", {"configuration": sigma[drawn]}, {"split": ("chain", split)})
     ticks = []
     context = SimpleNamespace(
         spec=spec,
         device=HOST,
         upstream={
             "ground_state": labelled("ground_state", {"parameters": parameters}),
-            "samples": labelled("samples", samples, {"split": ("chain", split)}),
+            "samples": samples.assign(log_psi=(("chain", "draw"), log_psi[drawn])),
         },
         tick=lambda done, total, message="": ticks.append(message),
     )
