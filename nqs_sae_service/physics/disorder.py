@@ -8,14 +8,14 @@ u_i depends on the seed and on i alone: the first sites of a longer chain have t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from ..spec.section import Finding, Section
 
-_NEUTRAL = {"neutral": True}
+_NEUTRAL: dict[str, Any] = {"neutral": True}
 
 
 class SiteDisorder(Section):

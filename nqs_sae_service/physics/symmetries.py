@@ -197,7 +197,7 @@ def _rotations(
 
 
 def point_characters(matrices: np.ndarray, irrep: str) -> np.ndarray | None:
-    """Characters (n,) of a representation, ``IRREPS``, of a group of orthogonal matrices (n, d, d), d = 1 or 2; None if there is none.
+    """Characters (n,) of a representation, ``IRREPS``, of orthogonal matrices (n, d, d), d = 1 or 2; None if there is none.
 
     A group of n_r rotations R^m and their products R^m S with a reflection S has chi = chi(R)^m chi(S)^(0 or 1).
     """

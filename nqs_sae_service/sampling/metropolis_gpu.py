@@ -36,11 +36,11 @@ def proposals(
     pairs: Array,
     start: int = 0,
 ) -> tuple[Array, Array, Array]:
-    """First site, length and log threshold (rows, chains) of the proposals of a sweep, from one kernel instead of some 200.
+    """First site, length and log threshold (rows, chains) of a sweep, from one kernel instead of some 200.
 
     The very sites and lengths of ``metropolis.proposals`` of ``random.words``. ``key``: seed and stream; ``shares`` of the
-    proposals that flip all spins, flip a stretch, and exchange one of the ``pairs`` (n_pairs, 2) int32 on the device; ``start``:
-    number of the first chain.
+    proposals that flip all spins, flip a stretch, and exchange one of the ``pairs`` (n_pairs, 2) int32 on the device;
+    ``start``: number of the first chain.
     """
     shape = (rows, chains)
     first, length = xp.empty(shape, dtype=xp.int64), xp.empty(shape, dtype=xp.int64)
@@ -82,8 +82,8 @@ def decide(
     now, new = (_as_doubles(values) for values in (log_psi, log_proposed))
     rows = _THREADS // _LANES
     _KERNELS.launch(
-        "decide", -(-chains // rows), (_LANES, rows), sigma, now, proposed, new, first, length, threshold, accepted, row, chains,
-        sites, now.size // max(chains, 1),
+        "decide", -(-chains // rows), (_LANES, rows), sigma, now, proposed, new, first, length, threshold, accepted, row,
+        chains, sites, now.size // max(chains, 1),
     )  # fmt: skip
 
 

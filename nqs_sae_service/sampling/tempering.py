@@ -2,13 +2,13 @@
 
 Behind every chain stands a *ladder* of walkers. Walker r samples |psi|^(2 b_r) with b_0 = 1 > b_1 > ... > b_(R-1), a geometric
 ladder. A proposal of walker r is accepted with probability min(1, |psi'/psi|^(2 b_r)), which is the rule of the plain walk
-with its log threshold divided by b_r: no kernel needs to know. After every sweep the walkers r and r + 1 swap configurations with
-probability
+with its log threshold divided by b_r: no kernel needs to know. After every sweep the walkers r and r + 1 swap configurations
+with probability
 
     min(1, exp((b_r - b_(r+1)) 2 (log|psi(sigma_(r+1))| - log|psi(sigma_r)|))),
 
-for even and for odd r in turn. Each step leaves the product of all |psi|^(2 b_r) as it is, so walker
-0 samples |psi|^2; it alone is recorded.
+for even and for odd r in turn. Each step leaves the product of all |psi|^(2 b_r) as it is, so walker 0 samples |psi|^2; it
+alone is recorded.
 """
 
 from __future__ import annotations

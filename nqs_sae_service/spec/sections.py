@@ -37,8 +37,9 @@ class Sampling(Section):
 
     method: Literal["metropolis", "direct", "exact"] | None = Field(
         None,
-        description="Metropolis moves; independent samples of a state that is a product of conditionals (edited states: always "
-        "Metropolis); or of any |psi|^2 summed in full, up to 20 sites. Default: direct where the state allows it, else metropolis",
+        description="metropolis: moves of Markov chains; direct: independent samples of a state that is a product of "
+        "conditionals (edited states: always Metropolis); exact: of any |psi|^2, summed in full, up to 20 sites; default: "
+        "direct where the state allows it, else metropolis",
         json_schema_extra={"neutral": True},
     )
     chains: int = Field(1024, ge=1, le=2**20, description="Markov chains that run side by side")
@@ -142,11 +143,10 @@ class Sampling(Section):
         zero = update.get("magnetization", self.magnetization) == 0
         if self.global_flip is None:
             update["global_flip"] = 0.05 if zero or not fixed else 0.0
-        global_flip = update.get("global_flip", self.global_flip)
         if self.stretch_flip is None:
             update["stretch_flip"] = 0.0 if fixed else 0.2
         if self.exchange is None and fixed:
-            update["exchange"] = 1.0 - global_flip
+            update["exchange"] = 1.0 - (update.get("global_flip", self.global_flip) or 0.0)
         return self.model_copy(update=update)
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
@@ -456,6 +456,11 @@ class Steering(Section):
         description="sweeps of each chain in the steered state before its first sample",
     )
     resample_controls: bool = Field(False, description="draw fresh samples for the controls too (slower)")
+    mbar: bool = Field(
+        False,
+        description="also pool the fresh samples of all scales by MBAR (slower: each is measured at every scale)",
+        json_schema_extra={"neutral": True},
+    )
     energy_budget: float = Field(
         2e-4, gt=0, le=1, description="largest |dE/E| within which the reach of a feature is measured"
     )

@@ -1,4 +1,4 @@
-"""Groups and characters: they multiply, they are orthogonal, they commute with what has the symmetry, and count states as ED does."""
+"""Groups and characters: they multiply, they are orthogonal, they commute with what is symmetric, and count states."""
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_only_the_little_group_of_a_momentum_is_used():
 
 
 def test_representations_split_the_space():
-    """The dimensions of all sectors of a ring add up: those of momenta and parities to 2^N; the projector has trace = dimension."""
+    """The dimensions of all momenta and parities of a ring, traces of the projectors, add up to 2^N."""
     states = all_configurations(6)
     index = np.arange(len(states))
 
@@ -107,7 +107,7 @@ def test_representatives_stand_for_the_whole_group():
 
 
 @pytest.mark.parametrize(
-    "request_, what",
+    ("request_", "what"),
     [
         ({"translations": True, "momentum": (1,)}, "2 axes"),
         ({"translations": True, "momentum": (4, 0)}, "0 ... 3"),

@@ -1,4 +1,4 @@
-"""Exact draws: |psi|^2 by chi-square from the first sweep on, independent, in the sector, the same for every share of chains."""
+"""Exact draws: |psi|^2 by chi-square from the first sweep on, independent, in the sector, whoever computes them."""
 
 import numpy as np
 import pytest

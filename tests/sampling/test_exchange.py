@@ -103,7 +103,7 @@ def test_an_exchange_is_its_own_inverse_and_keeps_the_magnetization():
 
 
 def test_null_moves_are_not_evaluated():
-    """Where everything is accepted, there are as many evaluations as exchanges of unequal spins, and nothing else is counted."""
+    """Where everything is accepted, there are as many evaluations as exchanges of unequal spins."""
 
     class Flat:
         evaluated = 0

@@ -1,4 +1,4 @@
-"""The table [state.symmetry]: on every kind of state, absent from the keys of stages unless used, and refused where it cannot be."""
+"""The table [state.symmetry]: on every kind of state, in the keys of stages only if used, refused where it cannot be."""
 
 import pytest
 
@@ -55,7 +55,11 @@ def test_it_can_be_swept_and_set(folder):
         (["state.symmetry.momentum=[1]"], "momentum", "this lattice has 2 axes"),
         (["state.symmetry.momentum=[0, 4]"], "momentum", "must be 0 ... 3, in units of 2 pi / 4"),
         (["state.symmetry.translations=false", "state.symmetry.momentum=[0, 0]"], "momentum", "translations = true"),
-        (["state.symmetry.momentum=[1, 0]", "state.translation_invariant=false", "state.symmetry.irrep=B1"], "irrep", "no \"B1\""),
+        (
+            ["state.symmetry.momentum=[1, 0]", "state.translation_invariant=false", "state.symmetry.irrep=B1"],
+            "irrep",
+            'no "B1"',
+        ),
         (["state.symmetry.momentum=[1, 1]"], "momentum", "state.translation_invariant = false"),
         (["state.symmetry.point_group=false", "state.symmetry.irrep=B1"], "irrep", "point_group = true"),
         (["state.amplitude=positive", "state.symmetry.irrep=B1"], "irrep", "amplitude = \"complex\""),
@@ -75,7 +79,7 @@ def test_what_is_refused(folder, sets, key, what):
 
 
 def test_a_graph_and_an_empty_projection(folder):
-    graph = 'name = "g"\n[lattice]\nkind = "graph"\nsites = 4\nedges = [[0, 1], [1, 2], [2, 3]]\n[hamiltonian]\nkind = "tfim"\nh = 1.0\n'
+    graph = 'name = "g"\n[lattice]\nkind = "graph"\nsites = 2\nedges = [[0, 1]]\n[hamiltonian]\nkind = "tfim"\nh = 1.0\n'
     (line,) = folder.problems(graph + "[state.symmetry]\npoint_group = true\n")
     assert "state.symmetry.point_group: this lattice has no rotations and reflections" in line
     (line,) = folder.problems(folder.minimal + "[state.symmetry]\nfrom_step = 5\n")

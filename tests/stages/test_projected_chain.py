@@ -5,8 +5,8 @@ import pytest
 
 from nqs_sae_service import open_run
 from nqs_sae_service.physics.exact import all_configurations
+from nqs_sae_service.physics.lattices import Chain
 from nqs_sae_service.physics.symmetries import symmetries
-from nqs_sae_service.stages.inputs import projection_attributes
 
 SETS = (
     "lattice.length=6",
@@ -55,8 +55,6 @@ def test_a_bare_state_has_no_copies(run):
 
 def test_samples_have_symmetric_amplitudes(projected):
     sigma, log_psi = projected["samples"]["configuration"].values, projected["samples"]["log_psi"].values.real
-    from nqs_sae_service.physics.lattices import Chain
-
     group = symmetries(Chain(kind="chain", length=6).build(), True, None, True, spin_flip=1)
     known = {s.tobytes(): value for s, value in zip(sigma.reshape(-1, 6), log_psi.ravel(), strict=True)}
     for s in all_configurations(6):

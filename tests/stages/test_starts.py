@@ -11,13 +11,14 @@ from nqs_sae_service.stages.starts import start_of
 SECTIONS = ("lattice", "hamiltonian", "state", "sampling", "ground_state")
 
 
-def spec(sites=8, hamiltonian="tfim", chains=16, **state):
+def spec(sites=8, hamiltonian="tfim", chains=16, kind_of="transformer", **state):
+    network = {"patch": 2, "width": 8, "heads": 2} if kind_of == "transformer" else {}
     return Spec.model_validate(
         {
             "name": "x",
             "lattice": {"kind": "chain", "length": sites},
             "hamiltonian": {"kind": hamiltonian, **({"h": 1.0} if hamiltonian == "tfim" else {})},
-            "state": {"kind": "transformer", "patch": 2, "width": 8, "heads": 2, **state},
+            "state": {"kind": kind_of, **network, **state},
             "sampling": {"chains": chains},
         }
     ).completed()
@@ -83,3 +84,13 @@ def test_a_network_that_does_not_fit_and_one_that_is_not_known():
     strange = finished(spec()).assign_attrs(sections='{"state": {"kind": "tree"}, "lattice": {}}')
     with pytest.raises(UserError, match=r"ground_state\.start_from: .*not known to this version"):
         start_of(spec(), build(spec()), strange)
+
+
+def test_a_projected_state_starts_from_the_bare_one():
+    """Progressive symmetrisation: the projection has no parameters of its own."""
+    there, here = spec(kind_of="rbm"), spec(kind_of="rbm", symmetry={"translations": True})
+    before = finished(there)
+    parameters, chains = start_of(here, build(here), before)
+    np.testing.assert_array_equal(parameters, before.parameters)
+    np.testing.assert_array_equal(chains, before.final_configuration)
+    assert build(here).symmetry is not None

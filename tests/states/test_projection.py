@@ -1,4 +1,4 @@
-"""Projected states: symmetric, equal to the plain sum over the group, with derivatives that are those of the sum, also when edited."""
+"""Projected states: symmetric, equal to the plain sum over the group, and so are their derivatives, also when edited."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from nqs_sae_service.engine.economy import Economy
 from nqs_sae_service.physics.exact import all_configurations
 from nqs_sae_service.physics.hamiltonians import HAMILTONIANS
 from nqs_sae_service.physics.lattices import Chain, Square
-from nqs_sae_service.states import Rbm, Transformer, Wavefunction
+from nqs_sae_service.states import Cnn, Jastrow, Rbm, Transformer, Wavefunction
 from nqs_sae_service.states.projection import Symmetry
 from nqs_sae_service.vmc.estimators import local_values
 from nqs_sae_service.vmc.jacobian import TapeJacobian
@@ -21,12 +21,20 @@ CASES = {
     "complex square": (SQUARE, Transformer(patch=2, **SMALL, amplitude="complex", symmetry=EVEN), 64),
     "positional square": (
         SQUARE,
-        Transformer(patch=2, **SMALL, amplitude="complex", attention="positional", symmetry=Symmetry(point_group=True, irrep="B2")),
+        Transformer(
+            patch=2, **SMALL, amplitude="complex", attention="positional", symmetry=Symmetry(point_group=True, irrep="B2")
+        ),
         8,
     ),
     "momentum of a ring": (
         RING,
-        Transformer(patch=2, **SMALL, amplitude="complex", translation_invariant=False, symmetry=Symmetry(translations=True, momentum=(1,))),
+        Transformer(
+            patch=2,
+            **SMALL,
+            amplitude="complex",
+            translation_invariant=False,
+            symmetry=Symmetry(translations=True, momentum=(1,)),
+        ),
         8,
     ),
     "rbm": (
@@ -34,6 +42,23 @@ CASES = {
         Rbm(kind="rbm", symmetry=Symmetry(translations=True, momentum=(2, 2), point_group=True, irrep="A1", spin_flip=1)),
         256,
     ),
+    "cnn": (
+        SQUARE,
+        Cnn(
+            channels=4,
+            blocks=1,
+            amplitude="complex",
+            symmetry=Symmetry(translations=True, point_group=True, irrep="B2", spin_flip=-1),
+        ),
+        16,
+    ),
+    "jastrow": (SQUARE, Jastrow(symmetry=EVEN), 16),
+    "jastrow with pairs of its own": (
+        RING,
+        Jastrow(translation_invariant=False, amplitude="complex", symmetry=Symmetry(translations=True, momentum=(2,))),
+        8,
+    ),
+    "symmetric rbm": (RING, Rbm(kind="rbm", symmetric=True, symmetry=EVEN), 4),
     "rbm on a ring": (RING, Rbm(kind="rbm", symmetry=Symmetry(point_group=True, irrep="A2", spin_flip=-1)), 4),
 }  # fmt: skip
 
@@ -108,7 +133,7 @@ def test_gradients_by_finite_differences_and_the_jacobian(name):
     np.testing.assert_allclose(jacobian.transposed_product(y), o.T @ y, atol=1e-10 * scale * o.shape[1])
 
 
-@pytest.mark.parametrize("name", ["positive square", "complex square", "rbm on a ring"])
+@pytest.mark.parametrize("name", ["positive square", "complex square", "cnn", "jastrow", "rbm on a ring"])
 def test_an_edit_acts_on_every_copy(name):
     psi, sigma, group = wave(name, plain=True), configurations(name), group_of(name)
     layer = psi.state.layers[0]
@@ -142,7 +167,16 @@ def test_activations_are_those_of_the_configuration_itself(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["positive ring", "complex square", "positional square", "rbm", "rbm on a ring"]
+    "name",
+    [
+        "positive ring",
+        "complex square",
+        "positional square",
+        "rbm",
+        "jastrow",
+        "symmetric rbm",
+        "rbm on a ring",
+    ],
 )
 def test_local_energies_with_and_without_increments(name):
     geometry, _, _ = CASES[name]
