@@ -39,9 +39,12 @@ def test_at_fixed_magnetization(tmp_path, compute):
         "sampling={chains=256}",
         "ground_state.steps=50",
         "observables.names=['half_chain_correlation', 'sigma_x']",
-        until="samples",
+        "steering.targets=['half_chain_correlation']",
+        until="observables",
     )
     ground = xr.open_dataset(run / "ground_state.nc")
     assert abs(ground.attrs["relative_error"]) < 3e-2
     configuration = xr.open_dataset(run / "samples.nc")["configuration"].values
     assert (configuration.sum(axis=-1, dtype=int) == 0).all()
+    value = xr.open_dataset(run / "observables.nc")["value"]
+    assert (value.sel(observable="sigma_x") == 0).all()  # a single flip leaves the sector, where psi is zero
