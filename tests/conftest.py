@@ -78,3 +78,16 @@ def in_ranks():
             return list(pool.map(one, range(size)))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def assert_above():
+    """``assert_above(exact, energy, error)``: no variational energy is more than 3 standard errors below."""
+
+    def check(exact, energy, error):
+        energy, error = np.asarray(energy), np.asarray(error)
+        assert np.isfinite(energy).all()
+        worst = np.min(energy + 3 * error)
+        assert worst > exact - 1e-9 * abs(exact), f"{worst} at most lies below the exact energy {exact}"
+
+    return check

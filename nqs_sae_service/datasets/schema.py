@@ -156,6 +156,10 @@ SCHEMA: dict[str, dict[str, Variable]] = {
         "relative_energy_deviation_error": _v(_STEERED, "its standard error"),
         "infidelity": _v(_STEERED, "1 - fidelity between the steered and the original state"),
         "ess": _v(_STEERED, "effective sample size as a share of the samples"),
+        "overlap": _v(
+            "layer target direction estimator",
+            "pooled samples (mbar): 1 - second eigenvalue of the overlap matrix, 0 where scales share no samples",
+        ),
         "strength": _v(
             "layer target direction scale",
             "strength of the edit (scale - 1 for the feature; matched for controls)",

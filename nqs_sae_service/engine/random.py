@@ -49,13 +49,22 @@ def philox(counter, key: tuple[int, int]):
     return xp.stack([c0, c1, c2, c3], axis=-1).astype(xp.uint32)
 
 
-def words(seed: int, stream: Stream, step: int, rows: int, chains: int, xp=np, start: int = 0):
-    """Random words (rows, chains, 4), uint32, of one step, for chains counted from ``start`` on.
+def words(
+    seed: int,
+    stream: Stream,
+    step: int,
+    rows: int,
+    chains: int,
+    xp=np,
+    start: int = 0,
+    first_row: int = 0,
+):
+    """Random words (rows, chains, 4), uint32, of one step, for chains counted from ``start`` and rows from ``first_row`` on.
 
     The counter is (row, chain, step low, step high), the key (seed, stream).
     """
     counter = xp.empty((rows, chains, 4), dtype=xp.uint32)
-    counter[..., 0] = xp.arange(rows, dtype=xp.uint32)[:, None]
+    counter[..., 0] = xp.arange(first_row, first_row + rows, dtype=xp.uint32)[:, None]
     counter[..., 1] = xp.arange(start, start + chains, dtype=xp.uint32)
     counter[..., 2] = step & 0xFFFFFFFF
     counter[..., 3] = step >> 32

@@ -17,14 +17,16 @@ from ..errors import NumericalError
 from ..physics.exact import ground_state, susceptibility
 from ..physics.hamiltonians import MAX_SITES_DIAGONALISED
 from ..physics.observables import Observable
-from ..states import Wavefunction
+from ..states import LogPsi, Wavefunction
 from ..vmc.estimators import measure
 from ..vmc.statistics import covariance
 from . import steering
 from .directions import Direction
-from .expectation import Curve, Exact, FreshSampling, Tick, resampled, reweighted
+from .expectation import Curve, Exact, FreshSampling, Tick, on_samples, resampled, reweighted
+from .mbar import pooled
 
 ESTIMATORS = ("reweighted", "resampled", "exact")
+POOLED = "mbar"  # an estimator that has to be asked for: it measures every fresh sample for every state
 _MATCHING_SAMPLES = 2048
 
 
@@ -141,6 +143,19 @@ class Bench:
         some = self.device.put(np.linspace(0, len(sigma) - 1, min(_MATCHING_SAMPLES, len(sigma))).astype(int))
         return steering.matched_strengths(direction, sigma[some], log_psi[some], wanted, signs)
 
+    @cached_property
+    def _fresh(self) -> dict[int, list[np.ndarray]]:
+        """Fresh samples (chain, draw, n_sites) of every known point of the direction that was resampled last, by its number."""
+        return {}
+
+    def _pooled(self, family: LogPsi, number: int, base: int, tick: Tick) -> Curve | None:
+        samples = self._fresh.get(number)
+        if samples is None:
+            return None
+        economy = self.sampling.economy
+        parts = [on_samples(family, self.observables, sigma, economy, tick) for sigma in samples]
+        return pooled(np.stack([log for log, _ in parts]), np.stack([value for _, value in parts]), base)
+
     def curve(
         self, estimator: str, direction: Direction, strengths: np.ndarray, number: int, tick: Tick
     ) -> Curve | None:
@@ -153,6 +168,8 @@ class Bench:
         if not len(known) or (estimator == "exact" and self.exact is None):
             return None
         if estimator == "resampled":
+            self._fresh.clear()
+            samples = self._fresh[number] = []
             points = [
                 resampled(
                     direction.at(float(strengths[p])),
@@ -162,10 +179,14 @@ class Bench:
                     self.sampling,
                     number,
                     tick,
+                    samples,
                 )
                 for p in known
             ]
-            curve = Curve.joined(points, paired=True)
+            curve: Curve | None = Curve.joined(points, paired=True)
+        elif estimator == POOLED:
+            family = direction.family(strengths[known])
+            curve = self._pooled(family, number, int(np.argmin(np.abs(strengths[known]))), tick)
         elif estimator == "reweighted":
             family = direction.family(strengths[known])
             curve = reweighted(
@@ -174,4 +195,4 @@ class Bench:
         else:
             assert self.exact is not None
             curve = self.exact.curve(direction.family(strengths[known]))
-        return curve.spread(known, len(strengths))
+        return None if curve is None else curve.spread(known, len(strengths))

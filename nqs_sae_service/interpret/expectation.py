@@ -1,8 +1,9 @@
-"""Expectation values along a family of wave functions psi_s, by three estimators that check each other.
+"""Expectation values along a family of wave functions psi_s, by estimators that check each other.
 
     reweighted   samples of psi with w = |psi_s / psi|^2:  <O>_s = E[w O_loc] / E[w],  ESS = (sum w)^2 / sum w^2
     resampled    fresh samples of every psi_s, with common random numbers along the family
     exact        the sum over all configurations (small systems)
+    mbar         the fresh samples of all psi_s pooled (``mbar.py``)
 
 The energy and off-diagonal observables always use psi_s's own local estimators. Infidelity: 1 - |E r|^2 / E|r|^2 with
 r = psi_s / psi. A ``Curve`` keeps the influence of every batch of samples on every mean, so that any linear combination of
@@ -38,7 +39,8 @@ class Curve:
     """Means (point, observable) along a family of states, and how each batch of samples moved them.
 
     ``influence`` (point, chain, draw, observable): the mean's deviation is the mean of the influence over chains and draws.
-    ``paired``: the points share their samples. Exact curves have no influence.
+    ``paired``: the points share their samples. Exact curves have no influence. ``overlap``: how far the states of pooled
+    samples hang together, see ``mbar.py``.
     """
 
     mean: np.ndarray
@@ -46,6 +48,7 @@ class Curve:
     paired: bool
     infidelity: np.ndarray
     ess: np.ndarray
+    overlap: float = float("nan")
 
     def combination(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """sum_p weights_p mean_p and its standard error: weights (point,) -> two arrays (observable,)."""
@@ -83,7 +86,9 @@ class Curve:
             return longer
 
         influence = None if self.influence is None else spread(self.influence)
-        return Curve(spread(self.mean), influence, self.paired, spread(self.infidelity), spread(self.ess))
+        return Curve(
+            spread(self.mean), influence, self.paired, spread(self.infidelity), spread(self.ess), self.overlap
+        )
 
     @classmethod
     def joined(cls, curves: Sequence[Curve], paired: bool) -> Curve:
@@ -109,7 +114,15 @@ def reweighted(
 
     log psi of ``family`` has a trailing axis (point).
     """
-    chains, draws = log_psi.shape
+    log_family, value = on_samples(family, observables, sigma, economy, tick)
+    return _from_ratios(log_family - to_host(log_psi)[:, :, None], value)
+
+
+def on_samples(
+    family: LogPsi, observables: Sequence[Observable], sigma: np.ndarray, economy: Economy, tick: Tick
+) -> tuple[np.ndarray, np.ndarray]:
+    """log psi (chain, draw, point) and real values (chain, draw, point, observable) of a family on samples (chain, draw, n)."""
+    chains, draws = sigma.shape[:2]
     flat = sigma.reshape(-1, sigma.shape[-1])
     logs, values = [], []
     for start in range(0, len(flat), REWEIGHTING_CALL):
@@ -120,7 +133,7 @@ def reweighted(
         values.append(to_host(measure(family, observables, rows, log_rows, economy)).real)
     log_family = np.concatenate(logs).reshape(chains, draws, -1)
     value = np.concatenate(values).reshape(chains, draws, log_family.shape[-1], -1)
-    return _from_ratios(log_family - to_host(log_psi)[:, :, None], value)
+    return log_family, value
 
 
 def _from_ratios(log_ratio: np.ndarray, value: np.ndarray) -> Curve:
@@ -184,9 +197,11 @@ def resampled(
     sampling: FreshSampling,
     number: int,
     tick: Tick,
+    record: list[np.ndarray] | None = None,
 ) -> Curve:
     """One point from fresh samples of psi_s; states with different ``number`` use different random numbers.
 
+    The samples (chain, draw, n_sites) of this rank are appended to ``record``.
     The chains start at Born samples of psi, (n, n_sites) and log psi (n,), taken by the weights |psi_s / psi|^2. The ESS is
     1 / tau of the energy: an upper bound when the draws per chain are few.
     """
@@ -205,13 +220,16 @@ def resampled(
 
     for _ in range(sampling.burn_in):
         sweep()
-    values, log_ratios = [], []
+    values, log_ratios, drawn = [], [], []
     for _ in range(sampling.draws):
         for _ in range(sampling.sweeps):
             sweep()
         measured = measure(psi_s, observables, chains.sigma, chains.log_psi, sampling.economy)
         values.append(to_host(measured).real)
+        drawn.append(chains.sigma.copy())
         log_ratios.append(to_host(psi.log_psi(chains.sigma) - chains.log_psi))
+    if record is not None:
+        record.append(namespace(sigma).stack(drawn, axis=1))
     value = ranks.gather(np.stack(values, axis=1))
     mean = value.mean(axis=(0, 1))
     tau = float(autocorrelation_time(value[..., -1])) if sampling.draws > 1 else 1.0

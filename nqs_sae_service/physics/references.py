@@ -27,7 +27,13 @@ def known_energy(lattice: Lattice, record: Heisenberg) -> float | None:
     """Total ground-state energy of a known case, else None."""
     length = round(lattice.n_sites**0.5)
     square = lattice.extent == (length, length) and lattice.basis == 1 and lattice.periodic
-    plain = record.delta == 1.0 and record.hz == 0.0 and record.J3 == 0.0 and record.J > 0
+    plain = (
+        record.delta == 1.0
+        and record.hz == 0.0
+        and not record.disordered
+        and record.J3 == 0.0
+        and record.J > 0
+    )
     if not (square and plain) or len(lattice.edges) != 2 * lattice.n_sites:
         return None
     per_site = _SQUARE.get((length, record.J2 / record.J))

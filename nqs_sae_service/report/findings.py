@@ -47,7 +47,8 @@ CONTROLS = {
 STEERING = {
     "direction": "what is turned: the feature, then at matched infidelity its activation along a random direction, "
     "another live feature, and the Jastrow dial psi exp(a O / 2)",
-    "estimator": "reweighted: original samples; resampled: fresh samples of the steered state; exact: full summation",
+    "estimator": "reweighted: original samples; resampled: fresh samples of the steered state; mbar: those of all scales "
+    "pooled; exact: full summation",
     "predicted slope": "2 Re Cov(O, d log psi / d strength) at the original state",
     "measured slope": "slope of the measured curve there",
     "reach": "largest change of the target while |dE/E| stays within the energy budget",

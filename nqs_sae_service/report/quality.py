@@ -15,6 +15,9 @@ from .values import attribute, cell, finite, labels
 
 R_HAT_LIMIT = 1.1  # above it chains disagree (Gelman et al., Bayesian Data Analysis, section 11.5)
 SIMPLE_R2_LIMIT = 0.99  # above it no feature can show more than simple functions of the input do
+BELOW_LIMIT = (
+    3.0  # standard errors below the exact energy that no correct estimate falls: it is a variational bound
+)
 ENERGY_LIMIT = 1e-3  # relative energy error (with two standard errors) up to which the state is called good
 
 GROUND_STATE = {
@@ -63,6 +66,12 @@ def ground_state_verdicts(dataset: xr.Dataset) -> list[Verdict]:
         text += f", relative error {relative_error(dataset)} against the exact {number(exact, 9)} J."
         worst = abs(attribute(dataset, "relative_error")) + 2 * abs(error / exact if error > 0 else 0.0)
         verdicts = [Verdict("good" if worst <= ENERGY_LIMIT else "open", text)]
+    if exact - energy > BELOW_LIMIT * error + 1e-9 * abs(exact):
+        text = (
+            f"The energy lies below the exact one by more than {BELOW_LIMIT:.0f} standard errors: no state can, so the error "
+            "bar, the sampling, or the Hamiltonian is wrong."
+        )
+        verdicts.append(Verdict("fault", text))
     if r_hat > R_HAT_LIMIT:
         verdicts.append(
             Verdict("fault", f"The chains disagree (R-hat {r_hat:.3f}): error bars are not to be trusted.")

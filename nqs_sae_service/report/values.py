@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 # where two estimators of a steered expectation disagree, the fresh samples are right
-MOST_TRUSTED_FIRST = ("exact", "resampled", "reweighted")
+MOST_TRUSTED_FIRST = ("exact", "mbar", "resampled", "reweighted")
 
 
 def attribute(dataset: xr.Dataset, name: str) -> float:

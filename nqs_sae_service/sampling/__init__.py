@@ -7,19 +7,26 @@ from typing import TYPE_CHECKING
 from ..engine.economy import DEFAULT, Economy
 from ..engine.random import Stream
 from .direct import Direct
+from .exact import Exact
 from .metropolis import Metropolis, Moves, drift
 from .process import Chains, Process
+from .tempering import Tempering
 
 if TYPE_CHECKING:
     from ..physics.lattices import Lattice
     from ..spec.sections import Sampling
 
-__all__ = ["Chains", "Direct", "Metropolis", "Moves", "Process", "drift", "process_of"]
+__all__ = ["Chains", "Direct", "Exact", "Metropolis", "Moves", "Process", "Tempering", "drift", "process_of"]
 
 
 def process_of(
     options: Sampling, lattice: Lattice, seed: int, stream: Stream, economy: Economy = DEFAULT
 ) -> Process:
     """The process that the section ``[sampling]`` describes: the one place that knows which there are."""
-    kind = Direct if options.method == "direct" else Metropolis
-    return kind.of(options, lattice, seed, stream, economy)
+    if options.method == "exact":
+        return Exact.of(options, lattice, seed, stream)
+    if options.method == "direct":
+        return Direct.of(options, lattice, seed, stream, economy)
+    if options.replicas > 1:
+        return Tempering.of(options, lattice, seed, stream, economy)
+    return Metropolis.of(options, lattice, seed, stream, economy)

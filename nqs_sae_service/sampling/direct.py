@@ -14,8 +14,8 @@ from ..engine.arrays import namespace
 from ..engine.random import uniform, words
 from ..states import LogPsi, Wavefunction
 from ..states.fused import Draws
-from .metropolis import Metropolis, refuse_nan
-from .process import Chains
+from .metropolis import Metropolis
+from .process import Chains, refuse_nan
 
 
 @dataclass(frozen=True)

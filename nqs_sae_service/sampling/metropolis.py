@@ -1,11 +1,11 @@
 """Metropolis sampling of |psi|^2 with many chains (Metropolis et al. 1953), all chains moved at once.
 
-A proposal flips a stretch of sites that follow each other, one site, a stretch of random length, or all of them, or it exchanges the
-spins of two sites near each other, which conserves the magnetization. Single flips alone are slow near a critical point (domain
-walls diffuse) and never cross between magnetised sectors; long stretches move whole domains of a chain, global flips change the
-sector. Every move is its own inverse and as likely as it, so it is accepted with probability min(1, |psi'/psi|^2). An exchange of equal
-spins changes nothing and is not evaluated. Random numbers are counter-based: kind, site and threshold are pure functions of (seed,
-stream, sweep, row, chain).
+A proposal flips a stretch of sites that follow each other, one site, a stretch of random length, or all of them, or it
+exchanges the spins of two sites near each other, which conserves the magnetization. Single flips alone are slow near a critical
+point (domain walls diffuse) and never cross between magnetised sectors; long stretches move whole domains of a chain, global
+flips change the sector. Every move is its own inverse and as likely as it, so it is accepted with probability
+min(1, |psi'/psi|^2). An exchange of equal spins changes nothing and is not evaluated. Random numbers are counter-based: kind,
+site and threshold are pure functions of (seed, stream, sweep, row, chain).
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ import numpy as np
 from ..engine.arrays import beside, namespace, to_host
 from ..engine.economy import DEFAULT, Economy
 from ..engine.random import Stream, below, uniform, words
-from ..errors import NumericalError
 from ..states import LogPsi, Wavefunction
 from ..states.fused import Walks
-from .process import Chains, Process
+from .process import Chains, Process, refuse_nan
 
 if TYPE_CHECKING:
     from ..physics.lattices import Lattice
     from ..spec.sections import Sampling
 
 Array = Any
+
+_NO_PAIRS = np.zeros((1, 2), np.int32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,10 @@ class Moves:
     stretch: float = 0.0
     exchange: float = 0.0
     pairs: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.pairs is not None:  # as kernels want them
+            object.__setattr__(self, "pairs", np.ascontiguousarray(self.pairs, dtype=np.int32))
 
 
 def proposals(random: Array, n_sites: int, moves: Moves) -> tuple[Array, Array]:
@@ -116,19 +121,13 @@ class Metropolis(Process):
         if xp is not np:
             from .metropolis_gpu import proposals as on_device
 
-            key, shares = (self.seed, int(self.stream)), (self.moves.all_spins, self.moves.stretch)
-            return on_device(xp, key, step, self.n_sites, count, self.n_sites, shares, chains.number)
+            moves, key = self.moves, (self.seed, int(self.stream))
+            shares = (moves.all_spins, moves.stretch, 0.0 if moves.pairs is None else moves.exchange)
+            pairs = beside(_NO_PAIRS if moves.pairs is None else moves.pairs, chains.sigma)
+            return on_device(xp, key, step, self.n_sites, count, self.n_sites, shares, pairs, chains.number)
         random = words(self.seed, self.stream, step, self.n_sites, count, start=chains.number)
         first, length = proposals(random, self.n_sites, self.moves)
         return first, length, np.log(uniform(random[..., 2], random[..., 3]))
-
-
-def refuse_nan(log_psi: Array) -> None:
-    """Raise NumericalError if there is a NaN among log psi (chains,)."""
-    if namespace(log_psi).isnan(log_psi).any():
-        raise NumericalError(
-            "log psi became NaN while sampling; lower ground_state.learning_rate or raise ground_state.shift"
-        )
 
 
 def _walk_of(xp: ModuleType) -> Callable[..., int]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..engine.arrays import namespace
 from ..engine.random import Stream, words
+from ..errors import NumericalError
 from ..states import LogPsi
 
 Array = Any
@@ -86,9 +87,17 @@ class Process(ABC):
 
 
 def random_configurations(random: Array, magnetization: int | None) -> np.ndarray:
-    """Uniformly random configurations (chains, n_sites) int8 from random words (n_sites, chains), of a given sum of spins if any."""
+    """Uniformly random configurations (chains, n_sites) int8, of a given sum if any, from random words (n_sites, chains)."""
     if magnetization is None:
         return np.where(random.T & 1, 1, -1).astype(np.int8)
     up = (len(random) + magnetization) // 2
     rank = np.argsort(np.argsort(random, axis=0, kind="stable"), axis=0)
     return np.where(up > rank.T, 1, -1).astype(np.int8)
+
+
+def refuse_nan(log_psi: Array) -> None:
+    """Raise NumericalError, saying what to change, if a log psi is NaN."""
+    if namespace(log_psi).isnan(log_psi).any():
+        raise NumericalError(
+            "log psi became NaN while sampling; lower ground_state.learning_rate or raise ground_state.shift"
+        )

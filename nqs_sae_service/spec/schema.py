@@ -37,7 +37,7 @@ def _for_editors(schema: Any) -> Any:
         return [_for_editors(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    plain = {}
+    plain: dict[str, Any] = {}
     for key, value in schema.items():
         if key == "properties":
             plain[key] = {name: _for_editors(field) for name, field in value.items()}

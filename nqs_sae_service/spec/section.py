@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -44,6 +45,16 @@ class Section(BaseModel):
             name: record
             for name, record in records.items()
             if isinstance(record, type) and issubclass(record, Section)
+        }
+
+    @classmethod
+    def arrays_of_tables(cls) -> dict[str, type[Section]]:
+        """The fields that are arrays of records: ``terms = [{...}, {...}]``."""
+        return {
+            name: part
+            for name, field in cls.model_fields.items()
+            for part in get_args(field.annotation)
+            if isinstance(part, type) and issubclass(part, Section)
         }
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:

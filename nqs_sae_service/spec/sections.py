@@ -33,12 +33,13 @@ _SPLIT_NAMES = ("train", "select", "test")
 
 
 class Sampling(Section):
-    """Metropolis sampling of |psi|^2 with many chains: flips of single spins, of stretches of spins, and of all of them."""
+    """Draws from |psi|^2 by many chains: Metropolis flips and exchanges, with or without tempering, or exact draws."""
 
-    method: Literal["metropolis", "direct"] | None = Field(
+    method: Literal["metropolis", "direct", "exact"] | None = Field(
         None,
-        description="Metropolis moves, or independent samples of a state that is a product of conditionals (edited states: always "
-        "Metropolis); default: direct where the state is, else metropolis",
+        description="metropolis: moves of Markov chains; direct: independent samples of a state that is a product of "
+        "conditionals (edited states: always Metropolis); exact: of any |psi|^2, summed in full, up to 20 sites; default: "
+        "direct where the state allows it, else metropolis",
         json_schema_extra={"neutral": True},
     )
     chains: int = Field(1024, ge=1, le=2**20, description="Markov chains that run side by side")
@@ -64,15 +65,16 @@ class Sampling(Section):
     )
     magnetization: int | Literal["free"] | None = Field(
         None,
-        description="sum of all sigma^z, held fixed by exchange moves, or free; default: the smallest one where the Hamiltonian "
-        "conserves it, else free",
+        description="sum of all sigma^z, held fixed by exchange moves, or free; default: the smallest one where "
+        "the Hamiltonian conserves it, else free",
         json_schema_extra={"neutral": True},
     )
     exchange: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="share of proposals that exchange two unequal spins; default: all that is left at fixed magnetization, else 0",
+        description="share of proposals that exchange the spins of two sites; default: all that is left at fixed "
+        "magnetization, else 0",
         json_schema_extra={"neutral": True},
     )
     exchange_shells: int = Field(
@@ -82,12 +84,38 @@ class Sampling(Section):
         description="spins are exchanged between neighbours up to this shell",
         json_schema_extra={"neutral": True},
     )
+    replicas: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="walkers per chain for parallel tempering; the first one samples |psi|^2 and alone is recorded",
+        json_schema_extra={"neutral": True},
+    )
+    hottest: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="the last walker of a chain samples |psi|^(2 hottest), those between follow a geometric ladder",
+        json_schema_extra={"neutral": True},
+    )
     burn_in: int = Field(20, ge=0, le=1_000_000, description="sweeps before the first recorded sample")
 
     @property
     def fixed_magnetization(self) -> int | None:
         """The conserved sum of all sigma^z, None where it is free."""
         return self.magnetization if isinstance(self.magnetization, int) else None
+
+    def evaluations(self, n_sites: int) -> int:
+        """Network calls of a sweep of one chain."""
+        return 0 if self.method == "exact" else n_sites * self.replicas
+
+    def listed(self, n_sites: int) -> int:
+        """Network calls before the first sweep of a psi: all configurations that are summed."""
+        if self.method != "exact":
+            return 0
+        if self.fixed_magnetization is None:
+            return 2**n_sites
+        return math.comb(n_sites, (n_sites + self.fixed_magnetization) // 2)
 
     def moves(self, lattice: Lattice) -> Moves:
         """What is proposed on a lattice."""
@@ -103,13 +131,14 @@ class Sampling(Section):
         hamiltonian: Any = sections.get("hamiltonian")
         lattice: Any = sections.get("lattice")
         update: dict[str, Any] = {}
-        if self.method is None and _drawn_directly(sections):
+        if self.method is None and self.replicas == 1 and _drawn_directly(sections):
             update["method"] = "direct"
-        if update.get("method", self.method) == "direct" and "burn_in" not in self.model_fields_set:
-            update["burn_in"] = 0  # every sample is independent
-        if self.magnetization is None and hamiltonian is not None and lattice is not None:
-            if hamiltonian.conserves_magnetization:
-                update["magnetization"] = lattice.build().n_sites % 2
+        independent = update.get("method", self.method) in ("direct", "exact")
+        if independent and "burn_in" not in self.model_fields_set:
+            update["burn_in"] = 0
+        known = hamiltonian is not None and lattice is not None
+        if self.magnetization is None and known and hamiltonian.conserves_magnetization:
+            update["magnetization"] = lattice.build().n_sites % 2
         fixed = isinstance(update.get("magnetization", self.magnetization), int)
         zero = update.get("magnetization", self.magnetization) == 0
         if self.global_flip is None:
@@ -117,21 +146,54 @@ class Sampling(Section):
         if self.stretch_flip is None:
             update["stretch_flip"] = 0.0 if fixed else 0.2
         if self.exchange is None and fixed:
-            update["exchange"] = 1.0 - update.get("global_flip", self.global_flip)
+            update["exchange"] = 1.0 - (update.get("global_flip", self.global_flip) or 0.0)
         return self.model_copy(update=update)
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
         if self.method == "direct" and "state" in sections and not _drawn_directly(sections):
-            kind = sections["state"].kind  # type: ignore[attr-defined]
-            what = f'a state of kind "{kind}", or one that is projected, is no product of conditionals: leave it out, or set it to "metropolis"'
-            yield Finding("method", what)
+            state: Any = sections["state"]
+            projected = ", projected," if state.symmetry.wanted else ""
+            what = f'a state of kind "{state.kind}"{projected} is no product of conditionals'
+            yield Finding("method", f'{what}: leave it out, or set it to "metropolis"')
         shares = [share or 0.0 for share in (self.global_flip, self.stretch_flip, self.exchange)]
         if sum(shares) > 1 + 1e-12:
             what = "global_flip, stretch_flip and exchange are shares of the proposals: together at most 1"
             yield Finding("stretch_flip", what)
-        fixed, lattice = self.fixed_magnetization, sections.get("lattice")
-        if fixed is None:
-            return
+        lattice: Any = sections.get("lattice")
+        if self.method in ("direct", "exact") and self.replicas > 1:
+            yield Finding("replicas", "independent draws need no tempering: leave it out or set it to 1")
+        if self.method == "exact" and lattice is not None:
+            yield from self._exact_findings(lattice.build().n_sites)
+        if self.fixed_magnetization is None:
+            yield from self._free_findings(shares)
+        else:
+            yield from self._fixed_findings(self.fixed_magnetization, shares, sections)
+
+    def _exact_findings(self, n_sites: int) -> Iterator[Finding]:
+        from ..sampling.exact import MAX_SITES_LISTED
+
+        if n_sites > MAX_SITES_LISTED:
+            what = (
+                f"exact draws list all configurations, of at most {MAX_SITES_LISTED} sites, not of {n_sites}"
+            )
+            yield Finding("method", f'{what}: set it to "metropolis"')
+
+    def _free_findings(self, shares: list[float]) -> Iterator[Finding]:
+        global_flip, stretch_flip, exchange = shares
+        if exchange and not stretch_flip and math.isclose(global_flip + exchange, 1.0):
+            what = "exchanges alone never change the magnetization: lower it, or fix sampling.magnetization"
+            yield Finding("exchange", what)
+
+    def _fixed_findings(
+        self, fixed: int, shares: list[float], sections: Mapping[str, Section]
+    ) -> Iterator[Finding]:
+        hamiltonian: Any = sections.get("hamiltonian")
+        lattice: Any = sections.get("lattice")
+        if hamiltonian is not None and not hamiltonian.conserves_magnetization:
+            yield Finding(
+                "magnetization",
+                'this Hamiltonian does not conserve it: leave it out or set it to "free"',
+            )
         if self.stretch_flip:
             yield Finding(
                 "stretch_flip",
@@ -148,7 +210,7 @@ class Sampling(Section):
                 "at fixed magnetization single spins cannot be flipped: global_flip + exchange must be 1",
             )
         if lattice is not None:
-            n_sites = lattice.build().n_sites  # type: ignore[attr-defined]
+            n_sites = lattice.build().n_sites
             if abs(fixed) >= n_sites or (n_sites + fixed) % 2:
                 yield Finding(
                     "magnetization", f"{n_sites} spins cannot have a sum of {fixed} and still exchange"
@@ -394,6 +456,11 @@ class Steering(Section):
         description="sweeps of each chain in the steered state before its first sample",
     )
     resample_controls: bool = Field(False, description="draw fresh samples for the controls too (slower)")
+    mbar: bool = Field(
+        False,
+        description="also pool the fresh samples of all scales by MBAR (slower: each is measured at every scale)",
+        json_schema_extra={"neutral": True},
+    )
     energy_budget: float = Field(
         2e-4, gt=0, le=1, description="largest |dE/E| within which the reach of a feature is measured"
     )

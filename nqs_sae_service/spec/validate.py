@@ -166,8 +166,8 @@ def _plain_places(errors: list[Any], values: Any) -> list[Any]:
     """The errors at the places that the user wrote.
 
     Where a value may be one of several things (an integer or a word), pydantic reports what is wrong with each of them, the
-    thing meant being a part of the place. If one of them is of the right type, so that a bound or an element of it is wrong, that
-    alone is said; else all of them, in one error.
+    thing meant being a part of the place. If one of them is of the right type, so that a bound or an element of it is wrong,
+    that alone is said; else all of them, in one error.
     """
     plain: list[Any] = []
     choices: dict[KeyPath, list[Any]] = {}
@@ -258,7 +258,7 @@ def _expected(error: Mapping[str, Any]) -> str:
 def _innermost(record: type[Section], place: KeyPath) -> type[Section]:
     """The record of the table that holds the key at ``place``: of the section, or of a table inside it."""
     for part in place[1:-1]:
-        record = record.tables().get(str(part), record)
+        record = {**record.tables(), **record.arrays_of_tables()}.get(str(part), record)
     return record
 
 

@@ -130,11 +130,11 @@ def estimate(spec: Spec) -> Cost:
     state = spec.state.build(lattice)
     options, n = spec.ground_state, state.n_sites
     draws = options.samples // spec.sampling.chains
-    calls = options.steps * options.samples * n * (spec.sampling.sweeps + 1)
-    calls += (
-        options.final_samples * n * (spec.sampling.sweeps + 1)
-        + 2 * spec.sampling.burn_in * spec.sampling.chains * n
-    )
+    sampling = spec.sampling
+    each = sampling.sweeps * sampling.evaluations(n) + n  # of a sample: the chains, the local energy
+    calls = (options.steps * options.samples + options.final_samples) * each
+    calls += 2 * sampling.burn_in * sampling.chains * sampling.evaluations(n)
+    calls += (options.steps + 2) * sampling.listed(n)
     rows = options.samples * (2 if state.complex_amplitude else 1)
     gram = options.steps * (
         rows * rows * (state.gram_width or state.n_parameters) + rows**3 / 3 + draws * 3e7

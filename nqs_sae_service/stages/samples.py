@@ -66,7 +66,7 @@ def estimate(spec: Spec) -> Cost:
     sweeps = spec.sampling.burn_in + spec.samples.count // spec.sampling.chains * (
         spec.samples.sweeps or spec.sampling.sweeps
     )
-    calls = sweeps * n * spec.sampling.chains
+    calls = sweeps * spec.sampling.evaluations(n) * spec.sampling.chains + spec.sampling.listed(n)
     return Cost(
         seconds_for(flip_flops(spec) * calls),
         spec.samples.count * (n / 6 + 16),

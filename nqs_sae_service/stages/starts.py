@@ -70,7 +70,7 @@ def _state_of(before: xr.Dataset) -> State:
         geometry = LATTICES[lattice["kind"]].model_validate_json(json.dumps(lattice))
     except (KeyError, TypeError, ValueError, ValidationError):
         raise Misfit("its network is not known to this version; run its spec again") from None
-    return record.build(geometry.build())  # type: ignore[attr-defined]
+    return record.build(geometry.build())
 
 
 def _sections_of(before: xr.Dataset) -> dict[str, Any]:

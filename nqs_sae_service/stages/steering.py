@@ -16,7 +16,7 @@ import xarray as xr
 from ..datasets.schema import SCHEMA, labelled
 from ..engine.random import Stream
 from ..interpret import steering
-from ..interpret.bench import ESTIMATORS, Bench, Slopes
+from ..interpret.bench import ESTIMATORS, POOLED, Bench, Slopes
 from ..interpret.directions import DIRECTIONS, Direction, FeatureDirection, JastrowDial, random_unit_vector
 from ..interpret.expectation import REWEIGHTING_CALL, Curve, FreshSampling
 from ..physics.hamiltonians import MAX_SITES_DIAGONALISED
@@ -74,6 +74,7 @@ class _Programme:
         self.context, self.spec, self.options = context, context.spec, context.spec.steering
         self.bench = _bench(context)
         self.layers, self.targets = self.options.layers, self.options.targets
+        self.estimators = (*ESTIMATORS, POOLED) if self.options.mbar else ESTIMATORS
         self.scales = np.asarray(self.options.scales)
         self.base = int(np.flatnonzero(self.scales == 1.0)[0])
         self.results = context.restore() or self._empty()
@@ -85,12 +86,13 @@ class _Programme:
             "target": len(self.targets),
             "direction": len(DIRECTIONS),
             "scale": len(self.scales),
-            "estimator": len(ESTIMATORS),
+            "estimator": len(self.estimators),
             "observable": len(self.bench.names) - 1,
         }
         arrays = {
             name: np.full([sizes[d] for d in variable.dims], np.nan)
             for name, variable in SCHEMA["steering"].items()
+            if name != "overlap" or self.options.mbar
         }
         arrays["feature"] = np.full((len(self.layers), len(self.targets)), -1, np.int32)
         return {**arrays, "done": np.zeros((len(self.layers), len(self.targets), len(DIRECTIONS)), bool)}
@@ -103,6 +105,9 @@ class _Programme:
         """Units of work in each direction."""
         fresh = len(self.scales) * (self.options.burn_in + self.options.draws * self.spec.sampling.sweeps)
         reweighting = -(-self.bench.log_psi.size // REWEIGHTING_CALL)
+        if self.options.mbar:
+            calls = -(-self.spec.sampling.chains * self.options.draws // REWEIGHTING_CALL)
+            fresh += len(self.scales) * calls
         return np.asarray([reweighting + fresh * self._resamples(d) for d in range(len(DIRECTIONS))])
 
     def _ticks_done(self) -> int:
@@ -171,8 +176,8 @@ class _Programme:
         strengths = self._strengths(layer, target, d, direction, sampled)
         self.results["strength"][layer, target, d] = strengths
         number = int(np.ravel_multi_index((layer, target, d), self.results["done"].shape))
-        for e, estimator in enumerate(ESTIMATORS):
-            if estimator == "resampled" and not self._resamples(d):
+        for e, estimator in enumerate(self.estimators):
+            if estimator in ("resampled", POOLED) and not self._resamples(d):
                 continue
             curve = self.bench.curve(estimator, direction, strengths, number, self.tick)
             if curve is not None:
@@ -223,6 +228,8 @@ class _Programme:
             "monotone_low": self.scales[low],
             "monotone_high": self.scales[high],
         }
+        if self.options.mbar:
+            whole["overlap"] = curve.overlap
         layer, target, d, e = at
         for name, values in by_scale.items():
             self.results[name][layer, target, d, :, e] = values
@@ -236,7 +243,7 @@ class _Programme:
             "layer": self.layers,
             "target": self.targets,
             "direction": DIRECTIONS,
-            "estimator": ESTIMATORS,
+            "estimator": self.estimators,
             "observable": self.bench.names[:-1],
         }
         coordinates = {name: np.asarray(values, dtype=object) for name, values in labels.items()}
@@ -255,9 +262,14 @@ def estimate(spec: Spec) -> Cost:
     points = len(options.layers) * len(options.targets) * len(options.scales)
     curves = points * len(DIRECTIONS) * options.samples * connected
     fresh = spec.sampling.chains * (
-        n * (options.burn_in + options.draws * spec.sampling.sweeps) + options.draws * connected
+        spec.sampling.evaluations(n) * (options.burn_in + options.draws * spec.sampling.sweeps)
+        + options.draws * connected
     )
+    fresh += spec.sampling.listed(n)
     fresh *= points * (len(DIRECTIONS) if options.resample_controls else 1)
+    if options.mbar:
+        turned = len(DIRECTIONS) if options.resample_controls else 1
+        curves += points * turned * len(options.scales) * spec.sampling.chains * options.draws * connected
     exact = points * len(DIRECTIONS) * 2**n if n <= MAX_SITES_DIAGONALISED else 0
     size = 8.0 * points * len(DIRECTIONS) * len(ESTIMATORS) * (2 * len(spec.observables.names) + 8)
     memory = (

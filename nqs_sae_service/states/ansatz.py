@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Ansatz(Section):
     """Base of the records of ``[state]``: the bare ``network``, and the table ``[state.symmetry]`` that projects it.
 
-    ``load`` counts by the content of the file, not by its name (``service/sources.py``).
+    ``load`` counts by what is in the file, not by its name (``service/sources.py``).
     """
 
     load: str | None = Field(

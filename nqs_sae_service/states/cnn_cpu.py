@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..engine.blas import gemm
+from ..engine.copies import copy_stretch
 from ..engine.jit import njit, prange
 from ..engine.vector import gelu32
 from .primitives import Neighbours
@@ -97,9 +98,7 @@ def _convolve(w, x, weight, rows, keep, out):
     source, target = x.reshape(-1), rows.reshape(-1)
     for strip in range(len(w.run_starts) - 1):
         for r in range(w.run_starts[strip], w.run_starts[strip + 1]):
-            start, place, count = w.runs[r]
-            for c in range(count):
-                target[place + c] = source[start + c]
+            copy_stretch(source, w.runs[r, 0], target, w.runs[r, 1], w.runs[r, 2])
         first = strip * _STRIP
         last = min(len(out), first + _STRIP)
         gemm(False, False, 1.0, rows[: last - first], weight, keep, out[first:last])
@@ -144,7 +143,7 @@ def _look_up(w, sigma, s):
 
 @njit()
 def _block(w, l, s, known, only_sum):
-    """x <- x + block ``l`` of x, its first convolution ``known`` in g; or ``summed`` <- that, summed over tokens (``only_sum``)."""
+    """x <- x + block ``l`` of x, its first convolution ``known`` in g; with ``only_sum`` summed over tokens, in ``summed``."""
     tokens, d = s.x.shape
     if not known:
         _normalise(s.x, s.h[:tokens])

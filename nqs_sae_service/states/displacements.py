@@ -1,7 +1,7 @@
 """Numbers for each displacement on a periodic grid, carried over to a larger one.
 
-On a grid of n_1 x n_2 ... a displacement r stands for its nearest image, -n/2 <= r <= n/2 along each axis, which the larger grid has
-too. At exactly n/2 there are two nearest images: weights of a sum are halved between them, so that the sum over all
+On a grid of n_1 x n_2 ... a displacement r stands for its nearest image, -n/2 <= r <= n/2 along each axis, which the larger
+grid has too. At exactly n/2 there are two nearest images: weights of a sum are halved between them, so that the sum over all
 displacements stays what it was. Displacements that the smaller grid did not have get zero weight or, where numbers enter a
 softmax and zero would mean something, the number of the nearest one that it had.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def embedded(array: np.ndarray, old: tuple[int, ...], new: tuple[int, ...], nearest: bool) -> np.ndarray:
-    """Numbers (h, displacements on ``old``) as (h, displacements on ``new``), both counted row by row; old <= new along every axis.
+    """Numbers (h, displacements on ``old``) as (h, displacements on ``new``), both row by row; old <= new along every axis.
 
     ``nearest``: unknown displacements get the number of the nearest known one, else zero.
     """

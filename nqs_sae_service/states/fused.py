@@ -47,11 +47,11 @@ class Walks(Fused, Protocol):
     ) -> int:
         """Make the proposals in order, in place on sigma (chains, n_sites) int8 and log_psi (chains,); number accepted.
 
-        Proposal r of chain c flips the ``length[r, c]`` sites from ``first[r, c]`` on (periodic) or, where that is negative, exchanges
-        the spins of the sites first and -length - 1: a null move, never evaluated, where they are equal. It is accepted if
-        ``threshold[r, c]`` < 2 (log|psi'| - log|psi|). first, length (rows, chains) int64, threshold (rows, chains) float64. A
-        chain whose log psi' is NaN stays, and its log_psi becomes NaN. ``ahead``: a twin may evaluate a proposal before it is
-        known that it will be made.
+        Proposal r of chain c flips the ``length[r, c]`` sites from ``first[r, c]`` on (periodic) or, where that is negative,
+        exchanges the spins of the sites first and -length - 1: a null move, never evaluated, where they are equal. It is
+        accepted if ``threshold[r, c]`` < 2 (log|psi'| - log|psi|). first, length (rows, chains) int64, threshold (rows, chains)
+        float64. A chain whose log psi' is NaN stays, and its log_psi becomes NaN. ``ahead``: a twin may evaluate a proposal
+        before it is known that it will be made.
         """
 
 
@@ -68,7 +68,7 @@ class FlipRatios(Fused, Protocol):
     """A twin that knows how psi changes when some spins flip."""
 
     def ratios(self, sigma: Array, log_psi: Array, signs: Array, wanted: Array) -> Array:
-        """psi(sigma signs_f) / psi(sigma), (n, flips), for sign patterns (flips, n_sites) int8 in {-1, +1}; 0 if not ``wanted``."""
+        """psi(sigma signs_f) / psi(sigma), (n, flips), for sign patterns (flips, n_sites) int8; 0 if not ``wanted``."""
 
 
 @runtime_checkable

@@ -124,7 +124,7 @@ def pair_classes(lattice: Lattice, invariant: bool) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Fields(Brick):
-    """h_i = sum_j v_ij s_j for spins (n, site, 1): (n, site, channel), v_ij = coupling[channel, classes[i, j]], 0 for class -1."""
+    """h_i = sum_j v_ij s_j of spins (n, site, 1): (n, site, channel), v_ij = coupling[channel, classes[i, j]], v_ii = 0."""
 
     classes: np.ndarray
     channels: int

@@ -186,8 +186,9 @@ class Channels(Brick):
 class Neighbours(Brick):
     """y_t = the channels of the tokens around t side by side: (n, token, width) -> (n, token, K width).
 
-    ``windows`` (token, K) int64: token windows[t, k] stands at place k around t; the number of tokens stands for a place outside,
-    where y is zero. No token is at the same place of two windows. With a ``Dense`` map behind it this is a convolution.
+    ``windows`` (token, K) int64: token windows[t, k] stands at place k around t; the number of tokens stands for a
+    place outside, where y is zero. No token is at the same place of two windows. With a ``Dense`` map behind it this is a
+    convolution.
     """
 
     windows: np.ndarray
@@ -312,7 +313,7 @@ def _contains(grid: tuple[int, ...], other: tuple[int, ...]) -> bool:
 
 
 def circulant(xp, grid: tuple[int, ...]) -> Array:
-    """Number of the token at i - j on a periodic grid of tokens, (tokens, tokens): how translation-invariant weights are laid out.
+    """Number of the token at i - j on a periodic grid, (tokens, tokens): how translation-invariant weights are laid out.
 
     Tokens are counted row by row, the last axis fastest: on a ring this is (i - j) mod tokens.
     """

@@ -1,12 +1,12 @@
 """Parameters of one network as the start of another: on the same lattice, or on a larger one of the same kind.
 
-Parameters are matched by name. What does not depend on the lattice is copied; what belongs to displacements on a periodic grid is
-embedded into the larger grid (``displacements.py``; ``Brick.carried`` says what a brick does). A network whose parameters
-belong to single sites, such as the dense RBM, cannot go to another lattice.
+Parameters are matched by name. What does not depend on the lattice is copied; what belongs to displacements on a periodic
+grid is embedded into the larger grid (``displacements.py``; ``Brick.carried`` says what a brick does). A network whose
+parameters belong to single sites, such as the dense RBM, cannot go to another lattice.
 
-log psi grows with the lattice, but a LayerNorm behind the sum over tokens forgets how many there were. So where log psi is a sum
-of log cosh (a) with a from a LayerNorm, its gain and bias grow by the ratio of the numbers of tokens: log cosh a is |a| but for a
-constant where |a| is large, and log psi is then as extensive as it should be.
+log psi grows with the lattice, but a LayerNorm behind the sum over tokens forgets how many there were. So where log psi is a
+sum of log cosh a with a from a LayerNorm, its gain and bias grow by the ratio of the numbers of tokens: log cosh a is |a| but
+for a constant where |a| is large, and log psi is then as extensive as it should be.
 """
 
 from __future__ import annotations

@@ -101,14 +101,14 @@ class Transformer(Ansatz):
         """The bare network on a lattice."""
         invariant = lattice.periodic if self.translation_invariant is None else self.translation_invariant
         sites = patches(lattice, self.patch_extent(lattice))
-        tokens = len(sites)
+        tokens, spins = sites.shape
         grid = tuple(n // b for n, b in zip(lattice.extent, self.patch_extent(lattice), strict=False))
         return State(
             n_sites=lattice.n_sites,
             n_tokens=tokens,
             width=self.width,
             layers=self.layer_names(),
-            bricks=tuple(_bricks(self, *sites.shape, grid if invariant else ())),
+            bricks=tuple(_bricks(self, tokens, spins, grid if invariant else ())),
             dtype=np.dtype(self.precision),
             complex_amplitude=self.amplitude == "complex",
             sites=sites,

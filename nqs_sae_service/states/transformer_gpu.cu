@@ -22,14 +22,17 @@ __device__ float gelu(float v) {
   return v / (1.0f + expf(-1.5957691216057308f * (v + 0.044715f * v * v * v)));
 }
 
-extern "C" __global__ void embed(const signed char* sigma, const float* weight, const float* code, float* x, int n, int tokens,
-                                 int patch, int width) {
+// order (tokens, patch): the sites of every token.
+extern "C" __global__ void embed(const signed char* sigma, const float* weight, const float* code, const int* order, float* x, int n,
+                                 int tokens, int patch, int width) {
   const long long total = (long long)n * tokens * width;
   for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < total; i += (long long)gridDim.x * blockDim.x) {
     const int c = i % width;
     const long long row = i / width;
-    float sum = code[row % tokens * width + c];
-    for (int p = 0; p < patch; ++p) sum += (float)sigma[row * patch + p] * weight[p * width + c];
+    const int t = row % tokens;
+    const signed char* spins = sigma + (row - t) * patch;
+    float sum = code[t * width + c];
+    for (int p = 0; p < patch; ++p) sum += (float)spins[order[t * patch + p]] * weight[p * width + c];
     x[i] = sum;
   }
 }
@@ -189,6 +192,7 @@ const int PIECES = 8;  // partial sums of a row
 struct Network {
   const float *patch_w, *code, *proj_w, *proj_b, *pair, *out_w, *out_b, *up_w, *up_b, *down_w, *down_b;
   const float *head_w, *head_b, *head_gain, *head_shift, *zero;
+  const int* order;  // (tokens, patch): the sites of every token
   int tokens, patch, width, hidden, heads, blocks, parts;
   bool positional;
 };
@@ -319,7 +323,7 @@ __device__ void embed_block(const Network& net, const Activations& a) {
   for (int i = threadIdx.x; i < net.tokens * net.width; i += blockDim.x) {
     const int t = i / net.width, c = i % net.width;
     float sum = net.code[i];
-    for (int p = 0; p < net.patch; ++p) sum += a.spins[t * net.patch + p] * net.patch_w[p * net.width + c];
+    for (int p = 0; p < net.patch; ++p) sum += a.spins[net.order[t * net.patch + p]] * net.patch_w[p * net.width + c];
     a.x[i] = sum;
   }
   __syncthreads();
@@ -382,10 +386,11 @@ __device__ void evaluate_block(const Network& net, const Activations& a, double*
   __syncthreads();
 }
 
-__device__ void flip_stretch(float* spins, int sites, int start, int extent) {
+// Flip a stretch of sites, or the two sites of an exchange of unequal spins: see ``Walks.walk``. Its own inverse.
+__device__ void flip(float* spins, int sites, int start, int extent) {
   for (int s = threadIdx.x; s < sites; s += blockDim.x) {
     const int ahead = s >= start ? s - start : s - start + sites;
-    if (ahead < extent) spins[s] = -spins[s];
+    if (extent < 0 ? s == start || s == -1 - extent : ahead < extent) spins[s] = -spins[s];
   }
   __syncthreads();
 }
@@ -400,11 +405,12 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     evaluate(const signed char* sigma, double* log_psi, const float* patch_w, const float* code, const float* proj_w,
              const float* proj_b, const float* pair, const float* out_w, const float* out_b, const float* up_w,
              const float* up_b, const float* down_w, const float* down_b, const float* head_w,
-             const float* head_b, const float* head_gain, const float* head_shift, const float* zero, int tokens,
-             int patch, int width, int hidden, int heads, int blocks, int parts, int positional, int n) {
+             const float* head_b, const float* head_gain, const float* head_shift, const float* zero,
+             const int* order, int tokens, int patch, int width, int hidden, int heads, int blocks, int parts, int positional,
+             int n) {
   extern __shared__ float memory[];
   const Network net = {patch_w, code, proj_w, proj_b, pair, out_w, out_b, up_w, up_b, down_w, down_b, head_w, head_b, head_gain,
-                       head_shift, zero, tokens, patch, width, hidden, heads, blocks, parts, positional != 0};
+                       head_shift, zero, order, tokens, patch, width, hidden, heads, blocks, parts, positional != 0};
   const Activations a(memory, net);
   const int sites = tokens * patch;
   for (int r = blockIdx.x; r < n; r += gridDim.x) {
@@ -423,12 +429,13 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     walk(signed char* sigma, double* log_psi, const float* patch_w, const float* code, const float* proj_w,
          const float* proj_b, const float* pair, const float* out_w, const float* out_b, const float* up_w,
          const float* up_b, const float* down_w, const float* down_b, const float* head_w,
-         const float* head_b, const float* head_gain, const float* head_shift, const float* zero, int tokens,
-         int patch, int width, int hidden, int heads, int blocks, int parts, int positional, const long long* first,
+         const float* head_b, const float* head_gain, const float* head_shift, const float* zero,
+         const int* order, int tokens, int patch, int width, int hidden, int heads, int blocks, int parts, int positional,
+         const long long* first,
          const long long* length, const double* threshold, int* accepted, int chains, int proposals) {
   extern __shared__ float memory[];
   const Network net = {patch_w, code, proj_w, proj_b, pair, out_w, out_b, up_w, up_b, down_w, down_b, head_w, head_b, head_gain,
-                       head_shift, zero, tokens, patch, width, hidden, heads, blocks, parts, positional != 0};
+                       head_shift, zero, order, tokens, patch, width, hidden, heads, blocks, parts, positional != 0};
   const Activations a(memory, net);
   const int sites = tokens * patch;
   for (int chain = blockIdx.x; chain < chains; chain += gridDim.x) {
@@ -438,7 +445,10 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     for (int proposal = 0; proposal < proposals; ++proposal) {
       const long long place = (long long)proposal * chains + chain;
       const int start = first[place], extent = length[place];
-      flip_stretch(a.spins, sites, start, extent);
+      const bool nothing = extent < 0 && a.spins[start] == a.spins[-1 - extent];
+      __syncthreads();  // all threads have looked before any of them flips
+      if (nothing) continue;
+      flip(a.spins, sites, start, extent);
       double re, im;
       evaluate_block(net, a, &re, &im);
       const double log_ratio = 2.0 * (re - now_re);
@@ -450,7 +460,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
       if (accept)
         ++moved;
       else
-        flip_stretch(a.spins, sites, start, extent);
+        flip(a.spins, sites, start, extent);
     }
     for (int s = threadIdx.x; s < sites; s += blockDim.x) sigma[(long long)chain * sites + s] = (signed char)a.spins[s];
     if (threadIdx.x == 0) {

@@ -60,6 +60,7 @@ class GpuTransformer:
         self.blocks, self.hidden = len(packed["up_w"]), packed["up_w"].shape[2]
         self.patch = len(packed["patch_w"])
         self.arrays = _moved(packed, parameters)
+        self.order = self.xp.asarray(state.sites.astype(np.int32))
 
     @property
     def channels(self) -> int:
@@ -101,7 +102,8 @@ class GpuTransformer:
         state, a = self.state, self.arrays
         x = self.xp.empty((len(sigma), state.n_tokens, state.width), dtype=self.xp.float32)
         spins = self.xp.ascontiguousarray(sigma)
-        self._flat("embed", x, spins, a["patch_w"], a["code"], x, *x.shape[:2], self.patch, state.width)
+        weights = (a["patch_w"], a["code"], self.order)
+        self._flat("embed", x, spins, *weights, x, *x.shape[:2], self.patch, state.width)
         return x
 
     def _through(self, x: Array, first: int, last: int) -> Array:
@@ -196,7 +198,7 @@ class WalkingTransformer(GpuTransformer):
         """A kernel whose block is a configuration; the network stands between its other arguments."""
         state = self.state
         sizes = (state.n_tokens, self.patch, state.width, self.hidden, self.heads, self.blocks, self.parts)
-        network = (*(self.arrays[name] for name in _NAMES), *sizes, self.positional)
+        network = (*(self.arrays[name] for name in _NAMES), self.order, *sizes, self.positional)
         _KERNELS.launch(
             name, blocks, (self.block_threads,), *before, *network, *after, shared_bytes=self.block_bytes
         )

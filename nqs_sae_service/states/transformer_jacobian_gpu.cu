@@ -13,14 +13,20 @@ __device__ const float SLOPE = 0.7978845608028654f, CUBIC = 0.044715f;
 
 struct Shape {
   int tokens, patch, width, hidden, heads, blocks, parts;
-  bool positional, invariant;
+  bool positional;
+  int columns;  // tokens in a row of the periodic grid where pairs are numbered by displacement, else 0
   const float *parameters, *transposed;
-  const int* places;
+  const int *places, *order;  // order (tokens, patch): the sites of every token
 
   __device__ int pairs() const { return heads * tokens * tokens; }
+  // Number of the token at i - j on the periodic grid: ``circulant`` of the bricks.
+  __device__ int minus(int i, int j) const {
+    const int down = i / columns - j / columns, along = i % columns - j % columns;
+    return (down < 0 ? down + tokens / columns : down) * columns + (along < 0 ? along + columns : along);
+  }
   // Place of the number of tokens i and j in head h among the learned ones.
   __device__ int pair(int h, int i, int j) const {
-    return invariant ? h * tokens + (i >= j ? i - j : i - j + tokens) : (h * tokens + i) * tokens + j;
+    return columns ? h * tokens + minus(i, j) : (h * tokens + i) * tokens + j;
   }
   __device__ const float* array(int which) const { return places[which] < 0 ? nullptr : parameters + places[which]; }
 };
@@ -110,7 +116,7 @@ __device__ void embed(const Shape& s, const signed char* sigma, float* x) {
   for (int i = threadIdx.x; i < s.tokens * s.width; i += blockDim.x) {
     const int t = i / s.width, c = i % s.width;
     float sum = bias[c] + (code ? code[i] : 0.0f);
-    for (int p = 0; p < s.patch; ++p) sum += (float)sigma[t * s.patch + p] * weight[p * s.width + c];
+    for (int p = 0; p < s.patch; ++p) sum += (float)sigma[s.order[t * s.patch + p]] * weight[p * s.width + c];
     x[i] = sum;
   }
   __syncthreads();
@@ -290,13 +296,13 @@ __device__ void scores_back(const Shape& s, const Kept& k, const Work& w) {
 // Derivatives by the learned numbers of pairs: those that several pairs share are summed.
 __device__ void pair_columns(const Shape& s, const float* dpair, float* columns) {
   const int t = s.tokens;
-  for (int task = threadIdx.x; task < (s.invariant ? s.heads * t : s.pairs()); task += blockDim.x) {
-    if (!s.invariant) {
+  for (int task = threadIdx.x; task < (s.columns ? s.heads * t : s.pairs()); task += blockDim.x) {
+    if (!s.columns) {
       columns[task] = dpair[task];
       continue;
     }
     float sum = 0.0f;
-    for (int i = 0; i < t; ++i) sum += dpair[(task / t * t + i) * t + (i - task % t + t) % t];
+    for (int i = 0; i < t; ++i) sum += dpair[(task / t * t + i) * t + s.minus(i, task % t)];
     columns[task] = sum;
   }
 }
@@ -338,7 +344,7 @@ __device__ void embedding_columns(const Shape& s, const signed char* sigma, cons
   for (int task = threadIdx.x; task < s.patch * d; task += blockDim.x) {
     const int p = task / d, c = task % d;
     float sum = 0.0f;
-    for (int t = 0; t < s.tokens; ++t) sum += (float)sigma[t * s.patch + p] * dx[t * d + c];
+    for (int t = 0; t < s.tokens; ++t) sum += (float)sigma[s.order[t * s.patch + p]] * dx[t * d + c];
     row[s.places[PATCH] + task] = sum;
   }
   for (int c = threadIdx.x; c < d; c += blockDim.x) {
@@ -356,9 +362,9 @@ __device__ void embedding_columns(const Shape& s, const signed char* sigma, cons
 extern "C" __global__ void __launch_bounds__(256, 4)
     differentiate(const signed char* sigma, const float* parameters, const float* transposed, const int* places, float* scratch,
                   float* out, int n, int n_parameters, int floats, int tokens, int patch, int width, int hidden, int heads,
-                  int blocks, int parts, int positional, int invariant) {
-  const Shape s = {tokens, patch, width, hidden, heads, blocks, parts, positional != 0, invariant != 0, parameters, transposed,
-                   places};
+                  int blocks, int parts, int positional, int columns, const int* order) {
+  const Shape s = {tokens, patch, width, hidden, heads, blocks, parts, positional != 0, columns, parameters, transposed,
+                   places, order};
   const int stream = tokens * width, head = EMBEDDING_PLACES + blocks * BLOCK_PLACES;
   for (int r = blockIdx.x; r < n; r += gridDim.x) {
     const signed char* spins = sigma + (long long)r * tokens * patch;

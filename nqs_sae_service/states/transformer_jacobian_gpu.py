@@ -42,11 +42,13 @@ def per_sample_columns(state: State, parameters: Array, sigma: Array) -> Array:
     blocks = min(len(sigma), _BLOCKS)
     scratch = xp.empty(blocks * floats, dtype=xp.float32)
     out = xp.empty((parts, len(sigma), state.n_parameters), dtype=xp.float32)
-    places, transposed = (beside(array, sigma) for array in (_places(state), _transposition(state)))
+    layout = (_places(state), _transposition(state), _order(state))
+    places, transposed, order = (beside(array, sigma) for array in layout)
+    columns = mixer.grid[-1] if mixer.grid else 0
     _KERNELS.launch(
         "differentiate", blocks, (_THREADS,), xp.ascontiguousarray(sigma), parameters, parameters[transposed], places, scratch,
         out, len(sigma), state.n_parameters, floats, state.n_tokens, patch, state.width, hidden, mixer.heads, depth(state),
-        parts, positional, mixer.translation_invariant,
+        parts, positional, columns, order,
     )  # fmt: skip
     return out
 
@@ -70,6 +72,12 @@ def _transposition(state: State) -> np.ndarray:
             place, shape = state.layout[f"{brick.name}.weight"]
             index[place] = index[place].reshape(shape).T.ravel()
     return index
+
+
+@cache
+def _order(state: State) -> np.ndarray:
+    """The sites of every token (token, spins per token) int32."""
+    return np.ascontiguousarray(state.sites, dtype=np.int32)
 
 
 @cache

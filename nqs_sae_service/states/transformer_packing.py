@@ -92,11 +92,8 @@ class Packing:
         norms = [(w[f"head.{p}_norm.gain"], w[f"head.{p}_norm.bias"]) for p in self.parts]
         head = [np.stack(group) for group in (*zip(*dense, strict=True), *zip(*norms, strict=True))]
         arrays = (w["embedding.weight"], self._position(), *stacked, *head)
-        return Weights(  # type: ignore[call-arg, arg-type]
-            *(np.ascontiguousarray(a, dtype=np.float32) for a in arrays),
-            self.heads,
-            self.sites.astype(np.int64),
-        )
+        packed = [np.ascontiguousarray(a, dtype=np.float32) for a in arrays]
+        return Weights(*packed, self.heads, self.sites.astype(np.int64))  # type: ignore[call-arg, arg-type]
 
     def _position(self) -> np.ndarray:
         return self.w.get("position.code", np.zeros((self.tokens, self.width))) + self.w["embedding.bias"]

@@ -110,7 +110,7 @@ def _ratios(
         pairs, place = distinct_connected(sigma, signs, wanted)
     else:
         pairs = xp.stack(xp.nonzero(wanted), axis=1)
-        place = slice(None)
+        place = xp.arange(len(pairs))
     chunk = _chunk(sigma, len(pairs), economy)
     fresh = []
     for start in range(0, len(pairs), chunk):

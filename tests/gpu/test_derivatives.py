@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nqs_sae_service.physics.lattices import Chain
+from nqs_sae_service.physics.lattices import LATTICES, Chain
 from nqs_sae_service.states import Transformer, Wavefunction
 from nqs_sae_service.vmc import jacobian_gpu
 from nqs_sae_service.vmc.jacobian import TapeJacobian
@@ -45,6 +45,23 @@ def assert_equals_the_plain_tape(device, state, parameters, sigma, plain=False):
 @pytest.mark.parametrize("amplitude", ["positive", "complex"])
 def test_from_the_kernel(device, amplitude, attention, invariant):
     found = assert_equals_the_plain_tape(device, *network(amplitude, attention, invariant))
+    assert found.kept is not None
+
+
+@pytest.mark.parametrize("invariant", [True, False], ids=["periodic", "open"])
+@pytest.mark.parametrize("attention", ["positional", "full"])
+def test_from_the_kernel_with_two_dimensional_patches(one_device, attention, invariant):
+    """A grid of 2 x 3 tokens: displacements wrap around both axes."""
+    record = Transformer(
+        patch=(2, 1), width=6, heads=2, layers=1, attention=attention, amplitude="complex", translation_invariant=invariant,
+        mlp_ratio=3,
+    )  # fmt: skip
+    state = record.build(LATTICES["rectangular"](kind="rectangular", lengths=(4, 3)).build())
+    noise = 0.3 * np.random.default_rng(0).normal(size=state.n_parameters)
+    sigma = np.random.default_rng(1).choice([-1, 1], size=(12, 12)).astype(np.int8)
+    found = assert_equals_the_plain_tape(
+        one_device, state, (state.initial_parameters(1) + noise).astype(np.float32), sigma
+    )
     assert found.kept is not None
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nqs_sae_service.physics.lattices import Chain
+from nqs_sae_service.physics.lattices import LATTICES, Chain
 from nqs_sae_service.sampling.metropolis import _walk
 from nqs_sae_service.states import Transformer
 from nqs_sae_service.states.transformer_gpu import GpuTransformer, WalkingTransformer, fused_on_device
@@ -76,6 +76,37 @@ def test_a_walk_decides_as_the_plain_loop_in_double_precision(device, attention,
     plain, plain_log_psi = sigma.copy(), reference.log_psi(sigma)
     assert accepted == _walk(reference, plain, plain_log_psi, first, length, threshold)
     assert 0 < accepted < rows * 7
+    np.testing.assert_array_equal(walked.get(), plain)
+    assert_same_psi(log_psi.get(), plain_log_psi)
+
+
+def patches(attention, invariant, lengths=(4, 6)):
+    """2 x 3 patches of a rectangle: tokens on a grid, with sites that do not follow each other."""
+    record = Transformer(
+        patch=(2, 3), width=8, heads=2, layers=1, attention=attention, amplitude="complex", translation_invariant=invariant
+    )  # fmt: skip
+    return record.build(LATTICES["rectangular"](kind="rectangular", lengths=lengths).build())
+
+
+@pytest.mark.parametrize("invariant", [True, False], ids=["periodic", "open"])
+@pytest.mark.parametrize("attention", ["positional", "full"])
+def test_two_dimensional_patches_and_exchange_moves(one_device, attention, invariant):
+    """log psi in one launch and in many, and a walk of flips, stretches and exchanges, null moves among them."""
+    state = patches(attention, invariant)
+    p, sigma, rows = parameters(state), spins(7, 24), 12
+    psi, reference = state.bind(one_device.put(p)), state.bind(p).reference
+    assert isinstance(psi.fused, WalkingTransformer)
+    on_device = one_device.put(sigma)
+    assert_same_psi(psi.log_psi(on_device).get(), reference.log_psi(sigma))
+    assert_same_psi(GpuTransformer(state, psi.parameters).log_psi(on_device).get(), reference.log_psi(sigma))
+    rng = np.random.default_rng(2)
+    first, length = rng.integers(24, size=(rows, 7)), rng.integers(-24, 25, size=(rows, 7))
+    length[length == 0] = 1
+    threshold = np.log(rng.random((rows, 7)))
+    walked, log_psi = one_device.put(sigma), one_device.put(reference.log_psi(sigma))
+    accepted = psi.fused.walk(walked, log_psi, *(one_device.put(a) for a in (first, length, threshold)))
+    plain, plain_log_psi = sigma.copy(), reference.log_psi(sigma)
+    assert accepted == _walk(reference, plain, plain_log_psi, first, length, threshold)
     np.testing.assert_array_equal(walked.get(), plain)
     assert_same_psi(log_psi.get(), plain_log_psi)
 

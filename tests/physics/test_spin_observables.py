@@ -201,7 +201,6 @@ def test_scalar_chirality(name, count):
         LATTICES["honeycomb"],
         LATTICES["square_graph"],
         Square(kind="square", length=2),
-        Triangular(kind="triangular", lengths=(2, 2)),
     ],
 )
 def test_chirality_is_refused_where_there_are_no_triangles(record):

@@ -107,6 +107,20 @@ def test_verdicts_are_coloured_by_the_interval_of_the_gain(whole_run: Path) -> N
     assert found[steered] == "bad"
 
 
+@pytest.mark.parametrize(("errors_below", "faults"), [(2.5, 0), (3.5, 1)])
+def test_an_energy_below_the_exact_one_is_a_fault(
+    make_run: Factory, errors_below: float, faults: int
+) -> None:
+    def lowered(dataset: xr.Dataset) -> xr.Dataset:
+        if "exact_energy" in dataset.attrs:
+            exact, error = dataset.attrs["exact_energy"], dataset.attrs["final_energy_error"]
+            dataset.attrs["final_energy"] = exact - errors_below * error
+        return dataset
+
+    found = [text for text, kind in verdicts(make_run(change=lowered)).items() if kind == "fault"]
+    assert len([text for text in found if "below the exact one" in text]) == faults
+
+
 def test_judgement_of_the_stage_decides_the_colour(make_run: Factory) -> None:
     def judged(dataset: xr.Dataset) -> xr.Dataset:
         if "verdict" not in dataset:

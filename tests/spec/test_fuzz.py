@@ -69,9 +69,10 @@ def _planned(points):
     try:
         return make_plan(points, STAGES, Path("results"))
     except UserError as error:
-        assert str(error).isprintable()
-        assert re.search(r"ground_state\.start_from: |state\.load: ", str(error))
-        return []
+        refusal = str(error)
+    assert refusal.isprintable()
+    assert re.search(r"ground_state\.start_from: |state\.load: ", refusal)
+    return []
 
 
 def check_lines(error: SpecError) -> None:

@@ -97,6 +97,21 @@ def test_every_kind_of_lattice_loads_and_its_resolved_text_loads_back(folder, la
     assert frozen_point(point.toml(), point.run, point.coordinates) == point
 
 
+def test_a_sum_of_pauli_strings_loads_back(folder):
+    terms = """[
+      {coefficient = -1, string = "ZZ", shell = 1},
+      {coefficient = 0.5, string = "XY", sites = [0, 1]},
+      {coefficient = -0.7, string = "X"},
+    ]"""
+    text = (
+        f'name = "a"\n[lattice]\nkind = "chain"\nlength = 4\n[hamiltonian]\nkind = "pauli"\nterms = {terms}\n'
+    )
+    text += '[state]\nkind = "rbm"\n'
+    (point,) = folder.load(text)
+    assert folder.load(point.toml())[0].spec == point.spec
+    assert frozen_point(point.toml(), point.run, point.coordinates) == point
+
+
 # --- extends
 
 

@@ -37,7 +37,8 @@ threads = -1
     expected = [
         "name: a name is made of letters",
         'sead: unknown key (did you mean "seed"?)',
-        'lattice.kind: unknown kind "chian"; known: "chain" or "square" or "rectangular" or "triangular" or "honeycomb" or "kagome" or "graph" (did you mean "chain"?)',
+        'lattice.kind: unknown kind "chian"; known: "chain" or "square" or "rectangular" or "triangular" or "honeycomb" or '
+        '"kagome" or "graph" (did you mean "chain"?)',
         "hamiltonian.h: must be a finite number, got nan",
         'state.pach: unknown key (did you mean "patch"?)',
         'state.width: must be an integer, got "32"',
@@ -220,7 +221,10 @@ GRAPH = 'kind = "graph"\nsites = 4\n'
         ('kind = "triangular"\nlengths = [4, 1]', "3:15: lattice.lengths[1]: must be at least 2, got 1"),
         ('kind = "honeycomb"\nlengths = [60, 60]', "3:1: lattice.lengths: these are 7200 sites, at most 4096 are possible"),
         ('kind = "square"\nlength = 65', "3:1: lattice.length: must be at most 64, got 65"),
-        ('kind = "chain"\nlength = 8\nperiodic = [true, false]', "4:1: lattice.periodic: must be true or false, got [true, false]"),
+        (
+            'kind = "chain"\nlength = 8\nperiodic = [true, false]',
+            "4:1: lattice.periodic: must be true or false, got [true, false]",
+        ),
         (RECTANGLE + "periodic = 3", "4:1: lattice.periodic: must be true or false or an array, got 3"),
         (RECTANGLE + "periodic = [true]", "4:1: lattice.periodic: must have 2 elements, got [true]"),
         (RECTANGLE + "periodic = [true, 0]", "4:19: lattice.periodic[1]: must be true or false, got 0"),
@@ -236,3 +240,25 @@ def test_bad_lattices(folder, lattice, expected):
     text = f'[lattice]\n{lattice}\n[hamiltonian]\nkind = "tfim"\nh = 1\n[state]\nkind = "rbm"\n'
     (line,) = folder.problems(text, sets=["name=bad"])
     assert f"spec.toml:{expected}" in line
+
+
+@pytest.mark.parametrize(
+    ("terms", "expected"),
+    [
+        (
+            '[{coefficient = 1, string = "ZA", sites = [0, 1]}]',
+            "terms[0].string: a Pauli string is made of X, Y and Z, got 'A'",
+        ),
+        ('[{coefficient = 1, string = "ZZ"}]', "terms[0]: say at which sites ZZ acts (or on which shell)"),
+        ('[{coefficient = 1, string = "ZZ", sites = [0, 9]}]', "terms[0].sites: site 9 is outside 0 ... 3"),
+        ('[{coefficient = 1, string = "XY", shell = 1}]', "terms[0]: the pairs of a shell have no direction"),
+        ('[{string = "X"}]', "terms[0].coefficient: required key is missing (in units of energy)"),
+        ('[{coefficient = 1, strin = "X", string = "X"}]', 'terms[0].strin: unknown key (did you mean "string"?)'),
+        ("[]", "terms: must have at least 1 elements"),
+    ],
+)  # fmt: skip
+def test_bad_pauli_strings(folder, terms, expected):
+    text = f'lattice = {{kind = "chain", length = 4}}\nname = "a"\n[hamiltonian]\nkind = "pauli"\nterms = {terms}\n'
+    lines = folder.problems(text + '[state]\nkind = "rbm"\n')
+    assert len(lines) == 1
+    assert f"hamiltonian.{expected}" in lines[0]

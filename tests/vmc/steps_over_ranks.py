@@ -12,7 +12,7 @@ from nqs_sae_service.engine.threads import configure_threads
 from nqs_sae_service.physics.hamiltonians.tfim import Tfim
 from nqs_sae_service.physics.lattices import Chain
 from nqs_sae_service.spec.sections import GroundState, Sampling
-from nqs_sae_service.states import Rbm, Transformer
+from nqs_sae_service.states import Jastrow, Rbm, Transformer
 from nqs_sae_service.vmc.training import Trainer
 
 LATTICE = Chain(kind="chain", length=12).build()
@@ -24,6 +24,8 @@ CASES = {
     "complex by conjugate gradients": (Transformer(**NETWORK, amplitude="complex"), "cg"),
     "rbm": (Rbm(alpha=2), "cholesky"),
     "rbm by conjugate gradients": (Rbm(alpha=2), "cg"),
+    "symmetric rbm": (Rbm(alpha=2, symmetric=True), "cholesky"),
+    "jastrow in the space of its parameters": (Jastrow(amplitude="complex"), "auto"),
 }
 
 

@@ -1,13 +1,15 @@
 """Heisenberg magnets of spins S = sigma / 2,
 
-    H = sum_k J_k sum_<ij>_k [S^x_i S^x_j + S^y_i S^y_j + delta S^z_i S^z_j] - hz sum_i S^z_i,
+    H = sum_k J_k sum_<ij>_k [S^x_i S^x_j + S^y_i S^y_j + delta S^z_i S^z_j] - sum_i hz_i S^z_i,
 
-with the pairs <ij>_k of the k-th shell of the lattice: J1 on nearest neighbours, J2, J3 on the next ones. J > 0 is an antiferromagnet,
-``delta`` = 1 the isotropic (Heisenberg) point. H conserves the magnetization, and so may the sampling.
+with the pairs <ij>_k of the k-th shell of the lattice: J1 on nearest neighbours, J2, J3 on the next ones. J > 0 is an
+antiferromagnet, ``delta`` = 1 the isotropic (Heisenberg) point. The field may differ from site to site
+(``physics/disorder.py``). H conserves the magnetization, and so may the sampling.
 
-The Marshall rotation turns the spins of one sublattice by pi about z. It changes the sign of the exchange between the sublattices,
-S^x_i S^x_j + S^y_i S^y_j -> -(...), after which the ground state of the unfrustrated antiferromagnet is positive (Marshall, Proc. R.
-Soc. A 232, 48 (1955)). psi(sigma) is then that of the rotated spins, (-1)^(number of up spins on the sublattice) times the original.
+The Marshall rotation turns the spins of one sublattice by pi about z. It changes the sign of the exchange between the
+sublattices, S^x_i S^x_j + S^y_i S^y_j -> -(...), after which the ground state of the unfrustrated antiferromagnet is positive
+(Marshall, Proc. R. Soc. A 232, 48 (1955)). psi(sigma) is then that of the rotated spins, (-1)^(number of up spins on the
+sublattice) times the original.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ import numpy as np
 from pydantic import Field
 
 from ...spec.section import Finding, Section
+from ..disorder import SiteDisorder
 from ..exchange import SpinExchange
 from ..lattices import Lattice
 from ..references import known_energy
 from . import Hamiltonian
 
 
-class Heisenberg(Hamiltonian):
+class Heisenberg(Hamiltonian, SiteDisorder):
     """Heisenberg or XXZ model with couplings on three shells, spin units: H = sum J S.S - hz sum S^z."""
 
     kind: Literal["heisenberg"]
@@ -41,7 +44,8 @@ class Heisenberg(Hamiltonian):
     )
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
-        if self.J == self.J2 == self.J3 == self.hz == 0.0:
+        yield from self.disorder_findings()
+        if self.J == self.J2 == self.J3 == self.hz == 0.0 and not self.disordered:
             yield Finding("J", "all couplings are zero: there is no Hamiltonian")
         geometry: Any = sections.get("lattice")
         if geometry is None:
@@ -72,10 +76,11 @@ class Heisenberg(Hamiltonian):
     def build(self, lattice: Lattice) -> SpinExchange:
         """The operator on a lattice."""
         pairs, strength = self.couplings(lattice)
-        field = np.full(lattice.n_sites, self.hz) if self.hz else None
+        field = self.hz + self.random_fields(lattice.n_sites) if self.hz or self.disordered else None
         rotated = lattice.sublattice == 1 if self.marshall else None
         return SpinExchange(lattice.n_sites, pairs, strength, self.delta, rotated, field)
 
     def exact_energy(self, lattice: Lattice) -> float | None:
         """Total ground-state energy: by diagonalisation on up to 16 sites, else from the literature, else None."""
-        return super().exact_energy(lattice) or known_energy(lattice, self)
+        energy = super().exact_energy(lattice)
+        return known_energy(lattice, self) if energy is None else energy

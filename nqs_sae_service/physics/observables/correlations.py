@@ -91,6 +91,7 @@ def nearest_neighbour_correlation(lattice: Lattice, sigma: np.ndarray) -> np.nda
     degree=2,
     indices=shells,
     missing=no_shell,
+    example=(1,),
 )
 def shell_correlation(lattice: Lattice, sigma: np.ndarray, k: int) -> np.ndarray:
     """Mean of s_i s_j over the pairs at the k-th smallest distance; k = 1 are the edges."""

@@ -69,6 +69,7 @@ class _Family:
     degree: int | None
     indices: Indices
     missing: Missing
+    example: tuple[int, ...] | None
     part: Literal["real", "imag"]
     changes_magnetization: bool
     of_hamiltonian: bool
@@ -92,17 +93,15 @@ class _Family:
                 return f"{label} = {index} is outside {values[0]} ... {values[-1]}"
         return self.missing(lattice, *indices)
 
-    def example(self, lattice: Lattice) -> str | None:
-        """A member that the lattice has, if it has one."""
+    def member(self, lattice: Lattice) -> str | None:
+        """An example that the lattice has, if it has one."""
         allowed = self.indices(lattice)
         if len(allowed) < len(self.index_names):
             return None
-        first = [values[0] for values in allowed]
-        for last in [allowed[-1][len(allowed[-1]) // 2], allowed[-1][0]] if allowed else [0]:
-            indices = (*first[:-1], last) if allowed else ()
-            if self.problem(lattice, indices) is None:
-                return self.fill(indices)
-        return None
+        indices = self.example or tuple(
+            values[len(values) // 2] if values is allowed[-1] else values[0] for values in allowed
+        )
+        return None if self.problem(lattice, indices) else self.fill(indices)
 
 
 _FAMILIES: dict[str, _Family] = {}
@@ -118,6 +117,7 @@ def observable(
     degree: int | None = None,
     indices: Indices = lambda lattice: (),
     missing: Missing = lambda lattice, *indices: None,
+    example: tuple[int, ...] | None = None,
     part: Literal["real", "imag"] = "real",
     changes_magnetization: bool = False,
     of_hamiltonian: bool = False,
@@ -134,7 +134,7 @@ def observable(
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         _FAMILIES[_skeleton(template)] = _Family(
-            template, long_name, units, kind, degree, indices, missing, part,
+            template, long_name, units, kind, degree, indices, missing, example, part,
             changes_magnetization, of_hamiltonian, function,
         )  # fmt: skip
         return function
@@ -181,7 +181,7 @@ def changes_magnetization(name: str, lattice: Lattice) -> bool:
 
 def observable_names(lattice: Lattice) -> list[str]:
     """Every observable that the lattice has, one example of each family."""
-    examples = (family.example(lattice) for family in _FAMILIES.values())
+    examples = (family.member(lattice) for family in _FAMILIES.values())
     return [name for name in examples if name is not None]
 
 
@@ -209,7 +209,7 @@ def _resolve(name: str, lattice: Lattice) -> tuple[_Family, tuple[int, ...]]:
 
 
 def _near_names(name: str, lattice: Lattice) -> tuple[str, ...]:
-    known = [key for key, family in _FAMILIES.items() if family.example(lattice) is not None]
+    known = [key for key, family in _FAMILIES.items() if family.member(lattice) is not None]
     near = difflib.get_close_matches(_skeleton(name[:80]), known, n=3, cutoff=0.5)
     return tuple(_with_indices(_FAMILIES[key], name[:80], lattice) for key in near)
 

@@ -47,6 +47,7 @@ def spin_correlation(lattice: Lattice, hamiltonian: Operator, i: int, j: int) ->
     kind="local",
     indices=shells,
     missing=no_shell,
+    example=(1,),
 )
 def spin_correlation_by_shell(lattice: Lattice, hamiltonian: Operator, k: int) -> Operator:
     """Mean of S_i . S_j over the pairs at the k-th smallest distance."""
@@ -80,6 +81,7 @@ def bond_energy(lattice: Lattice, hamiltonian: Operator, i: int, j: int) -> Oper
     kind="local",
     indices=shells,
     missing=no_shell,
+    example=(1,),
     of_hamiltonian=True,
 )
 def bond_energy_by_shell(lattice: Lattice, hamiltonian: Operator, k: int) -> Operator:
