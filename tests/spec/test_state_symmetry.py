@@ -79,7 +79,7 @@ def test_what_is_refused(folder, sets, key, what):
 
 
 def test_a_graph_and_an_empty_projection(folder):
-    graph = 'name = "g"\n[lattice]\nkind = "graph"\nsites = 2\nedges = [[0, 1]]\n[hamiltonian]\nkind = "tfim"\nh = 1.0\n'
+    graph = 'name = "g"\n[lattice]\nkind = "graph"\nsites = 4\nedges = [[0, 1]]\n[hamiltonian]\nkind = "tfim"\nh = 1.0\n'
     (line,) = folder.problems(graph + "[state.symmetry]\npoint_group = true\n")
     assert "state.symmetry.point_group: this lattice has no rotations and reflections" in line
     (line,) = folder.problems(folder.minimal + "[state.symmetry]\nfrom_step = 5\n")
