@@ -291,7 +291,10 @@ class Exact:
         )
 
     def slopes(self, tangent: np.ndarray) -> np.ndarray:
-        """2 Re Cov(t, O_loc) of every observable (observable,), t = d log psi / d strength on ``on_device``: exact first derivatives."""
+        """2 Re Cov(t, O_loc) of every observable (observable,): exact first derivatives.
+
+        t = d log psi / d strength on ``on_device``.
+        """
         psi, tangent = self.state.psi, self._everywhere(tangent, 0.0)
         turned = (tangent - self.state.probability @ tangent) * psi
         applied = (o * psi if isinstance(o, np.ndarray) else o @ psi for o in self.operators)
