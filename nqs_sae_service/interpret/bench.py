@@ -73,7 +73,9 @@ class Bench:
     def exact(self) -> Exact | None:
         """The sum over all configurations, on small systems."""
         n = self.psi.state.n_sites
-        return Exact(self.psi, self.observables, n, self.device) if n <= MAX_SITES_DIAGONALISED else None
+        if n > MAX_SITES_DIAGONALISED:
+            return None
+        return Exact(self.psi, self.observables, n, self.device, self.sampling.process.magnetization)
 
     @cached_property
     def _susceptibilities(self) -> dict[int, float]:
@@ -97,7 +99,7 @@ class Bench:
     def _ground(self):
         energy = self.observables[-1].operator
         assert energy is not None
-        return ground_state(energy)
+        return ground_state(energy, self.sampling.process.magnetization)
 
     @cached_property
     def _gradients(self) -> dict[tuple[str, str], np.ndarray]:

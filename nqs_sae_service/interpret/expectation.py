@@ -22,7 +22,7 @@ from ..engine.arrays import namespace, to_host
 from ..engine.devices import HOST, Device
 from ..engine.economy import Economy
 from ..engine.ranks import ALONE, Ranks
-from ..physics.exact import FullSummation, all_configurations
+from ..physics.exact import FullSummation, all_configurations, sector
 from ..physics.observables import Observable
 from ..sampling import Process
 from ..states import LogPsi
@@ -242,12 +242,22 @@ def resampled(
 class Exact:
     """Full summation: operators as sparse matrices, psi on all configurations, kept for all families that follow.
 
+    With a ``magnetization`` psi is zero outside of that sector, as it is for the samples, whatever the network says there.
     psi is evaluated on ``device``, everything else happens on the host.
     """
 
-    def __init__(self, psi: LogPsi, observables: Sequence[Observable], n_sites: int, device: Device = HOST):
+    def __init__(
+        self,
+        psi: LogPsi,
+        observables: Sequence[Observable],
+        n_sites: int,
+        device: Device = HOST,
+        magnetization: int | None = None,
+    ):
         self.observables, self.configurations = observables, all_configurations(n_sites)
-        self.on_device = device.put(self.configurations)
+        everything = np.arange(len(self.configurations))
+        self._inside = everything if magnetization is None else sector(self.configurations, magnetization)
+        self.on_device = device.put(self.configurations[self._inside])
         self.operators = [
             o.operator.to_sparse() if o.operator is not None else o.values(self.configurations)
             for o in observables
@@ -255,7 +265,13 @@ class Exact:
         self.state = self._normalised(to_host(psi.log_psi(self.on_device)))
 
     def _normalised(self, log_psi: np.ndarray) -> FullSummation:
-        return FullSummation.from_log_psi(self.configurations.shape[1], log_psi)
+        return FullSummation.from_log_psi(self.configurations.shape[1], self._everywhere(log_psi, -np.inf))
+
+    def _everywhere(self, values: np.ndarray, outside: float) -> np.ndarray:
+        """Values (m,) on the configurations where psi is evaluated, on all of them (2^N,)."""
+        everywhere = np.full(len(self.configurations), outside, values.dtype)
+        everywhere[self._inside] = values
+        return everywhere
 
     def curve(self, family: LogPsi) -> Curve:
         """Exact curve of a family (trailing axis of log psi)."""
@@ -275,8 +291,11 @@ class Exact:
         )
 
     def slopes(self, tangent: np.ndarray) -> np.ndarray:
-        """2 Re Cov(t, O_loc) of every observable (observable,), t = d log psi / d strength (2^N,): exact first derivatives."""
-        psi = self.state.psi
+        """2 Re Cov(t, O_loc) of every observable (observable,): exact first derivatives.
+
+        t = d log psi / d strength on ``on_device``.
+        """
+        psi, tangent = self.state.psi, self._everywhere(tangent, 0.0)
         turned = (tangent - self.state.probability @ tangent) * psi
         applied = (o * psi if isinstance(o, np.ndarray) else o @ psi for o in self.operators)
         return np.asarray([2 * np.vdot(turned, a).real for a in applied])

@@ -41,6 +41,11 @@ def all_configurations(n_sites: int) -> np.ndarray:
     return configurations(np.arange(1 << n_sites), n_sites)
 
 
+def sector(sigma: np.ndarray, magnetization: int) -> np.ndarray:
+    """Places (m,) of the configurations (n, n_sites) of which the sum of all sigma^z is the ``magnetization``."""
+    return np.flatnonzero(sigma.sum(axis=1) == magnetization)
+
+
 @dataclass(frozen=True, eq=False)
 class FullSummation:
     """A wave function on all configurations; ``psi`` (2^N,) is normalised, float64 or complex128."""
@@ -100,14 +105,24 @@ class ExactGroundState:
     partner: np.ndarray | None
 
 
-def ground_state(operator: Operator) -> ExactGroundState:
+def ground_state(operator: Operator, magnetization: int | None = None) -> ExactGroundState:
     """Sparse exact diagonalisation (Lanczos, scipy's eigsh, fixed start vector), up to 20 sites.
+
+    Of all states, or of those of one ``magnetization`` = sum of all sigma^z that the operator conserves: the vector is zero
+    elsewhere, the gap is that within the sector.
 
     Of two vectors degenerate to rounding the combination closest to the uniform superposition is returned:
     the even one of the two cat states of an ordered Ising ring, which is its true ground state at any h > 0.
     The sign (of a complex vector, the phase) makes the sum of the amplitudes non-negative. Raises ValueError beyond 20 sites.
     """
-    energies, vectors = _two_lowest(operator.to_sparse())
+    matrix = operator.to_sparse()
+    if magnetization is None:
+        energies, vectors = _two_lowest(matrix)
+    else:
+        inside = sector(all_configurations(operator.n_sites), magnetization)
+        energies, within = _two_lowest(matrix[inside][:, inside])
+        vectors = np.zeros((matrix.shape[0], within.shape[1]), within.dtype)
+        vectors[inside] = within
     gap = float(energies[1] - energies[0])
     degenerate = gap < _DEGENERACY * max(1.0, abs(energies[0]))
     if degenerate:
@@ -178,27 +193,31 @@ def susceptibility(
     return float(2 * np.vdot(forced, response).real)
 
 
-def exact_observables(hamiltonian: Hamiltonian, lattice: Lattice, names: Sequence[str]) -> dict[str, float]:
-    """Exact ground-state expectation values by name; NaN where unknown.
+def exact_observables(
+    hamiltonian: Hamiltonian, lattice: Lattice, names: Sequence[str], magnetization: int | None = None
+) -> dict[str, float]:
+    """Exact ground-state expectation values by name, of all states or of one ``magnetization``; NaN where unknown.
 
     Closed solutions first (``Hamiltonian.exact_value``), then sparse diagonalisation up to 16 sites.
     ``log_abs_psi`` depends on the normalisation of psi and is never known.
     """
-    values = {name: hamiltonian.exact_value(name, lattice) for name in names}
+    values = {name: hamiltonian.exact_value(name, lattice, magnetization) for name in names}
     exact = {name: float("nan") if value is None else value for name, value in values.items()}
     unsolved = [name for name in names if values[name] is None]
-    state = exact_state(hamiltonian, lattice) if unsolved else None
+    state = exact_state(hamiltonian, lattice, magnetization) if unsolved else None
     if state is not None:
         operator = hamiltonian.build(lattice)
         exact.update((name, _summed(make_observable(name, lattice, operator), state)) for name in unsolved)
     return exact
 
 
-def exact_state(hamiltonian: Hamiltonian, lattice: Lattice) -> FullSummation | None:
-    """The ground state by sparse diagonalisation, None beyond 16 sites."""
+def exact_state(
+    hamiltonian: Hamiltonian, lattice: Lattice, magnetization: int | None = None
+) -> FullSummation | None:
+    """The ground state, of one ``magnetization`` if given, by sparse diagonalisation, None beyond 16 sites."""
     if lattice.n_sites > MAX_SITES_DIAGONALISED:
         return None
-    vector = ground_state(hamiltonian.build(lattice)).vector
+    vector = ground_state(hamiltonian.build(lattice), magnetization).vector
     return FullSummation(all_configurations(lattice.n_sites), vector)
 
 

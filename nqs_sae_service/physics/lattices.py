@@ -56,6 +56,21 @@ class Lattice:
         """Whether every axis closes on itself."""
         return bool(self.wraps) and all(self.wraps)
 
+    @cached_property
+    def connected(self) -> bool:
+        """Whether edges lead from every site to every other one."""
+        part = {0}
+        neighbours: dict[int, list[int]] = {site: [] for site in range(self.n_sites)}
+        for i, j in self.edges.tolist():
+            neighbours[i].append(j)
+            neighbours[j].append(i)
+        waiting = [0]
+        while waiting:
+            fresh = set(neighbours[waiting.pop()]) - part
+            part |= fresh
+            waiting += fresh
+        return len(part) == self.n_sites
+
     @property
     def dimensions(self) -> int:
         """Number of axes, 0 for a graph without geometry."""

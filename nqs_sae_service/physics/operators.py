@@ -32,9 +32,9 @@ _ROWS_AT_ONCE = 1 << 14
 class Operator(ABC):
     """A Hermitian operator.
 
-    ``flips`` (n_connected, k) int32: the sites on which sigma'_c differs from sigma. ``dtype`` of the off-diagonal elements:
-    float64, or complex128 where they may be complex. Subclasses set ``n_sites`` and ``flips`` and give ``diagonal`` and
-    ``element``.
+    ``flips`` (n_connected, k) int32: the sites on which sigma'_c differs from sigma, every set of them once. ``dtype`` of
+    the off-diagonal elements: float64, or complex128 where they may be complex. Subclasses set ``n_sites`` and ``flips`` and
+    give ``diagonal`` and ``element``.
 
     ``rotated`` (n_sites,) bool marks the sites whose spins a Hamiltonian has turned by pi about z (S^x, S^y -> -S^x, -S^y),
     None if there are none: its wave function is that of the rotated spins, and other operators act on it only when turned

@@ -67,8 +67,11 @@ extern "C" __global__ void decide(signed char* sigma, double* log_psi, const sig
     const long long chain = base + threadIdx.y;
     const long long place = (long long)row * chains + chain;
     const bool mine = chain < chains && !changes_nothing(sigma + chain * sites, first[place], length[place]);
-    const double log_ratio = mine ? 2.0 * (log_proposed[parts * chain] - log_psi[parts * chain]) : 0.0;
-    const bool accept = mine && threshold[place] < log_ratio;
+    const double before = mine ? log_psi[parts * chain] : 0.0;
+    const double log_ratio = mine ? 2.0 * (log_proposed[parts * chain] - before) : 0.0;
+    // Where psi = 0 any other configuration is as good.
+    const bool nowhere = isinf(before) && before < 0.0;
+    const bool accept = mine && (nowhere || threshold[place] < log_ratio);
     __syncthreads();
     if (accept)
       for (int s = threadIdx.x; s < sites; s += blockDim.x) sigma[chain * sites + s] = proposed[chain * sites + s];

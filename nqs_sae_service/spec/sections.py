@@ -210,6 +210,12 @@ class Sampling(Section):
                 "at fixed magnetization single spins cannot be flipped: global_flip + exchange must be 1",
             )
         if lattice is not None:
+            if self.method != "exact" and not lattice.build().connected:
+                what = (
+                    "at fixed magnetization spins are exchanged between neighbours, and no edge joins the parts of this graph: "
+                    'join them, or set sampling.method = "exact" or sampling.magnetization = "free"'
+                )
+                yield Finding("magnetization", what)
             n_sites = lattice.build().n_sites
             if abs(fixed) >= n_sites or (n_sites + fixed) % 2:
                 yield Finding(

@@ -39,7 +39,7 @@ def run(context: Context) -> xr.Dataset:
         context.device,
         context.ranks,
     )
-    exact = spec.hamiltonian.exact_energy(lattice)
+    exact = spec.hamiltonian.exact_energy(lattice, spec.sampling.fixed_magnetization)
     parameters, chains = start_of(spec, trainer.state, context.upstream.get(START_FROM))
     saved = context.restore()
     training = (

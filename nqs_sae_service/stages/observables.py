@@ -55,11 +55,11 @@ def run(context: Context) -> xr.Dataset:
     raw = _measured(context, psi, observables, (sigma.reshape(-1, lattice.n_sites), log_psi.reshape(-1)))
     columns = zip(observables[: len(names)], raw.T, strict=False)
     values = np.stack([_real(observable, column) for observable, column in columns], axis=1)
-    conserved = spec.hamiltonian.conserves_magnetization
-    design = simple_functions(lattice, sigma.reshape(-1, lattice.n_sites), conserved)
+    fixed = spec.sampling.fixed_magnetization
+    design = simple_functions(lattice, sigma.reshape(-1, lattice.n_sites), fixed is not None)
     by_chain = values.reshape(*shape, -1)
     mean, error = mean_and_error(by_chain)
-    exact = exact_observables(spec.hamiltonian, lattice, names)
+    exact = exact_observables(spec.hamiltonian, lattice, names, fixed)
     variables = {
         "value": by_chain,
         "mean": mean,
@@ -79,7 +79,7 @@ def run(context: Context) -> xr.Dataset:
     if "renyi2" in asked:
         variables |= _entanglement(context, psi, (sigma, log_psi))
         coordinates["subsystem"] = np.asarray(list(halves(lattice)), dtype=object)
-    functions = ", ".join(simple_function_names(lattice, conserved))
+    functions = ", ".join(simple_function_names(lattice, fixed is not None))
     return labelled("observables", variables, coordinates, {"simple_functions": f"{{{functions}}}"})
 
 
@@ -119,13 +119,13 @@ def _entanglement(context: Context, psi: Wavefunction, born: Samples) -> dict[st
     """Renyi entropies of the halves of the lattice, from all samples."""
     spec = context.spec
     lattice = spec.lattice.build()
-    sector = spec.sampling.fixed_magnetization is not None
+    fixed = spec.sampling.fixed_magnetization
     total = born[1].size
     found, exact = [], []
-    state = exact_state(spec.hamiltonian, lattice)
+    state = exact_state(spec.hamiltonian, lattice, fixed)
     for name, sites in halves(lattice).items():
         tick = partial(context.tick, total, total, f"Renyi entropy, {name}")
-        found.append(renyi2(psi, sites, *born, sector, context.device.put, tick))
+        found.append(renyi2(psi, sites, *born, fixed is not None, context.device.put, tick))
         exact.append(float("nan") if state is None else state.renyi2(sites))
     value, error = np.asarray(found).T
     return {"renyi2": value, "renyi2_error": error, "renyi2_exact": np.asarray(exact)}

@@ -82,7 +82,9 @@ class _Workshop:
         spec, n = self.context.spec, self.psi.state.n_sites
         lattice = spec.lattice.build()
         energy = make_observable("local_energy", lattice, spec.hamiltonian.build(lattice))
-        exact = Exact(self.psi, (energy,), n, self.context.device) if n <= MAX_SITES_DIAGONALISED else None
+        exact = None
+        if n <= MAX_SITES_DIAGONALISED:
+            exact = Exact(self.psi, (energy,), n, self.context.device, spec.sampling.fixed_magnetization)
         reference = float(self.context.upstream["ground_state"].attrs["final_energy"])
         if exact is not None:
             reference = float(exact.expectations(exact.state)[0])

@@ -137,9 +137,16 @@ def _chunk(sigma: np.ndarray, connected: int, economy: Economy) -> int:
 
 
 def _shared_flips(operators: Sequence[Operator]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Distinct sign patterns (flips, n_sites) of all operators, and the place of each operator's own among them."""
+    """Distinct sign patterns (flips, n_sites) of all operators, and the place of each operator's own among them.
+
+    Raises ValueError where an operator has one pattern twice.
+    """
     patterns = [operator.signs for operator in operators]
     stacked = np.concatenate(patterns)
     distinct, place = np.unique(stacked, axis=0, return_inverse=True)
     ends = np.cumsum([len(p) for p in patterns])
-    return distinct, np.split(place.reshape(-1), ends[:-1])
+    places = np.split(place.reshape(-1), ends[:-1])
+    # Each writes what it wants of a pattern once: of two columns with the same one the first would be lost.
+    if any(len(np.unique(own)) < len(own) for own in places):
+        raise ValueError("an operator has the same flips in two columns: sum their elements")
+    return distinct, places

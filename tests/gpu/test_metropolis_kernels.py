@@ -83,6 +83,8 @@ def test_a_decision_takes_the_proposal_where_the_threshold_says_so(device, sigma
     threshold = 0.5 + np.log(rng.random((ROWS, CHAINS)))
     accept = threshold[1] < 2 * (log_new - log_psi).real
     assert 0 < accept.sum() < CHAINS
+    log_psi[1] = log_new[1] = -np.inf  # where psi = 0 anything is taken
+    accept[1] = True
     state, log_state = device.put(sigma), device.put(log_psi)
     counts = device.put(np.full(CHAINS, 5, np.int32))
     everything = device.put(np.zeros((ROWS, CHAINS), np.int64)), device.put(np.full((ROWS, CHAINS), SITES))

@@ -20,6 +20,7 @@ from nqs_sae_service.interpret.expectation import (
 )
 from nqs_sae_service.interpret.reconstruction import ablated, reconstructed
 from nqs_sae_service.physics.exact import all_configurations, ground_state, susceptibility
+from nqs_sae_service.physics.hamiltonians.heisenberg import Heisenberg
 from nqs_sae_service.physics.hamiltonians.tfim import Tfim
 from nqs_sae_service.physics.lattices import Chain
 from nqs_sae_service.physics.observables import make_observable
@@ -259,3 +260,33 @@ def test_replaced_layers(pooled):
     mean = psi.stream_at(ALL, "residual_1").mean(axis=(0, 1))
     flat = ablated(psi, "residual_1", mean, pooled).log_psi(ALL)
     assert pooled or np.ptp(flat) < 1e-5
+
+
+def test_full_summation_stays_in_the_sector_that_is_sampled():
+    """A network has amplitudes outside of it that no sample sees: they must not count."""
+    psi, sector = network("complex"), all_configurations(SITES).sum(axis=1) == 2
+    magnet = Heisenberg(kind="heisenberg", J2=0.4).build(LATTICE)
+    observables = tuple(
+        make_observable(n, LATTICE, magnet) for n in ("magnetization", "spin_correlation_1", "local_energy")
+    )
+    exact = Exact(psi, observables, SITES, magnetization=2)
+    wave = np.where(sector, np.exp(psi.log_psi(ALL)), 0)
+    energy = np.vdot(wave, magnet.to_sparse() @ wave).real / np.vdot(wave, wave).real
+    found = exact.expectations(exact.state)
+    assert found[0] == pytest.approx(2 / SITES)
+    assert found[2] == pytest.approx(energy, rel=1e-6)
+    dial = JastrowDial(psi, make_observable("nearest_neighbour_correlation", LATTICE, magnet))
+    step = 1e-4
+    curve = exact.curve(dial.family(np.array([-step, step])))
+    slopes = exact.slopes(dial.tangent(exact.on_device))
+    np.testing.assert_allclose(slopes, (curve.mean[1] - curve.mean[0]) / (2 * step), atol=1e-6)
+
+
+def test_ground_state_of_a_sector():
+    magnet = Heisenberg(kind="heisenberg", J2=0.4).build(LATTICE)
+    inside = ALL.sum(axis=1) == 4
+    lowest = np.linalg.eigvalsh(magnet.to_sparse().toarray()[np.ix_(inside, inside)])[:2]
+    found = ground_state(magnet, 4)
+    assert (found.energy, found.gap) == pytest.approx((lowest[0], lowest[1] - lowest[0]), rel=1e-9, abs=1e-9)
+    assert not found.vector[~inside].any()
+    assert ground_state(magnet).energy < found.energy - 0.1

@@ -283,3 +283,11 @@ def test_the_largest_lattice_is_built_and_shared():
     record = LATTICES["square"](kind="square", length=64)
     assert record.build() is LATTICES["square"](kind="square", length=64).build()
     assert math.isclose(len(record.build().edges), 2 * 4096)
+
+
+def test_parts_of_a_graph():
+    apart, joined = ((0, 1), (2, 3)), ((0, 1), (2, 3), (1, 3))
+    build = LATTICES["graph"]
+    assert not build(kind="graph", sites=4, edges=apart).build().connected
+    assert build(kind="graph", sites=4, edges=joined).build().connected
+    assert LATTICES["kagome"](kind="kagome", lengths=(2, 3), periodic=False).build().connected

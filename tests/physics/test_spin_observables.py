@@ -14,7 +14,7 @@ from nqs_sae_service.physics.exact import (
     ground_state,
     susceptibility,
 )
-from nqs_sae_service.physics.exchange import ScalarChirality
+from nqs_sae_service.physics.exchange import ScalarChirality, SpinExchange
 from nqs_sae_service.physics.hamiltonians.heisenberg import Heisenberg
 from nqs_sae_service.physics.hamiltonians.tfim import Tfim
 from nqs_sae_service.physics.lattices import Chain, Graph, Honeycomb, Kagome, Rectangular, Square, Triangular
@@ -31,7 +31,7 @@ from nqs_sae_service.physics.observables import (
 )
 from nqs_sae_service.physics.observables.spins import elementary_triangles
 from nqs_sae_service.physics.operators import basis_index
-from nqs_sae_service.vmc.estimators import measure
+from nqs_sae_service.vmc.estimators import local_values, measure
 
 SPIN = {
     "x": csr_matrix([[0, 0.5], [0.5, 0]]),
@@ -484,3 +484,9 @@ def test_defaults_exist(lattice, conserved):
         assert observable_kind(name, lattice) in ("diagonal", "local")
     assert ("sigma_x" in names) != conserved
     assert any("staggered" in name for name in names) == (conserved and lattice.bipartite)
+
+
+def test_an_operator_that_lists_a_pair_twice_is_no_silent_half():
+    twice = SpinExchange(4, np.array([[0, 1], [1, 0]]), np.ones(2))
+    with pytest.raises(ValueError, match="two columns"):
+        local_values(lambda sigma: np.zeros(len(sigma)), [twice], all_configurations(4), np.zeros(16))

@@ -12,6 +12,7 @@ from nqs_sae_service.spec.sections import Sampling
 RING = LATTICES["chain"](kind="chain", length=8)
 ISING = HAMILTONIANS["tfim"](kind="tfim", h=1.0)
 HEISENBERG = HAMILTONIANS["heisenberg"](kind="heisenberg")
+APART = LATTICES["graph"](kind="graph", sites=4, edges=((0, 1), (2, 3)))
 
 
 def resolved(hamiltonian=ISING, lattice=RING, **options):
@@ -58,6 +59,9 @@ def test_else_spins_are_flipped():
         ({"hamiltonian": HEISENBERG, "stretch_flip": 0.1, "exchange": 0.85}, ["stretch_flip"]),
         ({"hamiltonian": HEISENBERG, "exchange": 0.5}, ["exchange"]),
         ({"exchange": 0.8, "stretch_flip": 0.5}, ["stretch_flip"]),
+        ({"hamiltonian": HEISENBERG, "lattice": APART}, ["magnetization"]),
+        ({"hamiltonian": HEISENBERG, "lattice": APART, "method": "exact"}, []),
+        ({"hamiltonian": HEISENBERG, "lattice": APART, "magnetization": "free"}, []),
         ({"exchange": 0.95, "stretch_flip": 0.0}, ["exchange"]),
         ({"method": "exact", "replicas": 2}, ["replicas"]),
         ({"method": "exact", "lattice": LATTICES["chain"](kind="chain", length=21)}, ["method"]),

@@ -25,22 +25,25 @@ class Hamiltonian(Section):
         """The Hamiltonian on a lattice. Energies are totals."""
         raise NotImplementedError
 
-    def exact_energy(self, lattice: Lattice) -> float | None:
-        """Ground-state energy (total), None where unknown. Here: exact diagonalisation of up to 16 sites."""
+    def exact_energy(self, lattice: Lattice, magnetization: int | None = None) -> float | None:
+        """Lowest energy (total) of all states, or of one conserved ``magnetization`` = sum of all sigma^z; None where unknown.
+
+        Here: exact diagonalisation of up to 16 sites.
+        """
         from ..exact import ground_state
 
         if lattice.n_sites > MAX_SITES_DIAGONALISED:
             return None
-        return ground_state(self.build(lattice)).energy
+        return ground_state(self.build(lattice), magnetization).energy
 
     @property
     def conserves_magnetization(self) -> bool:
         """Whether H commutes with the sum of all S^z, so that sampling may stay in one of its sectors."""
         return False
 
-    def exact_value(self, name: str, lattice: Lattice) -> float | None:
+    def exact_value(self, name: str, lattice: Lattice, magnetization: int | None = None) -> float | None:
         """Ground-state expectation of an observable where a closed solution gives it, else None."""
-        return self.exact_energy(lattice) if name == "local_energy" else None
+        return self.exact_energy(lattice, magnetization) if name == "local_energy" else None
 
 
 def _discover() -> dict[str, type[Hamiltonian]]:

@@ -80,7 +80,9 @@ class Heisenberg(Hamiltonian, SiteDisorder):
         rotated = lattice.sublattice == 1 if self.marshall else None
         return SpinExchange(lattice.n_sites, pairs, strength, self.delta, rotated, field)
 
-    def exact_energy(self, lattice: Lattice) -> float | None:
+    def exact_energy(self, lattice: Lattice, magnetization: int | None = None) -> float | None:
         """Total ground-state energy: by diagonalisation on up to 16 sites, else from the literature, else None."""
-        energy = super().exact_energy(lattice)
-        return known_energy(lattice, self) if energy is None else energy
+        energy = super().exact_energy(lattice, magnetization)
+        if energy is None and not magnetization:  # the known ones are those of singlets
+            return known_energy(lattice, self)
+        return energy

@@ -97,16 +97,16 @@ class Tfim(Hamiltonian, SiteDisorder):
         """The operator on a lattice."""
         return TransverseFieldIsing(lattice, self.J, *self.fields(lattice))
 
-    def exact_energy(self, lattice: Lattice) -> float | None:
+    def exact_energy(self, lattice: Lattice, magnetization: int | None = None) -> float | None:
         """Total ground-state energy: of a chain by free fermions (a ring in random fields: up to 1024 sites), else as usual."""
         chain = self._solvable(lattice)
         if chain is None or (
             chain.ring and not chain.homogeneous and lattice.n_sites > _MAX_SITES_RANDOM_RING
         ):
-            return super().exact_energy(lattice)
+            return super().exact_energy(lattice, magnetization)
         return chain.energy
 
-    def exact_value(self, name: str, lattice: Lattice) -> float | None:
+    def exact_value(self, name: str, lattice: Lattice, magnetization: int | None = None) -> float | None:
         """Ground-state expectation of everything that one- and two-point functions give; else None.
 
         Two-point functions need one determinant for each distance (ring in equal fields, up to 512 sites) or
