@@ -66,7 +66,9 @@ def reduced(point: Point, number: int) -> Point:
         "sampling": {"chains": _CHAINS, "burn_in": 1, "sweeps": 1},
         "state": {
             "load": None,
-            "symmetry": symmetry.model_copy(update={"from_step": min(symmetry.from_step, 1)}),  # a step of either
+            "symmetry": symmetry.model_copy(
+                update={"from_step": min(symmetry.from_step, 1)}
+            ),  # a step of either
         },
         "ground_state": {
             "start_from": None,

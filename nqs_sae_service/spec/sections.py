@@ -372,7 +372,9 @@ class Observables(Section):
         )
         build = _operator(hamiltonian, lattice, sections)
         fixed = isinstance(sampling, Sampling) and sampling.fixed_magnetization is not None
-        fixed = fixed and getattr(hamiltonian, "conserves_magnetization", False)  # else the sampling is wrong itself
+        fixed = fixed and getattr(
+            hamiltonian, "conserves_magnetization", False
+        )  # else the sampling is wrong itself
         for index, name in enumerate(self.names):
             try:
                 check_observable(name, lattice, build)
