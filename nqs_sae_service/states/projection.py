@@ -230,8 +230,8 @@ class Symmetry(Section):
             group.representatives(state.invariances)
         except NoRepresentation as problem:
             remedies = ("translation_invariant", "symmetric")
-            key = next((name for name in remedies if name in type(record).model_fields), None)
-            remedy = f"set state.{key} = false" if key else "choose another kind of state"
+            own = next((name for name in remedies if name in type(record).model_fields), None)
+            remedy = f"set state.{own} = false" if own else "choose another kind of state"
             yield Finding(problem.key, f"{problem.what}; {remedy}")
 
     def _hamiltonian_findings(
