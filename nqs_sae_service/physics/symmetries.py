@@ -89,7 +89,7 @@ class Symmetries:
         if any(abs(known[p.tobytes() + up] - 1) > _CLOSE for p in within):
             what = (
                 "the network does not change under translations that should change its sign or phase: the projection "
-                "is zero; set state.translation_invariant = false"
+                "is zero"
             )
             raise NoRepresentation("momentum", what)
         seen: set[bytes] = set()

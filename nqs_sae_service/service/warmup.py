@@ -61,10 +61,15 @@ def default_points() -> list[Point]:
 
 def reduced(point: Point, number: int) -> Point:
     """The point with the same types and next to no work. Only the first one draws its figures."""
-    spec, sae = point.spec, point.spec.sae
+    spec, sae, symmetry = point.spec, point.spec.sae, point.spec.state.symmetry
     changes: dict[str, dict[str, Any]] = {
         "sampling": {"chains": _CHAINS, "burn_in": 1, "sweeps": 1},
-        "state": {"load": None},
+        "state": {
+            "load": None,
+            "symmetry": symmetry.model_copy(
+                update={"from_step": min(symmetry.from_step, 1)}
+            ),  # a step of either
+        },
         "ground_state": {
             "start_from": None,
             "steps": 2,

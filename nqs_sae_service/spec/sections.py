@@ -157,8 +157,11 @@ class Sampling(Section):
             yield Finding("method", f'{what}: leave it out, or set it to "metropolis"')
         shares = [share or 0.0 for share in (self.global_flip, self.stretch_flip, self.exchange)]
         if sum(shares) > 1 + 1e-12:
-            what = "global_flip, stretch_flip and exchange are shares of the proposals: together at most 1"
-            yield Finding("stretch_flip", what)
+            names = ("global_flip", "stretch_flip", "exchange")
+            largest = max(zip(shares, names, strict=True))[1]
+            told = ", ".join(f"{name} = {share:g}" for name, share in zip(names, shares, strict=True))
+            what = f"{told} are shares of the proposals: together at most 1"
+            yield Finding(largest, what)
         lattice: Any = sections.get("lattice")
         if self.method in ("direct", "exact") and self.replicas > 1:
             yield Finding("replicas", "independent draws need no tempering: leave it out or set it to 1")
@@ -375,6 +378,9 @@ class Observables(Section):
         )
         build = _operator(hamiltonian, lattice, sections)
         fixed = isinstance(sampling, Sampling) and sampling.fixed_magnetization is not None
+        fixed = fixed and getattr(
+            hamiltonian, "conserves_magnetization", False
+        )  # else the sampling is wrong itself
         for index, name in enumerate(self.names):
             try:
                 check_observable(name, lattice, build)

@@ -141,6 +141,8 @@ def estimate(spec: Spec) -> Cost:
     )
     edges = 56 * options.samples * state.n_tokens * state.width * len(state.bricks)
     memory = 3 * 8 * rows * rows + edges
+    if state.n_copies > 1:  # every column of O-bar is kept
+        memory += rows * state.n_parameters * state.dtype.itemsize
     return Cost(
         seconds_for(flip_flops(spec) * calls + gram),
         8.0 * (2 * state.n_parameters + 9 * options.steps),

@@ -22,7 +22,7 @@ from ..engine.arrays import beside, namespace
 from ..spec.section import Finding, Section
 from .ansatz import Ansatz
 from .fused import Fused
-from .primitives import Array, Brick
+from .primitives import Array, Brick, times_real
 from .state import State
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class Fields(Brick):
         return xp.stack([x[..., 0] @ v for v in self.couplings(w)], axis=-1)
 
     def backward(self, w, x, y, delta):
-        parts = (_times(delta[..., c], v) for c, v in enumerate(self.couplings(w)))
+        parts = (times_real(delta[..., c], v) for c, v in enumerate(self.couplings(w)))
         return (sum(parts)[..., None],)
 
     def gradient(self, w, x, delta, total):
@@ -167,11 +167,6 @@ class Fields(Brick):
             columns.append(sum(outer[..., pairs] for pairs in members))
         g = xp.stack(columns, axis=-2)
         return {f"{self.name}.coupling": g.sum(axis=0) if total else g}
-
-
-def _times(a: Array, b: Array) -> Array:
-    """a @ b of a possibly complex ``a`` with a real ``b``."""
-    return a.real @ b + 1j * (a.imag @ b) if namespace(a).iscomplexobj(a) else a @ b
 
 
 @dataclass(frozen=True, eq=False)

@@ -152,6 +152,10 @@ def _listed(names: Sequence[str], separator: str = ", ") -> str:
 def _from_rbm(arrays: Arrays, state: State) -> dict[str, np.ndarray]:
     if "hidden.weight" not in state.layout or "visible.real" not in state.layout:
         raise Misfit('these are the parameters of a restricted Boltzmann machine: set state.kind = "rbm"')
+    if state.n_tokens > 1:
+        raise Misfit(
+            "these are the parameters of a machine without shared filters: set state.symmetric = false"
+        )
     n_sites, hidden = state.n_sites, state.width // 2
     known = {"Dense/kernel": (n_sites, hidden), "Dense/bias": (hidden,), "visible_bias": (n_sites,)}
     for name, array in arrays.items():

@@ -229,7 +229,10 @@ class Symmetry(Section):
         try:
             group.representatives(state.invariances)
         except NoRepresentation as problem:
-            yield Finding(problem.key, problem.what)
+            remedies = ("translation_invariant", "symmetric")
+            own = next((name for name in remedies if name in type(record).model_fields), None)
+            remedy = f"set state.{own} = false" if own else "choose another kind of state"
+            yield Finding(problem.key, f"{problem.what}; {remedy}")
 
     def _hamiltonian_findings(
         self, sections: Mapping[str, Section], lattice: Lattice, group: Symmetries

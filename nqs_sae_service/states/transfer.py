@@ -11,10 +11,12 @@ for a constant where |a| is large, and log psi is then as extensive as it should
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from .loading import arranged
-from .primitives import LayerNorm, LogCosh
+from .loading import Misfit, arranged
+from .primitives import Brick, LayerNorm, LogCosh
 from .state import State
 
 
@@ -25,11 +27,21 @@ def transferred(source: State, parameters: np.ndarray, target: State) -> np.ndar
     carried = dict(weights)
     for brick in target.bricks:
         if (counterpart := bricks.get(brick.name)) is not None and brick.shapes():
+            _refuse_other_grid(counterpart, brick)
             carried |= brick.carried(counterpart, weights)
     for name in _that_grow(target):
         if name in carried:
             carried[name] = carried[name] * carried[name].dtype.type(target.n_tokens / source.n_tokens)
     return arranged(carried, target)
+
+
+def _refuse_other_grid(source: Brick, target: Brick) -> None:
+    """Raise Misfit for as many displacements on another grid: their shapes would fit, their meaning would not."""
+    old, new = getattr(source, "grid", ()), getattr(target, "grid", ())
+    if old and new and old != new and math.prod(old) == math.prod(new):
+        raise Misfit(
+            f"{target.name} belongs to displacements on a grid {old}, here it is {new}: another lattice"
+        )
 
 
 def _that_grow(state: State) -> list[str]:

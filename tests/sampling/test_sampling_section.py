@@ -58,7 +58,7 @@ def test_else_spins_are_flipped():
         ({"hamiltonian": HEISENBERG, "magnetization": 2, "global_flip": 0.1}, ["global_flip"]),
         ({"hamiltonian": HEISENBERG, "stretch_flip": 0.1, "exchange": 0.85}, ["stretch_flip"]),
         ({"hamiltonian": HEISENBERG, "exchange": 0.5}, ["exchange"]),
-        ({"exchange": 0.8, "stretch_flip": 0.5}, ["stretch_flip"]),
+        ({"exchange": 0.8, "stretch_flip": 0.5}, ["exchange"]),
         ({"hamiltonian": HEISENBERG, "lattice": APART}, ["magnetization"]),
         ({"hamiltonian": HEISENBERG, "lattice": APART, "method": "exact"}, []),
         ({"hamiltonian": HEISENBERG, "lattice": APART, "magnetization": "free"}, []),

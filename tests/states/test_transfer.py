@@ -16,6 +16,10 @@ def ring(n, periodic=True):
     return Chain(kind="chain", length=n, periodic=periodic).build()
 
 
+def square(n):
+    return Square(kind="square", length=n).build()
+
+
 def transformer(**options):
     return Transformer(**{"patch": 2, "width": 8, "heads": 2, "layers": 2, "precision": "float64", **options})
 
@@ -136,6 +140,7 @@ def test_far_from_each_other_old_neighbourhoods_look_the_same():
 @pytest.mark.parametrize(
     ("source", "target", "named"),
     [
+        (*(Rbm(symmetric=True).build(lattice) for lattice in (ring(16), square(4))), r"grid \(16,\), here it is \(4, 4\)"),
         (Rbm().build(ring(8)), Rbm().build(ring(12)), r"hidden\.weight \(8, 16\), needed \(12, 24\)"),
         (factored(8), factored(4), r"attention_1\.mix\.weight \(2, 4\), needed \(2, 2\)"),
         (factored(8, False), factored(12, False), r"attention_1\.mix\.weight \(2, 4, 4\), needed \(2, 6, 6\)"),
