@@ -81,8 +81,8 @@ def test_chi_square_against_the_born_distribution(record):
 
 @pytest.mark.parametrize(
     ("momentum", "parity", "total"),
-    [((0,), 1, -3.651093), ((4,), -1, -3.128419)],
-    ids=["ground state", "lowest triplet"],
+    [((0,), 1, -3.651093), ((4,), 1, -2.699628)],
+    ids=["ground state", "staggered momentum"],
 )
 def test_the_lowest_state_of_a_sector_of_a_ring(momentum, parity, total):
     heisenberg = HAMILTONIANS["heisenberg"](kind="heisenberg", marshall=True)
@@ -90,7 +90,7 @@ def test_the_lowest_state_of_a_sector_of_a_ring(momentum, parity, total):
     exact = lowest_energy(heisenberg, RING, symmetry)
     assert exact == pytest.approx(total, abs=1e-5)
     record = Transformer(**SMALL, amplitude="complex", translation_invariant=False, symmetry=symmetry)
-    energy = train(heisenberg, RING, record, 40)[-8:]
+    energy = train(heisenberg, RING, record, 60, learning_rate=0.03)[-8:]
     assert abs(energy.mean() - exact) < 1e-2 * abs(exact)
 
 
