@@ -18,6 +18,7 @@ SIMPLE_R2_LIMIT = 0.99  # above it no feature can show more than simple function
 BELOW_LIMIT = (
     3.0  # standard errors below the exact energy that no correct estimate falls: it is a variational bound
 )
+_DIGITS = 1e-6  # published energies are exact to so much of themselves
 ENERGY_LIMIT = 1e-3  # relative energy error (with two standard errors) up to which the state is called good
 
 GROUND_STATE = {
@@ -66,7 +67,7 @@ def ground_state_verdicts(dataset: xr.Dataset) -> list[Verdict]:
         text += f", relative error {relative_error(dataset)} against the exact {number(exact, 9)} J."
         worst = abs(attribute(dataset, "relative_error")) + 2 * abs(error / exact if error > 0 else 0.0)
         verdicts = [Verdict("good" if worst <= ENERGY_LIMIT else "open", text)]
-    if exact - energy > BELOW_LIMIT * error + 1e-9 * abs(exact):
+    if exact - energy > BELOW_LIMIT * error + _DIGITS * abs(exact):
         text = (
             f"The energy lies below the exact one by more than {BELOW_LIMIT:.0f} standard errors: no state can, so the error "
             "bar, the sampling, or the Hamiltonian is wrong."
