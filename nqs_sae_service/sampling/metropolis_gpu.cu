@@ -70,7 +70,7 @@ extern "C" __global__ void decide(signed char* sigma, double* log_psi, const sig
     const double before = mine ? log_psi[parts * chain] : 0.0;
     const double log_ratio = mine ? 2.0 * (log_proposed[parts * chain] - before) : 0.0;
     // Where psi = 0 any other configuration is as good.
-    const bool nowhere = isinf(before) && before < 0.0;
+    const bool nowhere = before < -1.7976931348623157e308;  // log psi = -inf: psi = 0
     const bool accept = mine && (nowhere || threshold[place] < log_ratio);
     __syncthreads();
     if (accept)

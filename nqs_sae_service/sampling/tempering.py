@@ -110,18 +110,25 @@ class Tempering(Metropolis):
         xp, step = namespace(everybody.sigma), everybody.sweeps - 1
         sigma = everybody.sigma.reshape(-1, self.replicas, self.n_sites)
         log_psi = everybody.log_psi.reshape(-1, self.replicas)
-        upper = np.arange(step % 2, self.replicas - 1, 2)
+        upper, lower = slice(step % 2, self.replicas - 1, 2), slice(step % 2 + 1, self.replicas, 2)
+        difference = self.exponents[upper] - self.exponents[lower]
         ladder = everybody.number // self.replicas
         # Rows after those of the proposals: other random numbers than theirs.
         random = words(
-            self.seed, self.stream, step, len(upper), len(sigma), xp, start=ladder, first_row=self.n_sites
+            self.seed,
+            self.stream,
+            step,
+            len(difference),
+            len(sigma),
+            xp,
+            start=ladder,
+            first_row=self.n_sites,
         )
         bound = xp.log(uniform(random[..., 0], random[..., 1])).T
-        difference = xp.asarray(self.exponents[upper] - self.exponents[upper + 1])
-        gain = difference * 2 * (log_psi.real[:, upper + 1] - log_psi.real[:, upper])
+        gain = xp.asarray(difference) * 2 * (log_psi.real[:, lower] - log_psi.real[:, upper])
         swapped = bound < gain
         origin = xp.repeat(xp.arange(self.replicas)[None], len(sigma), axis=0)
         origin[:, upper] += swapped
-        origin[:, upper + 1] -= swapped
+        origin[:, lower] -= swapped
         log_psi[...] = xp.take_along_axis(log_psi, origin, axis=1)
         sigma[...] = xp.take_along_axis(sigma, origin[:, :, None], axis=1)
