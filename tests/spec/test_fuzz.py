@@ -98,13 +98,13 @@ def mutate(seed: int, count: int) -> None:
     assert grown < 500, f"{grown:.0f} MB"
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_ten_thousand_mutants(folder, seed):
+@pytest.mark.parametrize("seed", range(3))
+def test_mutants(folder, seed):
     mutate(seed, 1000)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 120))
+@pytest.mark.parametrize("seed", [*range(3, 10), *range(100, 113)])
 def test_more_mutants(folder, seed):
     mutate(seed, 10_000)
 
