@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -311,6 +312,7 @@ def test_nothing_in_the_package_unpickles_or_evaluates():
     for source in package.rglob("*.py"):
         for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), 1):
             code = line.split("#")[0].replace("allow_pickle=False", "")
+            code = re.sub(r"\bmarshall", "", code)  # the sign rule, not the module
             found = [word for word in forbidden if word in code and f".{word}" not in code]
             found = [word for word in found if not (word == "pickle" and '"""' in code)]
             assert not found, f"{source}:{number}: {found}"

@@ -35,8 +35,11 @@ def test_a_reduced_spec_is_valid_and_keeps_what_decides_on_types(spec):
     for point in load_spec(spec):
         small = reduced(point, 1).spec
         assert Spec.model_validate(small.model_dump()) == small
-        for section in ("lattice", "hamiltonian", "state", "observables", "activations"):
+        for section in ("lattice", "hamiltonian", "observables", "activations"):
             assert getattr(small, section) == getattr(point.spec, section)
+        soon = {"symmetry": small.state.symmetry}  # projected from the second step at the latest
+        assert small.state == point.spec.state.model_copy(update=soon)
+        assert small.state.symmetry.from_step <= 1
         assert (small.sae.kind, small.sae.k) == (point.spec.sae.kind, point.spec.sae.k)
 
 
