@@ -91,7 +91,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
         with stored:
             return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as problem:
-        if isinstance(problem, ValueError) and "allow_pickle" in str(problem):
+        if isinstance(problem, ValueError) and "Object arrays" in str(problem):
             raise Misfit("holds Python objects; save plain arrays by name with numpy.savez") from None
         raise Misfit(f"not a readable .npz file ({' '.join(str(problem).split())})") from None
 
