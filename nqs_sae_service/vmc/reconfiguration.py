@@ -145,11 +145,11 @@ def natural_step(
     everywhere = ranks.gather(local_energy)
     eps = jacobian.rows(local_energy - everywhere.mean()) / math.sqrt(len(everywhere))
     y, iterations = None, affordable_iterations(jacobian, solver)
-    if iterations >= _FEWEST_ITERATIONS:
-        rhs = eps - momentum * jacobian.product(previous)
-        y = _iterated(jacobian, shift, rhs, iterations, solver == "auto", ranks)
     if isinstance(jacobian, SolvesItself) and solver == "auto":
         y = jacobian.solve(shift, eps - momentum * jacobian.product(previous))
+    elif iterations >= _FEWEST_ITERATIONS:
+        rhs = eps - momentum * jacobian.product(previous)
+        y = _iterated(jacobian, shift, rhs, iterations, solver == "auto", ranks)
     if y is None:
         y = _direct(jacobian, previous, eps, momentum, shift, ranks)
     direction = jacobian.transposed_product(y) + momentum * previous
