@@ -9,7 +9,7 @@ quickstart: .venv/installed
 	$(BIN)/nqs-sae show results/quickstart
 
 test: .venv/installed-for-tests
-	$(BIN)/pytest --cov --cov-report=term:skip-covered
+	$(BIN)/pytest --numprocesses auto --dist loadfile --cov --cov-report=term:skip-covered
 
 lint: .venv/installed-for-tests
 	$(BIN)/ruff format --check .

@@ -52,12 +52,34 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numba  # noqa: E402
 from numba import prange  # noqa: E402
+from numba.core.codegen import JITCodeLibrary, JITCPUCodegen  # noqa: E402
 from numba.core.compiler_lock import global_compiler_lock  # noqa: E402
 
 # Contractions and reassociation let sums vectorise. NaN and infinity keep their meaning: a diverged network must be seen.
 FAST = {"contract", "nsz", "arcp", "reassoc"}
 # For bit-trick arithmetic ((x + C) - C must survive): never reassociate.
 EXACT = {"contract", "nsz", "arcp"}
+
+
+class _OwnCopies(JITCodeLibrary):
+    """A kernel calls its own copies of the functions it calls.
+
+    Numba links a copy of every callee into the caller as a weak symbol. A process that has just compiled the callee runs the
+    callee's own code in its place, one that loads the caller from the cache runs the copy. Each was optimised apart and may add
+    in another order, so that a run that is killed and continued would differ in its last bits. Private symbols end that.
+    """
+
+    def _optimize_final_module(self):
+        super()._optimize_final_module()
+        self._finalized = True
+        self._get_module_for_linking()  # callers get the weak symbols: they need one copy, not one per path to it
+        self._finalized = False
+        for function in self._final_module.functions:
+            if not function.is_declaration and function.linkage.name == "linkonce_odr":
+                function.linkage = "internal"
+
+
+JITCPUCodegen._library_class = _OwnCopies
 
 
 def njit(parallel: bool = False, fastmath: set[str] = FAST, **options):
