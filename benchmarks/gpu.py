@@ -38,7 +38,8 @@ from nqs_sae_service.sae.reference import topk_gradients
 from nqs_sae_service.sae.topk_gpu import DeviceStep, sparse_gradients
 from nqs_sae_service.sae.training import Adam, Parameters
 from nqs_sae_service.sampling import Metropolis, Moves
-from nqs_sae_service.spec.sections import GroundState, Sampling
+from nqs_sae_service.spec.sampling import Sampling
+from nqs_sae_service.spec.sections import GroundState
 from nqs_sae_service.states import Transformer
 from nqs_sae_service.states.primitives import Attention, Dense, Mix
 from nqs_sae_service.states.state import State

@@ -86,7 +86,8 @@ def measure(sites: int, samples: int, repetitions: int) -> dict[str, Any]:
     from nqs_sae_service.engine.threads import configure_threads, cores
     from nqs_sae_service.physics.hamiltonians.tfim import Tfim
     from nqs_sae_service.physics.lattices import Chain
-    from nqs_sae_service.spec.sections import GroundState, Sampling
+    from nqs_sae_service.spec.sampling import Sampling
+    from nqs_sae_service.spec.sections import GroundState
     from nqs_sae_service.states import Transformer
     from nqs_sae_service.vmc.estimators import local_values
     from nqs_sae_service.vmc.jacobian import COLUMNS, TapeJacobian

@@ -15,7 +15,8 @@ from nqs_sae_service.engine.threads import configure_threads
 from nqs_sae_service.sae.training import Adam
 from nqs_sae_service.sampling import process_of
 from nqs_sae_service.spec.root import REGISTRIES
-from nqs_sae_service.spec.sections import GroundState, Sampling
+from nqs_sae_service.spec.sampling import Sampling
+from nqs_sae_service.spec.sections import GroundState
 from nqs_sae_service.vmc.estimators import local_values
 from nqs_sae_service.vmc.statistics import mean_and_error
 from nqs_sae_service.vmc.training import Trainer, Training

@@ -6,7 +6,7 @@ ends; ``memcpy`` does not.
 
 from __future__ import annotations
 
-from .jit import numba
+from .jit import njit, numba
 
 
 @numba.extending.intrinsic
@@ -25,3 +25,11 @@ def copy_stretch(typing_context, source, start, target, place, count):
         return context.get_dummy_value()
 
     return signature, generate
+
+
+@njit()
+def copy_rows(x, y):
+    """y <- x, rows of a stream; an assignment of slices would become a parallel loop inside a parallel one."""
+    for r in range(len(x)):
+        for c in range(x.shape[1]):
+            y[r, c] = x[r, c]

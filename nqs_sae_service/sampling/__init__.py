@@ -14,7 +14,7 @@ from .tempering import Tempering
 
 if TYPE_CHECKING:
     from ..physics.lattices import Lattice
-    from ..spec.sections import Sampling
+    from ..spec.sampling import Sampling
 
 __all__ = ["Chains", "Direct", "Exact", "Metropolis", "Moves", "Process", "Tempering", "drift", "process_of"]
 

@@ -22,7 +22,7 @@ from .process import Chains, Process, refuse_nan
 
 if TYPE_CHECKING:
     from ..physics.lattices import Lattice
-    from ..spec.sections import Sampling
+    from ..spec.sampling import Sampling
 
 Array = Any
 

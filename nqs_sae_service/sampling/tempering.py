@@ -29,7 +29,7 @@ from .process import Chains
 
 if TYPE_CHECKING:
     from ..physics.lattices import Lattice
-    from ..spec.sections import Sampling
+    from ..spec.sampling import Sampling
 
 Array = Any
 

@@ -16,6 +16,7 @@ from ..physics.hamiltonians import HAMILTONIANS
 from ..physics.lattices import LATTICES
 from ..sae import KINDS
 from ..states import STATES
+from .sampling import Sampling
 from .section import Section
 from .sections import (
     DEFAULT_SEED,
@@ -26,7 +27,6 @@ from .sections import (
     Observables,
     Output,
     Samples,
-    Sampling,
     Steering,
 )
 

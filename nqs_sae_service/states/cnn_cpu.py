@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..engine.blas import gemm
-from ..engine.copies import copy_stretch
+from ..engine.copies import copy_rows, copy_stretch
 from ..engine.jit import njit, prange
 from ..engine.vector import gelu32
 from .primitives import Neighbours
+from .shared_cpu import log_modulus_of_cosh, normalise, phase_of_cosh, propose
 from .state import State
-from .transformer_cpu import _copy, _log_modulus, _normalise, _phase, _propose
 
 _STRIP = 64  # tokens whose windows are gathered at a time
 _TABLE_SPINS = 10  # in a window, at most, for a table: 1024 states
@@ -146,7 +146,7 @@ def _block(w, l, s, known, only_sum):
     """x <- x + block ``l`` of x, its first convolution ``known`` in g; with ``only_sum`` summed over tokens, in ``summed``."""
     tokens, d = s.x.shape
     if not known:
-        _normalise(s.x, s.h[:tokens])
+        normalise(s.x, s.h[:tokens])
         _convolve(w, s.h, w.first[l], s.rows, 0.0, s.g[:tokens])
     g, bias = s.g[:tokens].reshape(-1), w.first_bias[l].reshape(-1)
     for c in range(g.size):
@@ -199,7 +199,7 @@ def _add_last(w, l, s):
 def _head(w, s, phase):
     """(log|psi|, phase of psi) from ``summed``; the phase only if it is wanted."""
     d = s.unit.shape[1]
-    _normalise(s.summed, s.unit)
+    normalise(s.summed, s.unit)
     for p in range(len(w.head)):
         row = s.summed[0]
         for c in range(d):
@@ -207,14 +207,14 @@ def _head(w, s, phase):
         for i in range(d):
             for c in range(d):
                 row[c] += s.unit[0, i] * w.head[p, i, c]
-        _normalise(s.summed, s.part[p])
+        normalise(s.summed, s.part[p])
         for c in range(d):
             s.part[p, 0, c] = s.part[p, 0, c] * w.head_gain[p, c] + w.head_shift[p, c]
     a, b, twice = s.part[0, 0], s.part[1, 0], s.part[2, 0]
     for c in range(d):
         twice[c] = _f4(2) * b[c]
-    real = _log_modulus(a, twice, s.channel[0])
-    return real, _phase(a, b, s.channel) if phase and len(w.head) == 2 else 0.0
+    real = log_modulus_of_cosh(a, twice, s.channel[0])
+    return real, phase_of_cosh(a, b, s.channel) if phase and len(w.head) == 2 else 0.0
 
 
 @njit()
@@ -255,7 +255,7 @@ def streams(w, sigma, depth, stream):
             _embed(w, sigma[b], s)
             for l in range(depth):
                 _block(w, l, s, False, False)
-            _copy(s.x, stream[b])
+            copy_rows(s.x, stream[b])
 
 
 @njit(parallel=True)
@@ -265,7 +265,7 @@ def amplitudes_from(w, stream, depth, real, imaginary):
     for piece in prange((n + _CONFIGURATIONS - 1) // _CONFIGURATIONS):
         s = _scratch(w, 0)
         for b in range(piece * _CONFIGURATIONS, min(n, (piece + 1) * _CONFIGURATIONS)):
-            _copy(stream[b], s.x)
+            copy_rows(stream[b], s.x)
             _sum_tokens(s.x, s.summed[0])
             for l in range(depth, len(w.first)):
                 _block(w, l, s, False, l == len(w.first) - 1)
@@ -284,7 +284,7 @@ def walk(w, sigma, real, first, length, threshold, accepted):
                 continue
             for i in range(spins.size):
                 proposed[i] = spins[i]
-            _propose(proposed, start, extent)
+            propose(proposed, start, extent)
             fresh = _log_psi(w, proposed, s, False)[0]
             ratio = 2 * (fresh - real[chain])
             if threshold[chain, r] < ratio:
@@ -367,7 +367,7 @@ def _table(weight: np.ndarray, bias: np.ndarray, first: np.ndarray) -> tuple[np.
     states = 2.0 * (np.arange(2**spins)[:, None] >> np.arange(spins)[::-1] & 1) - 1
     stream = states @ weight + bias
     unit = np.empty(stream.shape, np.float32)
-    _normalise(stream.astype(np.float32), unit)
+    normalise(stream.astype(np.float32), unit)
     return stream, unit.astype(np.float64) @ first
 
 

@@ -3,9 +3,6 @@
 The plain formula of ``primitives.py`` reads and writes an array for every operation in it. A twin keeps a row of channels
 in the first-level cache from its first to its last operation, and what real and imaginary deltas share is computed once. All
 runs on the calling thread, without the interpreter, so that passes over samples run side by side.
-
-Sums over channels are reordered to vectorise. They are written into the kernels themselves (``inline``), never called: that
-order is then part of the kernel on disk, and fresh and cached kernels give the same bits.
 """
 
 from __future__ import annotations

@@ -24,11 +24,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ..engine.blas import gemm
+from ..engine.copies import copy_rows
 from ..engine.jit import EXACT, njit, numba, prange
 from ..engine.lanes import LANES, add_products
-from ..engine.vector import cos_sin32, exp32, gelu32
+from ..engine.vector import exp32, gelu32
 from .fused import ALIGNMENT
 from .primitives import LAYER_NORM_EPSILON
+from .shared_cpu import log_modulus_of_cosh, normalise, phase_of_cosh, propose
 from .state import State
 from .transformer_packing import NO_TABLE, Packing, Table
 
@@ -43,7 +45,6 @@ _CALL_FLOPS = 5e10  # in one call of a kernel, about half a second's: signals an
 
 _f4 = np.float32
 _EPSILON = _f4(LAYER_NORM_EPSILON)
-_TINY = _f4(1e-30)  # keeps the logarithm of a zero finite
 
 
 class Scratch(NamedTuple):
@@ -95,24 +96,6 @@ def _scratch(w, table, block):
 
 
 @njit()
-def _normalise(x, out):
-    """LayerNorm without gain and bias, which are folded into the next dense map."""
-    d = x.shape[1]
-    for r in range(len(x)):
-        row, unit = x[r], out[r]
-        mean = _f4(0)
-        for c in range(d):
-            mean += row[c]
-        mean /= _f4(d)
-        variance = _f4(0)
-        for c in range(d):
-            variance += (row[c] - mean) * (row[c] - mean)
-        scale = _f4(1) / math.sqrt(variance / _f4(d) + _EPSILON)
-        for c in range(d):
-            unit[c] = (row[c] - mean) * scale
-
-
-@njit()
 def _add_bias(x, bias):
     """x (rows, d) += bias (d,)."""
     for r in range(len(x)):
@@ -123,20 +106,12 @@ def _add_bias(x, bias):
 
 @njit()
 def _add_and_normalise(x, bias, out):
-    """x (rows, d) += bias (token, d), the same for as many rows of each token; out = LayerNorm of it, as ``_normalise``."""
+    """x (rows, d) += bias (token, d), the same for as many rows of each token; out = LayerNorm of it, as ``normalise``."""
     each = len(x) // len(bias)
     for t in range(len(bias)):
         own = slice(t * each, (t + 1) * each)
         _add_bias(x[own], bias[t])
-        _normalise(x[own], out[own])
-
-
-@njit()
-def _copy(x, y):
-    """y <- x, rows of a stream; an assignment of slices would become a parallel loop inside a parallel one."""
-    for r in range(len(x)):
-        for c in range(x.shape[1]):
-            y[r, c] = x[r, c]
+        normalise(x[own], out[own])
 
 
 @njit()
@@ -290,7 +265,7 @@ def _add_to_rows(x, bias):
 @njit()
 def _attention(w, l, s):
     """x += attention(x) of block ``l``, but for its bias, which ``_feed_forward`` adds."""
-    _normalise(s.x, s.h)
+    normalise(s.x, s.h)
     gemm(True, True, 1.0, w.projection[l], s.h, 0.0, s.v)
     if len(s.v) > len(s.mixed):
         _add_to_rows(s.v, w.query_bias[l])
@@ -330,50 +305,6 @@ def _feed_forward(w, l, s, only_sum):
 
 
 @njit()
-def _log_modulus(a, phase, row):
-    """Sum over channels of log |cosh(a + i phase / 2)|, phase zero for a real argument. One logarithm.
-
-    |cosh z| = e^|a| |1 + e e^(i phase)| / 2 with e = e^(-2|a|). The last moduli are collected as one product of squares,
-    (1 - e)^2 + 2 e (1 + cos phase): near a zero of cosh rounding must not make one negative.
-    """
-    total = _f4(0)
-    for c in range(a.size):
-        size = abs(a[c])
-        total += size
-        e = exp32(_f4(-2) * size)
-        cosine, _ = cos_sin32(phase[c])
-        row[c] = (_f4(1) - e) * (_f4(1) - e) + _f4(2) * e * max(_f4(1) + cosine, _f4(0)) + _TINY
-    logarithm = 0.0
-    for start in range(0, a.size, 256):  # stay inside the range of a double
-        product = 1.0
-        for c in range(start, min(a.size, start + 256)):
-            product *= np.float64(row[c])
-        logarithm += math.log(product)
-    return total - a.size * 0.6931471805599453 + 0.5 * logarithm
-
-
-@njit()
-def _phase(a, b, row):
-    """Sum over channels of the phase of cosh(a + i b), modulo 2 pi."""
-    total, product_re, product_im = 0.0, 1.0, 0.0
-    for c in range(a.size):
-        sign = _f4(-1) if a[c] < 0 else _f4(1)
-        e = exp32(_f4(-2) * abs(a[c]))
-        cosine, sine = cos_sin32(_f4(2) * b[c] * sign)
-        row[0, c], row[1, c], row[2, c] = _f4(1) + e * cosine, -e * sine, sign * b[c]
-    for c in range(a.size):
-        total += row[2, c]
-        product_re, product_im = (
-            product_re * row[0, c] - product_im * row[1, c],
-            product_re * row[1, c] + product_im * row[0, c],
-        )
-        if c % 256 == 255:  # stay inside the range of a double
-            size = math.hypot(product_re, product_im)
-            product_re, product_im = product_re / size, product_im / size
-    return total + math.atan2(product_im, product_re)
-
-
-@njit()
 def _head(w, s, complete, count, real, imaginary, phase):
     """log psi of the first ``count`` configurations from x, ``complete`` or with its last part still in ``hidden_sum``."""
     tokens, last = len(w.position), len(w.up) - 1
@@ -387,12 +318,12 @@ def _head(w, s, complete, count, real, imaginary, phase):
                 row[c] += token[c]
     if not complete:
         gemm(False, False, 1.0, s.hidden_sum, w.down[last], 1.0, s.summed)
-    _normalise(s.summed, s.unit)
+    normalise(s.summed, s.unit)
     two_parts = len(w.head) == 2
     for p in range(len(w.head)):
         gemm(False, False, 1.0, s.unit, w.head[p], 0.0, s.summed)
         _add_bias(s.summed, w.head_bias[p])
-        _normalise(s.summed, s.part[p])
+        normalise(s.summed, s.part[p])
         for b in range(len(s.summed)):
             for c in range(s.part.shape[2]):
                 s.part[p, b, c] = s.part[p, b, c] * w.head_gain[p, c] + w.head_shift[p, c]
@@ -400,9 +331,9 @@ def _head(w, s, complete, count, real, imaginary, phase):
         a, b_twice = s.part[0, b], s.unit[b]
         for c in range(a.size):
             b_twice[c] = _f4(2) * s.part[1, b, c] if two_parts else _f4(0)
-        real[b] = _log_modulus(a, b_twice, s.channel[0])
+        real[b] = log_modulus_of_cosh(a, b_twice, s.channel[0])
         if two_parts and phase:
-            imaginary[b] = _phase(a, s.part[1, b], s.channel)
+            imaginary[b] = phase_of_cosh(a, s.part[1, b], s.channel)
 
 
 @njit()
@@ -555,7 +486,7 @@ def _first_positional(w, table, s, count, sums, states, origin):
             if origin[b] < 0:
                 _sum_terms(table, codes, target)
             else:
-                _copy(sums[origin[b]], target)
+                copy_rows(sums[origin[b]], target)
                 _change_terms(table, codes, states[origin[b]], target)
         _activate(group, w.up_bias[0])
         if len(w.up) == 1:
@@ -611,23 +542,13 @@ def forward(w, table, sigma, stream, real, imaginary, embed, first, last, head, 
                 _embed(w, s, sigma[start : start + count])
             else:
                 for b in range(count):
-                    _copy(stream[start + b], _configuration(s, b, tokens))
+                    copy_rows(stream[start + b], _configuration(s, b, tokens))
             _blocks(w, s, first, last, head)
             if head:
                 _head(w, s, first == last, count, real[start:], imaginary[start:], True)
                 continue
             for b in range(count):
-                _copy(_configuration(s, b, tokens), stream[start + b])
-
-
-@njit()
-def _propose(sigma, first, length):
-    """Make a proposal of ``Walks.walk`` on sigma (n_sites,)."""
-    if length < 0:
-        sigma[first], sigma[-length - 1] = sigma[-length - 1], sigma[first]
-    for k in range(length):
-        i = (first + k) % sigma.size
-        sigma[i] = -sigma[i]
+                copy_rows(_configuration(s, b, tokens), stream[start + b])
 
 
 @njit()
@@ -699,7 +620,7 @@ def _walk_block(w, table, s, sigma, real, first, length, threshold, ahead):
         for q in range(slots):
             b, r = owner[q], proposal[q]
             proposed[q] = sigma[b]
-            _propose(proposed[q], first[r, b], length[r, b])
+            propose(proposed[q], first[r, b], length[r, b])
         _enter(w, table, s, proposed[:slots])
         _log_psi_of_block(w, table, s, slots, sums, states, owner, fresh, nothing, False)
         for q in range(slots):

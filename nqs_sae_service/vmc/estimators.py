@@ -106,11 +106,13 @@ def _ratios(
     if ratios is not None:
         return ratios.ratios(sigma, log_psi, signs, wanted)
     flips = psi.twin(Flips) if twins else None  # type: ignore[attr-defined]
+    # Where everything is wanted, as in a transverse field, no array of places is made: on a device each would be waited for.
+    entries = slice(None) if bool(wanted.all()) else xp.flatnonzero(wanted)
+    row, flip = xp.divmod(xp.arange(wanted.size)[entries], wanted.shape[1])
     if economy.duplicates and xp is np:
         pairs, place = distinct_connected(sigma, signs, wanted)
     else:
-        pairs = xp.stack(xp.nonzero(wanted), axis=1)
-        place = xp.arange(len(pairs))
+        pairs, place = xp.stack([row, flip], axis=1), slice(None)
     chunk = _chunk(sigma, len(pairs), economy)
     fresh = []
     for start in range(0, len(pairs), chunk):
@@ -119,11 +121,10 @@ def _ratios(
             fresh.append(flips.log_psi_flipped(sigma, signs, some))
         else:
             fresh.append(psi.log_psi(sigma[some[:, 0]] * signs[some[:, 1]]))
-    ratio = xp.zeros((*wanted.shape, *log_psi.shape[1:]), log_psi.dtype)
+    ratio = xp.zeros((wanted.size, *log_psi.shape[1:]), log_psi.dtype)
     if fresh:
-        before = log_psi[xp.nonzero(wanted)[0]]
-        ratio[wanted] = xp.exp(xp.concatenate(fresh)[place] - before)
-    return ratio
+        ratio[entries] = xp.exp(xp.concatenate(fresh)[place] - log_psi[row])
+    return ratio.reshape(*wanted.shape, *log_psi.shape[1:])
 
 
 def _chunk(sigma: np.ndarray, connected: int, economy: Economy) -> int:

@@ -30,7 +30,8 @@ from .estimators import local_values
 from .reconfiguration import natural_step
 
 if TYPE_CHECKING:
-    from ..spec.sections import GroundState, Sampling
+    from ..spec.sampling import Sampling
+    from ..spec.sections import GroundState
 
 HISTORIES = (
     "energy",

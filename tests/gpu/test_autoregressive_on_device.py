@@ -8,7 +8,7 @@ from nqs_sae_service.physics.hamiltonians.heisenberg import Heisenberg
 from nqs_sae_service.physics.hamiltonians.tfim import Tfim
 from nqs_sae_service.physics.lattices import Chain
 from nqs_sae_service.sampling import process_of
-from nqs_sae_service.spec.sections import Sampling
+from nqs_sae_service.spec.sampling import Sampling
 from nqs_sae_service.states import Autoregressive
 
 CHAIN = Chain(kind="chain", length=8)

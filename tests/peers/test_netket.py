@@ -14,7 +14,7 @@ import pytest
 from nqs_sae_service.physics.hamiltonians import HAMILTONIANS
 from nqs_sae_service.physics.lattices import LATTICES
 from nqs_sae_service.sampling.process import random_configurations
-from nqs_sae_service.spec.sections import Sampling
+from nqs_sae_service.spec.sampling import Sampling
 from nqs_sae_service.states import STATES
 from nqs_sae_service.vmc.estimators import local_values
 

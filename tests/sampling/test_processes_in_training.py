@@ -6,7 +6,8 @@ import pytest
 from nqs_sae_service.physics.exact import FullSummation, all_configurations
 from nqs_sae_service.physics.hamiltonians.heisenberg import Heisenberg
 from nqs_sae_service.physics.lattices import Chain
-from nqs_sae_service.spec.sections import GroundState, Sampling
+from nqs_sae_service.spec.sampling import Sampling
+from nqs_sae_service.spec.sections import GroundState
 from nqs_sae_service.states import Jastrow
 from nqs_sae_service.vmc.training import Trainer, Training
 

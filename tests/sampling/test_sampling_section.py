@@ -7,7 +7,7 @@ import pytest
 from nqs_sae_service.physics.hamiltonians import HAMILTONIANS
 from nqs_sae_service.physics.lattices import LATTICES
 from nqs_sae_service.spec.keys import stage_key
-from nqs_sae_service.spec.sections import Sampling
+from nqs_sae_service.spec.sampling import Sampling
 
 RING = LATTICES["chain"](kind="chain", length=8)
 ISING = HAMILTONIANS["tfim"](kind="tfim", h=1.0)

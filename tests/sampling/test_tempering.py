@@ -7,7 +7,7 @@ from born import Rugged, TwoModes, p_value
 from nqs_sae_service.engine.random import Stream
 from nqs_sae_service.physics.lattices import LATTICES
 from nqs_sae_service.sampling import Metropolis, Moves, Tempering, process_of
-from nqs_sae_service.spec.sections import Sampling
+from nqs_sae_service.spec.sampling import Sampling
 
 RING = LATTICES["chain"](kind="chain", length=6)
 PAIRS = RING.build().edges

@@ -6,7 +6,8 @@ import pytest
 from nqs_sae_service.physics.hamiltonians import HAMILTONIANS
 from nqs_sae_service.physics.lattices import LATTICES
 from nqs_sae_service.sampling.metropolis import _walk
-from nqs_sae_service.spec.sections import GroundState, Sampling
+from nqs_sae_service.spec.sampling import Sampling
+from nqs_sae_service.spec.sections import GroundState
 from nqs_sae_service.states import Cnn
 from nqs_sae_service.vmc.jacobian import TapeJacobian
 from nqs_sae_service.vmc.training import Trainer

@@ -7,7 +7,8 @@ from nqs_sae_service.physics.exact import ground_state
 from nqs_sae_service.physics.hamiltonians import HAMILTONIANS
 from nqs_sae_service.physics.lattices import LATTICES
 from nqs_sae_service.sampling.metropolis import _walk
-from nqs_sae_service.spec.sections import GroundState, Sampling
+from nqs_sae_service.spec.sampling import Sampling
+from nqs_sae_service.spec.sections import GroundState
 from nqs_sae_service.states import Jastrow
 from nqs_sae_service.states.jastrow import pair_classes
 from nqs_sae_service.vmc.jacobian import TapeJacobian

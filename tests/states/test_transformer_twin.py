@@ -8,7 +8,7 @@ from nqs_sae_service.sampling.metropolis import _walk
 from nqs_sae_service.states import Transformer
 from nqs_sae_service.states.fused import Flips, Streams, Walks
 from nqs_sae_service.states.primitives import LAYER_NORM_EPSILON
-from nqs_sae_service.states.transformer_cpu import _log_modulus
+from nqs_sae_service.states.shared_cpu import log_modulus_of_cosh
 
 # Tabulated by distance, by pair of tokens, not tabulated (patches of 10 spins, softmax attention), one block only.
 NETWORKS = {
@@ -215,7 +215,7 @@ def test_near_a_zero_of_cosh_the_modulus_is_never_the_root_of_a_negative_number(
     for a in (0.0, 1e-8, 1e-5, 3e-4, 0.1):
         size, scratch = np.full(1, a, np.float32), np.empty(1, np.float32)
         exact = np.log(np.abs(np.cosh(a + 0.5j * phase.astype(np.float64))))
-        found = np.array([_log_modulus(size, phase[i : i + 1], scratch) for i in range(len(phase))])
+        found = np.array([log_modulus_of_cosh(size, phase[i : i + 1], scratch) for i in range(len(phase))])
         assert np.isfinite(found).all()
         clear = exact > np.log(1e-3)  # nearer to the zero the rounding of the phase itself is all there is
         assert np.allclose(found[clear], exact[clear], atol=3e-3)

@@ -11,7 +11,8 @@ from nqs_sae_service.engine.ranks import ALONE, MpiRanks, Ranks
 from nqs_sae_service.engine.threads import configure_threads
 from nqs_sae_service.physics.hamiltonians.tfim import Tfim
 from nqs_sae_service.physics.lattices import Chain
-from nqs_sae_service.spec.sections import GroundState, Sampling
+from nqs_sae_service.spec.sampling import Sampling
+from nqs_sae_service.spec.sections import GroundState
 from nqs_sae_service.states import Jastrow, Rbm, Transformer
 from nqs_sae_service.vmc.training import Trainer
 

@@ -7,7 +7,8 @@ from nqs_sae_service.physics.exact import FullSummation, all_configurations
 from nqs_sae_service.physics.hamiltonians.heisenberg import Heisenberg
 from nqs_sae_service.physics.hamiltonians.tfim import Tfim
 from nqs_sae_service.physics.lattices import Chain
-from nqs_sae_service.spec.sections import GroundState, Sampling
+from nqs_sae_service.spec.sampling import Sampling
+from nqs_sae_service.spec.sections import GroundState
 from nqs_sae_service.states import Autoregressive
 from nqs_sae_service.vmc.training import Trainer
 

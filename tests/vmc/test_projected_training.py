@@ -10,7 +10,8 @@ from nqs_sae_service.physics.hamiltonians import HAMILTONIANS
 from nqs_sae_service.physics.lattices import Chain, Square
 from nqs_sae_service.physics.operators import basis_index
 from nqs_sae_service.sampling import Metropolis, Moves
-from nqs_sae_service.spec.sections import GroundState, Sampling
+from nqs_sae_service.spec.sampling import Sampling
+from nqs_sae_service.spec.sections import GroundState
 from nqs_sae_service.states import Rbm, Transformer
 from nqs_sae_service.states.projection import Symmetry
 from nqs_sae_service.vmc.training import Trainer

@@ -8,7 +8,8 @@ from nqs_sae_service.physics.exact import FullSummation, all_configurations
 from nqs_sae_service.physics.hamiltonians.tfim import Tfim
 from nqs_sae_service.physics.lattices import Chain
 from nqs_sae_service.physics.operators import SigmaX
-from nqs_sae_service.spec.sections import GroundState, Sampling
+from nqs_sae_service.spec.sampling import Sampling
+from nqs_sae_service.spec.sections import GroundState
 from nqs_sae_service.states import Rbm, Transformer
 from nqs_sae_service.vmc import reconfiguration
 from nqs_sae_service.vmc.conjugate_gradients import conjugate_gradients
