@@ -20,13 +20,21 @@ __all__ = ["Chains", "Direct", "Exact", "Metropolis", "Moves", "Process", "Tempe
 
 
 def process_of(
-    options: Sampling, lattice: Lattice, seed: int, stream: Stream, economy: Economy = DEFAULT
+    options: Sampling,
+    lattice: Lattice,
+    seed: int,
+    stream: Stream,
+    economy: Economy = DEFAULT,
+    exponent: float = 1.0,
 ) -> Process:
-    """The process that the section ``[sampling]`` describes: the one place that knows which there are."""
+    """The process that the section ``[sampling]`` describes: the one place that knows which there are.
+
+    ``exponent`` b: it draws from |psi|^(2 b); direct draws are from |psi|^2 whatever it is.
+    """
     if options.method == "exact":
-        return Exact.of(options, lattice, seed, stream)
+        return Exact.of(options, lattice, seed, stream, exponent)
     if options.method == "direct":
         return Direct.of(options, lattice, seed, stream, economy)
     if options.replicas > 1:
-        return Tempering.of(options, lattice, seed, stream, economy)
-    return Metropolis.of(options, lattice, seed, stream, economy)
+        return Tempering.of(options, lattice, seed, stream, economy, exponent)
+    return Metropolis.of(options, lattice, seed, stream, economy, exponent)

@@ -40,17 +40,20 @@ class Table(Chains):
 
 @dataclass(frozen=True)
 class Exact(Process):
-    """Independent draws, by the random numbers of (seed, stream)."""
+    """Independent draws from |psi|^(2 ``exponent``), by the random numbers of (seed, stream)."""
 
     n_sites: int
     seed: int
     stream: Stream
     magnetization: int | None = None
+    exponent: float = 1.0
 
     @classmethod
-    def of(cls, options: Sampling, lattice: Lattice, seed: int, stream: Stream) -> Exact:
+    def of(
+        cls, options: Sampling, lattice: Lattice, seed: int, stream: Stream, exponent: float = 1.0
+    ) -> Exact:
         """The process that the section ``[sampling]`` describes."""
-        return cls(lattice.n_sites, seed, stream, options.fixed_magnetization)
+        return cls(lattice.n_sites, seed, stream, options.fixed_magnetization, exponent)
 
     @cached_property
     def configurations(self) -> np.ndarray:
@@ -66,7 +69,7 @@ class Exact(Process):
         parts = [psi.log_psi(everything[i : i + _CALL]) for i in range(0, len(everything), _CALL)]
         log_psi = xp.concatenate(parts)
         refuse_nan(log_psi)
-        weight = xp.exp(2 * (log_psi.real - log_psi.real.max()))
+        weight = xp.exp(2 * self.exponent * (log_psi.real - log_psi.real.max()))
         return Table(
             sigma.copy(),
             psi.log_psi(sigma),

@@ -73,7 +73,7 @@ def proposals(random: Array, n_sites: int, moves: Moves) -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class Metropolis(Process):
-    """The Markov process: what is proposed, and whose random numbers (seed, stream) decide."""
+    """The Markov process of |psi|^(2 ``exponent``): what is proposed, and whose random numbers (seed, stream) decide."""
 
     n_sites: int
     moves: Moves
@@ -81,6 +81,7 @@ class Metropolis(Process):
     stream: Stream
     economy: Economy = DEFAULT
     magnetization: int | None = None
+    exponent: float = 1.0
 
     @classmethod
     def of(
@@ -90,11 +91,11 @@ class Metropolis(Process):
         seed: int,
         stream: Stream,
         economy: Economy = DEFAULT,
+        exponent: float = 1.0,
     ) -> Metropolis:
         """The process that the section ``[sampling]`` describes."""
-        return cls(
-            lattice.n_sites, options.moves(lattice), seed, stream, economy, options.fixed_magnetization
-        )
+        moves, fixed = options.moves(lattice), options.fixed_magnetization
+        return cls(lattice.n_sites, moves, seed, stream, economy, fixed, exponent)
 
     def start(self, psi: LogPsi, sigma: Array, sweeps: int = 0, number: int = 0) -> Chains:
         """Chains at given configurations, the first of which is chain ``number``."""
@@ -116,7 +117,11 @@ class Metropolis(Process):
         chains.sweeps += 1
 
     def _proposals(self, chains: Chains, xp: ModuleType) -> tuple[Array, Array, Array]:
-        """First site, length and log threshold (n_sites, chains) of the proposals of a sweep."""
+        """First site, length and threshold of 2 log|psi'/psi| (n_sites, chains) of the proposals of a sweep."""
+        first, length, log_uniform = self._random_proposals(chains, xp)
+        return first, length, log_uniform if self.exponent == 1 else log_uniform / self.exponent
+
+    def _random_proposals(self, chains: Chains, xp: ModuleType) -> tuple[Array, Array, Array]:
         step, count = chains.sweeps, len(chains.sigma)
         if xp is not np:
             from .metropolis_gpu import proposals as on_device

@@ -62,9 +62,10 @@ class Tempering(Metropolis):
         seed: int,
         stream: Stream,
         economy: Economy = DEFAULT,
+        exponent: float = 1.0,
     ) -> Tempering:
         """The process that the section ``[sampling]`` describes."""
-        plain = Metropolis.of(options, lattice, seed, stream, economy)
+        plain = Metropolis.of(options, lattice, seed, stream, economy, exponent)
         return cls(**vars(plain), replicas=options.replicas, hottest=options.hottest)
 
     @cached_property
@@ -125,7 +126,7 @@ class Tempering(Metropolis):
             first_row=self.n_sites,
         )
         bound = xp.log(uniform(random[..., 0], random[..., 1])).T
-        gain = xp.asarray(difference) * 2 * (log_psi.real[:, lower] - log_psi.real[:, upper])
+        gain = xp.asarray(self.exponent * difference) * 2 * (log_psi.real[:, lower] - log_psi.real[:, upper])
         swapped = bound < gain
         origin = xp.repeat(xp.arange(self.replicas)[None], len(sigma), axis=0)
         origin[:, upper] += swapped

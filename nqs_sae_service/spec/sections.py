@@ -50,6 +50,14 @@ class GroundState(Section):
     samples: int = Field(
         1024, ge=2, le=2**16, description="Born samples per step; a multiple of sampling.chains"
     )
+    exponent: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="b: samples of a step are drawn from |psi|^(2 b) and weighted by |psi|^(2 - 2 b); below 1 they visit "
+        "configurations where psi is small, on which a training can lock unseen",
+        json_schema_extra={"neutral": True},
+    )
     learning_rate: float = Field(0.1, gt=0, le=10, description="step length at the start")
     final_learning_rate: float = Field(
         0.05, ge=0, le=1, description="share of learning_rate left at the end of the cosine decay"
@@ -77,6 +85,12 @@ class GroundState(Section):
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
         yield from _multiple_of_chains("samples", self.samples, sections)
         yield from _multiple_of_chains("final_samples", self.final_samples, sections)
+        sampling: Any = sections.get("sampling")
+        if self.exponent < 1 and getattr(sampling, "method", None) == "direct":
+            yield Finding(
+                "exponent",
+                'this state is drawn directly, from |psi|^2: leave it out, or set sampling.method = "metropolis"',
+            )
         state: Any = sections.get("state")
         if state is None:
             return

@@ -8,6 +8,7 @@ held: the network sees at most ``chunk`` configurations at a time. A configurati
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -107,12 +108,13 @@ def _ratios(
         return ratios.ratios(sigma, log_psi, signs, wanted)
     flips = psi.twin(Flips) if twins else None  # type: ignore[attr-defined]
     # Where everything is wanted, as in a transverse field, no array of places is made: on a device each would be waited for.
-    entries = slice(None) if bool(wanted.all()) else xp.flatnonzero(wanted)
+    entries: Any = slice(None) if bool(wanted.all()) else xp.flatnonzero(wanted)
     row, flip = xp.divmod(xp.arange(wanted.size)[entries], wanted.shape[1])
+    place: Any = slice(None)
     if economy.duplicates and xp is np:
         pairs, place = distinct_connected(sigma, signs, wanted)
     else:
-        pairs, place = xp.stack([row, flip], axis=1), slice(None)
+        pairs = xp.stack([row, flip], axis=1)
     chunk = _chunk(sigma, len(pairs), economy)
     fresh = []
     for start in range(0, len(pairs), chunk):

@@ -32,6 +32,7 @@ from ..states.fused import Differentiates, Factorised, Jacobian, SolvesItself
 from .conjugate_gradients import conjugate_gradients
 from .jacobian import TapeJacobian
 from .jacobian_gpu import DeviceJacobian, solve_on_device
+from .weighting import Weighted
 
 # Relative residual of conjugate gradients, hence relative error of d theta: far below the noise of the samples, also after the
 # momentum has summed up the errors of many steps.
@@ -134,16 +135,23 @@ def natural_step(
     longest: float,
     solver: str = "auto",
     ranks: Ranks = ALONE,
+    weights: np.ndarray | None = None,
 ) -> Update:
     """One minSR / SPRING update, the same on all ranks, each of which passes its own samples.
 
     sigma (n, n_sites), local_energy (n,), previous d theta (n_parameters,) float64; ``shift`` > 0, ``momentum`` mu,
-    ``longest``: bound of |O-bar d theta|; ``solver``: "cholesky", "cg", or "auto" for what promises to be cheapest. Returns
-    the unscaled direction with the factor that respects the bound.
+    ``longest``: bound of |O-bar d theta|; ``solver``: "cholesky", "cg", or "auto" for what promises to be cheapest;
+    ``weights`` (n,) of the samples, which sum to 1 over all ranks; default: equal ones. Returns the unscaled direction with the
+    factor that respects the bound.
     """
     xp, jacobian = namespace(sigma), _jacobian(psi, sigma, ranks)
-    everywhere = ranks.gather(local_energy)
-    eps = jacobian.rows(local_energy - everywhere.mean()) / math.sqrt(len(everywhere))
+    if weights is None:
+        everywhere = ranks.gather(local_energy)
+        eps = jacobian.rows(local_energy - everywhere.mean()) / math.sqrt(len(everywhere))
+    else:
+        jacobian = Weighted(jacobian, weights, ranks)
+        mean = ranks.sum((weights * local_energy).sum().reshape(1))[0]
+        eps = jacobian.rows(jacobian.scaled(local_energy - mean))
     y, iterations = None, affordable_iterations(jacobian, solver)
     if isinstance(jacobian, SolvesItself) and solver == "auto":
         y = jacobian.solve(shift, eps - momentum * jacobian.product(previous))

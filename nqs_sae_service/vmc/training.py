@@ -28,6 +28,7 @@ from ..sampling import Chains, drift, process_of
 from ..states import State, Wavefunction
 from .estimators import local_values
 from .reconfiguration import natural_step
+from .weighting import born_weights
 
 if TYPE_CHECKING:
     from ..spec.sampling import Sampling
@@ -108,7 +109,7 @@ class Trainer:
         self.state, self.lattice, self.hamiltonian = state, lattice, hamiltonian
         self.sampling, self.options, self.economy, self.device = sampling, options, economy, device
         self.ranks, self.share = ranks, ranks.share(sampling.chains)
-        self.process = process_of(sampling, lattice, options.seed, Stream.TRAINING, economy)
+        self.process = process_of(sampling, lattice, options.seed, Stream.TRAINING, economy, options.exponent)
 
     def start(self, parameters: np.ndarray | None = None, sigma: np.ndarray | None = None) -> Training:
         """A training at its beginning, the chains thermalised.
@@ -156,14 +157,16 @@ class Trainer:
         """One step, in place. Raises NumericalError, leaving ``training`` as it was, when a number is not finite."""
         started = time.perf_counter()
         psi = self.state_at(training.step).bind(training.parameters)
-        sigma, local, chains = self.ranks.together(lambda: self._measured(psi, training))
-        energies = self.ranks.gather(to_host(local))
+        sigma, local, log_psi, chains = self.ranks.together(lambda: self._measured(psi, training))
+        energies, weights = self.ranks.gather(to_host(local)), None
         accepted, proposed = self.ranks.sum(np.asarray([chains.accepted, chains.proposed]))
         if not np.isfinite(energies).all():
             raise NumericalError(
                 f"a local energy is not finite at step {training.step}; "
                 "lower ground_state.learning_rate or raise ground_state.shift"
             )
+        if self.options.exponent < 1:
+            weights = born_weights(log_psi, self.options.exponent, self.ranks)
         rate, shift = self.learning_rate(training.step), self.shift(training.step)
         update = natural_step(
             psi,
@@ -175,6 +178,7 @@ class Trainer:
             self.options.max_step / rate,
             self.options.solver,
             self.ranks,
+            weights,
         )
         parameters = training.parameters - rate * update.factor * update.direction
         parameters = parameters.astype(self.state.dtype)
@@ -187,9 +191,7 @@ class Trainer:
         training.sigma, training.sweeps = chains.walkers, chains.sweeps
         training.step += 1
         values = (
-            energies.real.mean(),
-            energies.real.std(ddof=1) / math.sqrt(len(energies)),
-            energies.var(ddof=1),
+            *_moments(energies, None if weights is None else self.ranks.gather(to_host(weights))),
             accepted / max(proposed, 1),
             rate,
             shift,
@@ -200,8 +202,10 @@ class Trainer:
         for name, value in zip(HISTORIES, values, strict=True):
             training.history[name].append(float(value))
 
-    def _measured(self, psi: Wavefunction, training: Training) -> tuple[np.ndarray, np.ndarray, Chains]:
-        """Samples (n, n_sites) of this rank's chains, moved on, their local energies (n,), and the chains."""
+    def _measured(
+        self, psi: Wavefunction, training: Training
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Chains]:
+        """Samples (n, n_sites) of this rank's chains, moved on, their local energies and log psi (n,), and the chains."""
         chains = self.process.start(psi, training.sigma, training.sweeps, self.share.start)
         if training.step and psi.state.symmetry is not None and training.step == psi.state.symmetry.from_step:
             for _ in range(self.sampling.burn_in):  # the chains are samples of the bare network
@@ -213,7 +217,20 @@ class Trainer:
             _refuse_drift(drift(psi, psi.reference, chains))
         sigma, log_psi = sigma.reshape(-1, self.state.n_sites), log_psi.reshape(-1)
         (local,) = local_values(psi, [self.hamiltonian], sigma, log_psi, self.economy)
-        return sigma, local, chains
+        return sigma, local, log_psi, chains
+
+
+def _moments(energies: np.ndarray, weights: np.ndarray | None) -> tuple[float, float, float]:
+    """Energy, its standard error as if all samples were independent, and the variance of the local energies."""
+    if weights is None:
+        return (
+            energies.real.mean(),
+            energies.real.std(ddof=1) / math.sqrt(len(energies)),
+            energies.var(ddof=1),
+        )
+    mean = weights @ energies
+    distance = np.abs(energies - mean)
+    return mean.real, float(np.linalg.norm(weights * (energies - mean).real)), weights @ distance**2
 
 
 def _refuse_drift(departure: float) -> None:

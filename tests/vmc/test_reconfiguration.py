@@ -12,6 +12,7 @@ from nqs_sae_service.physics.operators import SigmaX, basis_index, distinct_conn
 from nqs_sae_service.states import Transformer
 from nqs_sae_service.vmc.estimators import local_values
 from nqs_sae_service.vmc.reconfiguration import natural_step, solve_shifted
+from nqs_sae_service.vmc.weighting import born_weights
 
 SITES = 6
 LATTICE = Chain(kind="chain", length=SITES).build()
@@ -178,3 +179,49 @@ def test_solver_survives_an_indefinite_matrix_and_refuses_nan():
 
 def test_basis_index_matches_the_matrix_rows():
     np.testing.assert_array_equal(basis_index(all_configurations(SITES)), np.arange(2**SITES))
+
+
+@pytest.mark.parametrize("amplitude", ["positive", "complex"])
+@pytest.mark.parametrize("solver", ["cholesky", "cg"])
+def test_step_with_weights_equals_the_dense_formula(amplitude, solver):
+    psi = wave(amplitude)
+    generator = np.random.default_rng(5)
+    sigma = generator.choice(np.array([-1, 1], np.int8), size=(40, SITES))
+    weights = generator.exponential(size=len(sigma))
+    weights /= weights.sum()
+    (energies,) = local_values(psi, [HAMILTONIAN], sigma, psi.log_psi(sigma))
+    previous = 0.1 * generator.normal(size=psi.state.n_parameters)
+    o = psi.per_sample_gradients(sigma)
+    o = np.sqrt(weights)[:, None] * (o - weights @ o)
+    eps = np.sqrt(weights) * (energies - weights @ energies)
+    if amplitude == "complex":
+        o, eps = np.concatenate([o.real, o.imag]), np.concatenate([eps.real, eps.imag])
+    else:
+        o, eps = o.real, eps.real
+    y = np.linalg.solve(o @ o.T + 0.01 * np.eye(len(o)), eps - 0.8 * o @ previous)
+    expected = o.T @ y + 0.8 * previous
+    update = natural_step(psi, sigma, energies, previous, 0.01, 0.8, 1e9, solver, weights=weights)
+    np.testing.assert_allclose(update.direction, expected, atol=1e-7 * np.abs(expected).max())
+    assert update.norm == pytest.approx(np.linalg.norm(o @ expected), rel=1e-6)
+
+
+def test_equal_weights_are_none():
+    psi = wave("complex")
+    sigma = all_configurations(SITES)
+    (energies,) = local_values(psi, [HAMILTONIAN], sigma, psi.log_psi(sigma))
+    arguments = psi, sigma, energies, np.zeros(psi.state.n_parameters), 0.01, 0.0, 1e9
+    plain = natural_step(*arguments)
+    weighted = natural_step(*arguments, weights=np.full(len(sigma), 1 / len(sigma)))
+    np.testing.assert_allclose(weighted.direction, plain.direction, atol=1e-9 * np.abs(plain.direction).max())
+
+
+@pytest.mark.parametrize("exponent", [0.5, 0.25])
+def test_weighted_samples_of_all_configurations_give_the_exact_gradient(exponent):
+    """p ~ |psi|^(2 b) summed in full, by repeating nothing: weights times frequencies are |psi|^2."""
+    psi = wave("complex")
+    sigma = all_configurations(SITES)
+    log_psi = psi.log_psi(sigma)
+    frequency = np.exp(2 * exponent * (log_psi.real - log_psi.real.max()))
+    weights = frequency * born_weights(log_psi, exponent)
+    exact = np.exp(2 * (log_psi.real - log_psi.real.max()))
+    np.testing.assert_allclose(weights / weights.sum(), exact / exact.sum(), rtol=1e-12)
