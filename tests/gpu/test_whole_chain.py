@@ -80,8 +80,9 @@ def trainer_on():
     return make
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("amplitude", ["positive", "complex"])
-def test_one_natural_step_on_equal_input(one_device, trainer_on, tmp_path, amplitude):
+def test_one_natural_step_on_equal_input(one_device, trainer_on, tmp_path, amplitude, weighted):
     """Against the CPU in double precision."""
     trainer = trainer_on(tmp_path, HOST, f"state.amplitude={amplitude}")
     training = trainer.start()
@@ -90,9 +91,11 @@ def test_one_natural_step_on_equal_input(one_device, trainer_on, tmp_path, ampli
     energies = rng.normal(size=32) + (1j * rng.normal(size=32) if amplitude == "complex" else 0)
     previous = 0.01 * rng.normal(size=trainer.state.n_parameters)
     arguments = (training.sigma, energies, previous)
-    expected = natural_step(psi.reference, *arguments, 1e-2, 0.8, 0.3)
+    weights = rng.dirichlet(np.ones(32)) if weighted else None
+    there = one_device.put(weights) if weighted else None
+    expected = natural_step(psi.reference, *arguments, 1e-2, 0.8, 0.3, weights=weights)
     moved = trainer.state.bind(one_device.put(training.parameters))
-    found = natural_step(moved, *map(one_device.put, arguments), 1e-2, 0.8, 0.3)
+    found = natural_step(moved, *map(one_device.put, arguments), 1e-2, 0.8, 0.3, weights=there)
     size = np.linalg.norm(expected.direction)
     assert np.linalg.norm(found.direction.get() - expected.direction) < 1e-3 * size
     assert found.norm == pytest.approx(expected.norm, rel=1e-3)

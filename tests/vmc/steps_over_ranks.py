@@ -26,6 +26,9 @@ CASES = {
     "rbm": (Rbm(alpha=2), "cholesky"),
     "rbm by conjugate gradients": (Rbm(alpha=2), "cg"),
     "symmetric rbm": (Rbm(alpha=2, symmetric=True), "cholesky"),
+    "weighted complex": (Transformer(**NETWORK, amplitude="complex"), "auto"),
+    "weighted rbm": (Rbm(alpha=2), "cholesky"),
+    "weighted rbm by conjugate gradients": (Rbm(alpha=2), "cg"),
     "jastrow in the space of its parameters": (Jastrow(amplitude="complex"), "auto"),
 }
 
@@ -34,7 +37,10 @@ def step(case: str, ranks: Ranks = ALONE) -> dict[str, np.ndarray]:
     """Parameters, update, chains and history after one step."""
     network, solver = CASES[case]
     state = network.build(LATTICE)
-    options = GroundState(samples=404, learning_rate=0.05, shift_start=1e-3, solver=solver, seed=3)
+    exponent = 0.6 if case.startswith("weighted") else 1.0
+    options = GroundState(
+        samples=404, learning_rate=0.05, shift_start=1e-3, solver=solver, exponent=exponent, seed=3
+    )
     trainer = Trainer(state, LATTICE, HAMILTONIAN, Sampling(chains=101, burn_in=3), options, ranks=ranks)
     training = trainer.start()
     training.previous = 0.1 * np.random.default_rng(0).normal(size=state.n_parameters)
