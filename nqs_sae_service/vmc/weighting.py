@@ -64,10 +64,9 @@ class Weighted(Jacobian):
 
     def transposed_product(self, y: Array) -> Array:
         """O-bar_w^T y."""
-        xp, scaled = namespace(y), self._scale(y) * y
-        groups = scaled.reshape(-1, len(self.weights))
+        groups = (self._scale(y) * y).reshape(-1, len(self.weights))
         sums = self.ranks.sum(groups.sum(axis=1))
-        return self.plain.transposed_product((groups - xp.multiply.outer(sums, self.weights)).ravel())
+        return self.plain.transposed_product((groups - sums[:, None] * self.weights).ravel())
 
     def scaled(self, values: Array) -> Array:
         """Numbers of the samples (n,) times sqrt(w), which stands where 1 / sqrt(n) does without weights."""
