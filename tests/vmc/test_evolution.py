@@ -129,41 +129,6 @@ def test_a_quench_follows_exact_evolution():
     assert np.abs(np.asarray(energies) / first - 1).max() < 1e-3
 
 
-@pytest.mark.slow
-def test_twelve_sites_against_exact_evolution():
-    """All spins along x at h = J = 1, up to a little noise: <sigma_x> and <zz> of the exact product state, to t = 2."""
-    lattice = Chain(kind="chain", length=12).build()
-    hamiltonian = Tfim(kind="tfim", h=1.0).build(lattice)
-    state, sigma = Rbm(alpha=2).build(lattice), all_configurations(12)
-    theta = 1e-3 * np.random.default_rng(1).normal(size=state.n_parameters)
-    field = Tfim(kind="tfim", h=1.0, J=0.0).build(lattice).to_sparse()
-    matrix = hamiltonian.to_sparse()
-
-    def velocity(there):
-        psi = state.bind(there)
-        log_psi = psi.log_psi(sigma)
-        (energies,) = local_values(psi, [hamiltonian], sigma, log_psi)
-        born = np.exp(2 * (log_psi.real - log_psi.real.max()))
-        return projected_velocity(psi.per_sample_gradients(sigma), energies, born / born.sum(), cutoff=1e-8)
-
-    exact = [0.788362403878, 0.483489167994, 0.453886023636, 0.529329539254]
-    exact += [0.50434689083, 0.481366046251, 0.509299386022, 0.503433009519]
-    time, length, first = 0.0, 0.01, None
-    for index, expected in enumerate(exact):
-        target = 0.25 * (index + 1)
-        while time < target - 1e-12:
-            step = adaptive_step(theta, min(length, target - time), velocity, 1e-5)
-            theta, time, length = step.theta, time + step.length, step.next_length
-        psi = np.exp(state.bind(theta).log_psi(sigma))
-        psi /= np.linalg.norm(psi)
-        energy = np.vdot(psi, matrix @ psi).real
-        first = energy if first is None else first
-        found = -np.vdot(psi, field @ psi).real / 12
-        print(target, found - expected, energy / first - 1, step.begun.error, step.begun.rank, step.length)
-        assert abs(found - expected) < 1e-3
-        assert abs(energy / first - 1) < 1e-3
-
-
 def test_noise_is_filtered():
     """From samples: a high bar for the signal leaves fewer directions and a larger error, and none is NaN."""
     state, theta = built("rbm", noise=0.1)
