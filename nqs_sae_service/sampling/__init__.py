@@ -31,10 +31,12 @@ def process_of(
 
     ``exponent`` b: it draws from |psi|^(2 b); direct draws are from |psi|^2 whatever it is.
     """
+    n_sites, fixed = lattice.n_sites, options.fixed_magnetization
     if options.method == "exact":
-        return Exact.of(options, lattice, seed, stream, exponent)
+        return Exact(n_sites, seed, stream, fixed, exponent)
+    chains = (n_sites, options.moves(lattice), seed, stream, economy, fixed)
     if options.method == "direct":
-        return Direct.of(options, lattice, seed, stream, economy)
+        return Direct(*chains)
     if options.replicas > 1:
-        return Tempering.of(options, lattice, seed, stream, economy, exponent)
-    return Metropolis.of(options, lattice, seed, stream, economy, exponent)
+        return Tempering(*chains, exponent, options.replicas, options.hottest)
+    return Metropolis(*chains, exponent)

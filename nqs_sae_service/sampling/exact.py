@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,10 +19,6 @@ from ..engine.random import Stream, uniform, words
 from ..physics.operators import configurations
 from ..states import LogPsi
 from .process import Chains, Process, refuse_nan
-
-if TYPE_CHECKING:
-    from ..physics.lattices import Lattice
-    from ..spec.sampling import Sampling
 
 Array = Any
 
@@ -47,13 +43,6 @@ class Exact(Process):
     stream: Stream
     magnetization: int | None = None
     exponent: float = 1.0
-
-    @classmethod
-    def of(
-        cls, options: Sampling, lattice: Lattice, seed: int, stream: Stream, exponent: float = 1.0
-    ) -> Exact:
-        """The process that the section ``[sampling]`` describes."""
-        return cls(lattice.n_sites, seed, stream, options.fixed_magnetization, exponent)
 
     @cached_property
     def configurations(self) -> np.ndarray:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,10 +23,6 @@ from ..engine.random import Stream, below, uniform, words
 from ..states import LogPsi, Wavefunction
 from ..states.fused import Walks
 from .process import Chains, Process, refuse_nan
-
-if TYPE_CHECKING:
-    from ..physics.lattices import Lattice
-    from ..spec.sampling import Sampling
 
 Array = Any
 
@@ -82,20 +78,6 @@ class Metropolis(Process):
     economy: Economy = DEFAULT
     magnetization: int | None = None
     exponent: float = 1.0
-
-    @classmethod
-    def of(
-        cls,
-        options: Sampling,
-        lattice: Lattice,
-        seed: int,
-        stream: Stream,
-        economy: Economy = DEFAULT,
-        exponent: float = 1.0,
-    ) -> Metropolis:
-        """The process that the section ``[sampling]`` describes."""
-        moves, fixed = options.moves(lattice), options.fixed_magnetization
-        return cls(lattice.n_sites, moves, seed, stream, economy, fixed, exponent)
 
     def start(self, psi: LogPsi, sigma: Array, sweeps: int = 0, number: int = 0) -> Chains:
         """Chains at given configurations, the first of which is chain ``number``."""

@@ -16,20 +16,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..engine.arrays import beside, namespace
-from ..engine.economy import DEFAULT, Economy
-from ..engine.random import Stream, uniform, words
+from ..engine.random import uniform, words
 from ..states import LogPsi
 from .metropolis import Metropolis
 from .process import Chains
-
-if TYPE_CHECKING:
-    from ..physics.lattices import Lattice
-    from ..spec.sampling import Sampling
 
 Array = Any
 
@@ -53,20 +48,6 @@ class Tempering(Metropolis):
 
     replicas: int = 4
     hottest: float = 0.2
-
-    @classmethod
-    def of(
-        cls,
-        options: Sampling,
-        lattice: Lattice,
-        seed: int,
-        stream: Stream,
-        economy: Economy = DEFAULT,
-        exponent: float = 1.0,
-    ) -> Tempering:
-        """The process that the section ``[sampling]`` describes."""
-        plain = Metropolis.of(options, lattice, seed, stream, economy, exponent)
-        return cls(**vars(plain), replicas=options.replicas, hottest=options.hottest)
 
     @cached_property
     def exponents(self) -> np.ndarray:

@@ -109,12 +109,13 @@ def _ratios(
     flips = psi.twin(Flips) if twins else None  # type: ignore[attr-defined]
     # Where everything is wanted, as in a transverse field, no array of places is made: on a device each would be waited for.
     entries: Any = slice(None) if bool(wanted.all()) else xp.flatnonzero(wanted)
-    row, flip = xp.divmod(xp.arange(wanted.size)[entries], wanted.shape[1])
+    numbers = xp.arange(wanted.size)[entries]
+    row = numbers // wanted.shape[1]
     place: Any = slice(None)
     if economy.duplicates and xp is np:
         pairs, place = distinct_connected(sigma, signs, wanted)
     else:
-        pairs = xp.stack([row, flip], axis=1)
+        pairs = xp.stack([row, numbers % wanted.shape[1]], axis=1)
     chunk = _chunk(sigma, len(pairs), economy)
     fresh = []
     for start in range(0, len(pairs), chunk):

@@ -47,7 +47,7 @@ class Velocity:
     length: Callable[[Array], float]
 
 
-def real_rows(values: Array) -> Array:
+def _real_rows(values: Array) -> Array:
     """Real parts (n, ...) above imaginary ones."""
     return np.concatenate([values.real, values.imag])
 
@@ -67,9 +67,9 @@ def projected_velocity(
     NumericalError where a number is not finite.
     """
     root = np.sqrt(weights)
-    centred = real_rows(root[:, None] * (derivatives - weights @ derivatives))
+    centred = _real_rows(root[:, None] * (derivatives - weights @ derivatives))
     eps = root * (local_energy - weights @ local_energy)
-    rhs = real_rows(-eps if imaginary else -1j * eps)
+    rhs = _real_rows(-eps if imaginary else -1j * eps)
     if not (np.isfinite(centred).all() and np.isfinite(rhs).all()):
         raise NumericalError(
             "a derivative or a local energy is not finite: psi vanishes on a configuration, where TDVP is singular"
@@ -77,8 +77,7 @@ def projected_velocity(
     values, vectors = _spectrum(centred)
     force = vectors.T @ rhs
     kept = _filter(values, force, vectors, rhs, cutoff, snr)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        y = vectors @ np.where(kept > 0, kept * force / values, 0.0)
+    y = vectors @ (kept * force / values)
     residual = rhs - vectors @ (kept * force)
     variance = float(rhs @ rhs)
     return Velocity(
@@ -110,8 +109,8 @@ def _filter(values: Array, force: Array, vectors: Array, rhs: Array, cutoff: flo
         n = len(rhs) // 2
         shares = vectors * rhs[:, None]
         noise = (n * (shares[:n] + shares[n:])).std(axis=0, ddof=1) / math.sqrt(n)
-        with np.errstate(divide="ignore", over="ignore"):
-            kept /= 1 + (snr * noise / np.abs(force)) ** _SHARPNESS
+        with np.errstate(over="ignore"):
+            kept /= 1 + (snr * noise / np.maximum(np.abs(force), np.finfo(force.dtype).tiny)) ** _SHARPNESS
     return kept
 
 

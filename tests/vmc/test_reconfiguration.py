@@ -12,7 +12,6 @@ from nqs_sae_service.physics.operators import SigmaX, basis_index, distinct_conn
 from nqs_sae_service.states import Transformer
 from nqs_sae_service.vmc.estimators import local_values
 from nqs_sae_service.vmc.reconfiguration import natural_step, solve_shifted
-from nqs_sae_service.vmc.weighting import born_weights
 
 SITES = 6
 LATTICE = Chain(kind="chain", length=SITES).build()
@@ -213,15 +212,3 @@ def test_equal_weights_are_none():
     plain = natural_step(*arguments)
     weighted = natural_step(*arguments, weights=np.full(len(sigma), 1 / len(sigma)))
     np.testing.assert_allclose(weighted.direction, plain.direction, atol=1e-9 * np.abs(plain.direction).max())
-
-
-@pytest.mark.parametrize("exponent", [0.5, 0.25])
-def test_weighted_samples_of_all_configurations_give_the_exact_gradient(exponent):
-    """p ~ |psi|^(2 b) summed in full, by repeating nothing: weights times frequencies are |psi|^2."""
-    psi = wave("complex")
-    sigma = all_configurations(SITES)
-    log_psi = psi.log_psi(sigma)
-    frequency = np.exp(2 * exponent * (log_psi.real - log_psi.real.max()))
-    weights = frequency * born_weights(log_psi, exponent)
-    exact = np.exp(2 * (log_psi.real - log_psi.real.max()))
-    np.testing.assert_allclose(weights / weights.sum(), exact / exact.sum(), rtol=1e-12)
