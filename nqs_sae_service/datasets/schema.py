@@ -54,6 +54,28 @@ SCHEMA: dict[str, dict[str, Variable]] = {
         ),
         "mean_configuration": _v("spin", "mean of sigma^z on the final samples", "1", True),
     },
+    "dynamics": {
+        "energy": _v("time", "energy (total) of the Hamiltonian after the quench", "J"),
+        "energy_error": _v("time", "its standard error, 0 where all configurations are summed", "J"),
+        "tdvp_error": _v(
+            "time",
+            "share of the energy variance that the network cannot follow (tdvp: at the end of the interval; ptvmc: largest "
+            "infidelity of a step in it)",
+        ),
+        "effective_rank": _v("time", "directions of the metric that are followed"),
+        "step_size": _v("time", "mean length of the steps since the time before", "1/J"),
+        "steps": _v("time", "steps taken since time 0"),
+        "observable_mean": _v("time observable", "expectation value"),
+        "observable_error": _v(
+            "time observable", "its standard error, 0 where all configurations are summed"
+        ),
+        "observable_exact": _v("time observable", "that of the exactly evolved state where known, else NaN"),
+        "infidelity": _v("time", "1 - fidelity with the exactly evolved state where known, else NaN"),
+        "parameters": _v("time parameter", "variational parameters"),
+        "final_configuration": _v(
+            "time chain spin", "thermalised chains: later samples of each time start here", "1", True
+        ),
+    },
     "samples": {
         "configuration": _v("chain draw spin", "Born samples, sigma^z in {-1, +1}", "1", True),
         "log_psi": _v("chain draw", "log of the unnormalised wave function"),
@@ -142,6 +164,18 @@ SCHEMA: dict[str, dict[str, Variable]] = {
         "stability_activation": _v(
             "layer feature", "mean correlation of activations with the matched feature of the other seeds"
         ),
+        "followed_feature": _v(
+            "layer observable",
+            "after a quench: the feature with the largest mean |r| over the training times, on select chains",
+        ),
+        "followed_pearson": _v("time layer observable", "its Pearson correlation at every time, test chains"),
+        "followed_low": _v("time layer observable", "lower end of its bootstrap interval"),
+        "followed_high": _v("time layer observable", "upper end of its bootstrap interval"),
+        "followed_control_pearson": _v(
+            "time layer control observable",
+            "of the candidate of every control that is chosen in the same way, once for all times; test chains",
+        ),
+        "followed_verdict": _v("layer observable", "verdict on the held-out times in one sentence"),
         "density": _v("layer feature", "share of test inputs on which the feature is active"),
         "participation_ratio": _v(
             "layer", "(tr C)^2 / tr C^2 of the covariance C of the dictionary's inputs"
@@ -195,6 +229,8 @@ SCHEMA: dict[str, dict[str, Variable]] = {
 
 # Dimensions and coordinates: what a label means, and its unit. Dimensions not listed in UNLABELLED always carry labels.
 COORDINATES: dict[str, tuple[str, str]] = {
+    "held_out": ("1 where no dictionary was trained and nothing was chosen", "1"),
+    "time": ("time after the quench; imaginary where the run says so", "1/J"),
     "step": ("optimisation step, counted from 0", "1"),
     "chain": ("Markov chain", "1"),
     "draw": ("recorded sample within its chain", "1"),

@@ -95,10 +95,15 @@ def _plan_point(
     spec = identified(point.spec, sources)
     keys: dict[str, str] = {}
     steps = []
-    for name, stage in stages.items():
+    chain = {name: stage for name, stage in stages.items() if stage.wanted(spec)}
+    for name in named - set(chain):
+        raise UserError(f"{point.run}: its spec has no [{name}]")
+    for name, stage in chain.items():
         read = {section: getattr(spec, section) for section in stage.reads}
         sections = canonical_json(read)
-        key = stage_key(name, stage.version, read, {above: keys[above] for above in stage.upstream})
+        key = stage_key(
+            name, stage.version, read, {above: keys[above] for above in stage.upstream if above in keys}
+        )
         keys[name] = key
         again = name in forced and key not in claimed
         runs = name in wanted and key not in claimed and (again or not store.has(name, key))

@@ -68,7 +68,9 @@ def _upstream(plans: Sequence[PointPlan]) -> dict[Need, list[Need]]:
     for plan in plans:
         keys = {step.stage.name: step.key for step in plan.steps}
         for step in plan.steps:
-            upstream[step.stage.name, step.key] = [(above, keys[above]) for above in step.stage.upstream]
+            upstream[step.stage.name, step.key] = [
+                (above, keys[above]) for above in step.stage.upstream if above in keys
+            ]
     return upstream
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import Field, field_validator
 
@@ -16,8 +16,9 @@ from ..physics.hamiltonians import HAMILTONIANS
 from ..physics.lattices import LATTICES
 from ..sae import KINDS
 from ..states import STATES
+from .dynamics import Dynamics
 from .sampling import Sampling
-from .section import Section
+from .section import Section, one_of
 from .sections import (
     DEFAULT_SEED,
     Activations,
@@ -42,19 +43,13 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _LONGEST_NAME = 100
 
 
-def _one_of(registry: Mapping[str, type[Section]]) -> Any:
-    """Type of a section that comes in kinds. (A tagged union needs two members.)"""
-    records = tuple(registry.values())
-    return Annotated[Union[records], Field(discriminator="kind")] if len(records) > 1 else records[0]  # noqa: UP007
-
-
 if TYPE_CHECKING:
     Lattice: TypeAlias = Any
     Hamiltonian: TypeAlias = Any
     State: TypeAlias = Any
     Dictionary: TypeAlias = Any
 else:
-    Lattice, Hamiltonian, State, Dictionary = map(_one_of, REGISTRIES.values())
+    Lattice, Hamiltonian, State, Dictionary = map(one_of, REGISTRIES.values())
 
 
 class Heading(Section):
@@ -86,6 +81,7 @@ class Spec(Heading):
     state: State = Field(default_factory=lambda: default_record("state"), description="the wave function")
     sampling: Sampling = Field(default_factory=Sampling)
     ground_state: GroundState = Field(default_factory=GroundState)
+    dynamics: Dynamics = Field(default_factory=Dynamics)
     samples: Samples = Field(default_factory=Samples)
     observables: Observables = Field(default_factory=Observables)
     activations: Activations = Field(default_factory=Activations)
@@ -98,6 +94,11 @@ class Spec(Heading):
     def sections(self) -> dict[str, Section]:
         """The record of every section, in the order of the spec."""
         return {name: getattr(self, name) for name in SECTIONS}
+
+    @property
+    def final_hamiltonian(self) -> Hamiltonian:
+        """The Hamiltonian that the last state of the run belongs to: the one after a quench, if there is one."""
+        return self.dynamics.after(self.hamiltonian) if self.dynamics.wanted else self.hamiltonian
 
     def completed(self) -> Spec:
         """The same experiment with every default filled in that depends on another section or on ``seed``."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import Annotated, Any, Union, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 @dataclass(frozen=True)
@@ -60,3 +60,9 @@ class Section(BaseModel):
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
         """Check this section against the others. ``sections`` holds those that validated; one may be missing."""
         return iter(())
+
+
+def one_of(registry: Mapping[str, type[Section]]) -> Any:
+    """Type of a table that comes in kinds. (A tagged union needs two members.)"""
+    records = tuple(registry.values())
+    return Annotated[Union[records], Field(discriminator="kind")] if len(records) > 1 else records[0]  # noqa: UP007

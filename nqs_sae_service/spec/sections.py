@@ -96,7 +96,9 @@ class GroundState(Section):
             return
         if self.start_from and state.load:
             yield Finding("start_from", "a training has one start: leave out start_from or state.load")
-        if not self.steps and not self.start_from and not state.load:
+        dynamics: Any = sections.get("dynamics")
+        replaced = dynamics is not None and dynamics.wanted and dynamics.start != "ground_state"
+        if not self.steps and not self.start_from and not state.load and not replaced:
             yield Finding(
                 "steps",
                 "without a step the network stays random: at least 1, or name a trained one in start_from or state.load",
@@ -177,7 +179,7 @@ class Observables(Section):
         return self.model_copy(update={"names": names})
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
-        yield from _repeated("names", self.names)
+        yield from repeated("names", self.names)
         geometry: Any = sections.get("lattice")
         if geometry is None:
             return
@@ -229,7 +231,7 @@ class Activations(Section):
         return self.model_copy(update={"layers": state.default_layers()})
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
-        yield from _repeated("layers", self.layers)
+        yield from repeated("layers", self.layers)
         state: Any = sections.get("state")
         if state is None:
             return
@@ -305,8 +307,8 @@ class Steering(Section):
         return self.model_copy(update=update) if update else self
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
-        yield from _repeated("targets", self.targets)
-        yield from _repeated("layers", self.layers)
+        yield from repeated("targets", self.targets)
+        yield from repeated("layers", self.layers)
         observables, activations = sections.get("observables"), sections.get("activations")
         if isinstance(observables, Observables):
             yield from _among("targets", self.targets, "observables.names", observables.names)
@@ -384,7 +386,8 @@ def _multiple_of_chains(key: str, count: int, sections: Mapping[str, Section]) -
         yield Finding(key, what)
 
 
-def _repeated(key: str, names: tuple[str, ...]) -> Iterator[Finding]:
+def repeated(key: str, names: tuple[str, ...]) -> Iterator[Finding]:
+    """A finding for every name that stands there a second time."""
     seen: set[str] = set()
     for index, name in enumerate(names):
         if name in seen:

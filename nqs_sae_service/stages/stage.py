@@ -59,6 +59,8 @@ class Context(Protocol):
 class Stage:
     """A link of the chain. ``version`` is bumped whenever the stage's numbers change: it is part of the key.
 
+    A stage that is not ``wanted`` by a spec is no part of its chain, nor upstream of anything.
+
     A ``distributed`` stage is run by all processes of a run at once; rank 0 runs the others alone. ``sources`` are the keys
     of the spec that name files it starts from: what is in these files enters its key, and ``check`` raises UserError, before
     anything runs, where they do not fit the spec. A stage file among them is upstream by the key that names it.
@@ -73,6 +75,7 @@ class Stage:
     distributed: bool = False
     sources: tuple[str, ...] = ()
     check: Callable[[Spec, Mapping[str, Path]], None] | None = None
+    wanted: Callable[[Spec], bool] = lambda spec: True
 
 
 __all__ = ["Context", "Cost", "Stage"]
