@@ -59,10 +59,10 @@ SCHEMA: dict[str, dict[str, Variable]] = {
         "energy_error": _v("time", "its standard error, 0 where all configurations are summed", "J"),
         "tdvp_error": _v(
             "time",
-            "share of the energy variance that the network cannot follow (tdvp: at the end of the interval; ptvmc: largest "
-            "infidelity of a step in it)",
+            "share of the energy variance that the network did not follow (ptvmc: infidelity of a step), mean over the steps "
+            "since the time before",
         ),
-        "effective_rank": _v("time", "directions of the metric that are followed"),
+        "effective_rank": _v("time", "directions of the metric that were followed, mean over these steps"),
         "step_size": _v("time", "mean length of the steps since the time before", "1/J"),
         "steps": _v("time", "steps taken since time 0"),
         "observable_mean": _v("time observable", "expectation value"),

@@ -27,6 +27,8 @@ class Stream(IntEnum):
     SAMPLES = 3
     STEERING = 4
     RECONSTRUCTION = 5
+    DYNAMICS = 6
+    DYNAMICS_MEASUREMENT = 7
 
 
 def philox(counter, key: tuple[int, int]):

@@ -1,11 +1,11 @@
 """The stages, upstream ones first: each is a spec section, a module here, and a NetCDF file."""
 
-from . import activations, features, ground_state, observables, sae, samples, steering
+from . import activations, dynamics, features, ground_state, observables, sae, samples, steering
 from .stage import Context, Stage
 
 STAGES: dict[str, Stage] = {
     module.STAGE.name: module.STAGE
-    for module in (ground_state, samples, observables, activations, sae, features, steering)
+    for module in (ground_state, dynamics, samples, observables, activations, sae, features, steering)
 }
 
 __all__ = ["STAGES", "Context", "Stage"]

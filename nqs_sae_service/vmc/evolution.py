@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.arrays import namespace, to_host
 from ..errors import NumericalError
 
 Array = Any
@@ -31,6 +32,8 @@ Array = Any
 _SHARPNESS = 6  # of the filter: Schmitt & Heyl, supplement
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 2.0  # Hairer, Norsett & Wanner, Solving ODEs I, section II.4
 _ORDER = 2
+_BLOCK = 4096  # rows that are multiplied at once
+_TINY, _EPS = 1e-300, float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,8 @@ class Velocity:
     length: Callable[[Array], float]
 
 
-def _real_rows(values: Array) -> Array:
-    """Real parts (n, ...) above imaginary ones."""
-    return np.concatenate([values.real, values.imag])
-
-
 def projected_velocity(
-    derivatives: Array,
+    columns: Array,
     local_energy: Array,
     weights: Array,
     cutoff: float = 1e-8,
@@ -62,55 +60,95 @@ def projected_velocity(
 ) -> Velocity:
     """theta_dot for real parameters.
 
-    ``derivatives`` O (n, n_parameters) and ``local_energy`` (n,) on configurations with ``weights`` (n,) that sum to 1: Born
-    probabilities of all configurations, or 1 / n for samples of them. ``snr`` 0: no noise, as in full summation. Raises
-    NumericalError where a number is not finite.
+    ``columns``: O (part, n, n_parameters), real part and, where psi has a phase, imaginary part; ``local_energy`` (n,), on
+    configurations with ``weights`` (n,) that sum to 1: Born probabilities of all of them, or 1 / n for samples. ``columns`` is
+    overwritten. ``snr`` 0: no noise, as in full summation. Raises NumericalError where a number is not finite.
     """
-    root = np.sqrt(weights)
-    centred = _real_rows(root[:, None] * (derivatives - weights @ derivatives))
+    xp = namespace(columns)
+    root = xp.sqrt(weights)
+    centred = centre(columns, weights)
     eps = root * (local_energy - weights @ local_energy)
-    rhs = _real_rows(-eps if imaginary else -1j * eps)
-    if not (np.isfinite(centred).all() and np.isfinite(rhs).all()):
+    rhs = rows_of(-eps if imaginary else -1j * eps, len(columns))
+    if not (bool(xp.isfinite(centred).all()) and bool(xp.isfinite(rhs).all())):
         raise NumericalError(
             "a derivative or a local energy is not finite: psi vanishes on a configuration, where TDVP is singular"
         )
-    values, vectors = _spectrum(centred)
+    values, vectors, expand = _spectrum(centred)
     force = vectors.T @ rhs
-    kept = _filter(values, force, vectors, rhs, cutoff, snr)
-    y = vectors @ (kept * force / values)
+    kept = _filter(values, force, vectors, rhs, len(weights), cutoff, snr)
     residual = rhs - vectors @ (kept * force)
-    variance = float(rhs @ rhs)
+    variance = float((xp.abs(eps) ** 2).sum())
+    missed = (
+        float(residual @ residual) + variance - float(rhs @ rhs)
+    )  # what a real psi cannot follow at all comes on top
     return Velocity(
-        centred.T @ y,
-        float(residual @ residual) / variance if variance else 0.0,
+        to_host(expand(kept * force / values)),
+        missed / variance if variance else 0.0,
         float(kept.sum()),
-        lambda change: float(np.linalg.norm(centred @ change)),
+        lambda change: float(xp.linalg.norm(centred @ xp.asarray(change, centred.dtype))),
     )
 
 
-def _spectrum(centred: Array) -> tuple[Array, Array]:
-    """Eigenvalues (k,) and eigenvectors (rows, k) of T, by the smaller one of T and S; those of rounding left out."""
+def centre(columns: Array, weights: Array) -> Array:
+    """O-bar (parts n, n_parameters) of O (part, n, n_parameters), which is overwritten."""
+    xp, root = namespace(columns), namespace(weights).sqrt(weights).astype(columns.dtype)
+    for part in columns:
+        part -= weights.astype(part.dtype) @ part
+        part *= root[:, None]
+    return xp.reshape(columns, (-1, columns.shape[2]))
+
+
+def rows_of(values: Array, parts: int) -> Array:
+    """Complex numbers (n,) as the rows of O-bar are: real parts above imaginary ones, or real parts alone."""
+    return namespace(values).concatenate([values.real, values.imag]) if parts == 2 else values.real
+
+
+def gram(rows: Array) -> Array:
+    """A^T A in double precision, A (n, m), accumulated block by block."""
+    xp, total = namespace(rows), 0.0
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK].astype(xp.float64)
+        total = total + block.T @ block
+    return total
+
+
+def _spectrum(centred: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
+    """Eigenvalues (k,) and eigenvectors (rows, k) of T, by the smaller one of T and S, without those of rounding.
+
+    The third: U -> O-bar^T U for a combination (k,) of the eigenvectors.
+    """
+    xp = namespace(centred)
     rows, columns = centred.shape
-    if rows <= columns:
-        values, vectors = np.linalg.eigh(centred @ centred.T)
+    small = rows <= columns
+    if small:
+        wide = centred.astype(xp.float64)
+        values, vectors = xp.linalg.eigh(wide @ wide.T)
     else:
-        values, vectors = np.linalg.eigh(centred.T @ centred)
-    seen = values > max(rows, columns) * np.finfo(values.dtype).eps * max(values[-1], 0.0)
+        values, vectors = xp.linalg.eigh(gram(centred))
+    rounding = max(rows, columns) * _EPS + float(
+        np.finfo(centred.dtype).eps
+    )  # of the arithmetic, of the numbers
+    seen = values > rounding * max(float(values[-1]), 0.0)
     values, vectors = values[seen], vectors[:, seen]
-    return values, vectors if rows <= columns else centred @ vectors / np.sqrt(values)
+    if small:
+        return values, vectors, lambda y: wide.T @ (vectors @ y)
+    left = centred.astype(xp.float64) @ (vectors / xp.sqrt(values))
+    return values, left, lambda y: vectors @ (xp.sqrt(values) * y)
 
 
-def _filter(values: Array, force: Array, vectors: Array, rhs: Array, cutoff: float, snr: float) -> Array:
+def _filter(
+    values: Array, force: Array, vectors: Array, rhs: Array, n: int, cutoff: float, snr: float
+) -> Array:
     """g_k in [0, 1] of every direction."""
+    xp = namespace(values)
     if not len(values):
         return values
     kept = 1 / (1 + (cutoff * values[-1] / values) ** _SHARPNESS)
     if snr:
-        n = len(rhs) // 2
-        shares = vectors * rhs[:, None]
-        noise = (n * (shares[:n] + shares[n:])).std(axis=0, ddof=1) / math.sqrt(n)
+        shares = n * (vectors * rhs[:, None]).reshape(-1, n, len(values)).sum(axis=0)
+        noise = shares.std(axis=0, ddof=1) / math.sqrt(n)
         with np.errstate(over="ignore"):
-            kept /= 1 + (snr * noise / np.maximum(np.abs(force), np.finfo(force.dtype).tiny)) ** _SHARPNESS
+            kept /= 1 + (snr * noise / xp.maximum(xp.abs(force), _TINY)) ** _SHARPNESS
     return kept
 
 

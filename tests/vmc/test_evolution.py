@@ -29,6 +29,10 @@ def built(kind, noise=0.2, seed=0):
     return state, theta + noise * np.random.default_rng(seed).normal(size=theta.shape)
 
 
+def velocity_of(o, energies, weights, **options):
+    return projected_velocity(np.stack([o.real, o.imag]), energies, weights, **options)
+
+
 def vector(state, theta):
     psi = np.exp(state.bind(theta).log_psi(EVERYTHING))
     return psi / np.linalg.norm(psi)
@@ -43,7 +47,7 @@ def measured(state, theta, sigma=EVERYTHING):
 
 
 def full_summation(state, **options):
-    return lambda theta: projected_velocity(*measured(state, theta), **options)
+    return lambda theta: velocity_of(*measured(state, theta), **options)
 
 
 @pytest.mark.parametrize("kind", list(NETWORKS))
@@ -82,9 +86,9 @@ def test_either_form_gives_the_same_velocity():
     o, energies, p = measured(state, theta)
     rows = np.random.default_rng(0).choice(len(p), 40, replace=False)
     weights = np.full(len(rows), 1 / len(rows))
-    few = projected_velocity(o[rows], energies[rows], weights, cutoff=1e-8)
+    few = velocity_of(o[rows], energies[rows], weights, cutoff=1e-8)
     padded = np.concatenate([o[rows], np.zeros((40, 500))], axis=1)
-    many = projected_velocity(padded, energies[rows], weights, cutoff=1e-8)
+    many = velocity_of(padded, energies[rows], weights, cutoff=1e-8)
     size = np.abs(few.direction).max()
     np.testing.assert_allclose(many.direction[: o.shape[1]], few.direction, atol=1e-6 * size)
     assert many.error == pytest.approx(few.error, abs=1e-8)
@@ -136,7 +140,7 @@ def test_noise_is_filtered():
     sigma = EVERYTHING[np.random.default_rng(0).choice(len(p), 400, p=p)]
     o, energies, _ = measured(state, theta, sigma)
     weights = np.full(len(sigma), 1 / len(sigma))
-    found = [projected_velocity(o, energies, weights, snr=bar) for bar in (0.0, 2.0, 1e6)]
+    found = [velocity_of(o, energies, weights, snr=bar) for bar in (0.0, 2.0, 1e6)]
     ranks, errors = [v.rank for v in found], [v.error for v in found]
     assert ranks[0] > ranks[1] > ranks[2]
     assert errors[0] < errors[1] < errors[2] <= 1
@@ -151,4 +155,4 @@ def test_a_step_that_collapses_says_so():
 
 def test_a_zero_of_psi_is_refused():
     with pytest.raises(NumericalError, match="psi vanishes"):
-        projected_velocity(np.full((2, 3), np.nan + 0j), np.ones(2, complex), np.full(2, 0.5))
+        velocity_of(np.full((2, 3), np.nan + 0j), np.ones(2, complex), np.full(2, 0.5))

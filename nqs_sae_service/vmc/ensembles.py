@@ -1,0 +1,177 @@
+"""Where means over |psi|^2 come from while a state moves: from samples, or from all configurations, summed with weights.
+
+Both give an ``Ensemble`` for any psi. That of ``Sampled`` follows psi as smoothly as a Markov chain can: until ``move_on`` the
+chains start at the same walkers and use the same random numbers, so that two velocities, or two infidelities, differ by what
+differs in psi and hardly by noise.
+
+``Summed`` needs one configuration of every orbit of the symmetries that psi and the Hamiltonian share: those of an orbit have
+the same |psi| and the same local energy, and derivatives of log psi that differ by a constant at most.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ..engine.arrays import namespace
+from ..engine.devices import HOST, Device
+from ..engine.jit import numba
+from ..physics.exact import all_configurations
+from ..physics.symmetries import Symmetries, commutes
+from ..sampling import Process
+from ..states import State, Wavefunction
+from ..states.fused import Columns
+from ..states.primitives_cpu import with_fast_bricks
+
+if TYPE_CHECKING:
+    from ..physics.operators import Operator
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Configurations ``sigma`` (n, n_sites) int8, log psi (n,) and ``weights`` (n,) that sum to 1: <f> = weights @ f."""
+
+    sigma: Array
+    log_psi: Array
+    weights: Array
+
+
+class Ensembles(Protocol):
+    """A source of ensembles."""
+
+    sampled: bool
+
+    def of(self, psi: Wavefunction) -> Ensemble:
+        """That of psi, with the same random numbers every time."""
+
+    def move_on(self, psi: Wavefunction) -> None:
+        """From here on other random numbers; the walkers go on from where they are under psi."""
+
+
+class Sampled:
+    """``draws`` samples of every chain, ``sweeps`` apart."""
+
+    sampled = True
+
+    def __init__(self, process: Process, walkers: Array, draws: int, sweeps: int, done: int = 0):
+        self.process, self.walkers, self.draws, self.sweeps, self.done = (
+            process,
+            walkers,
+            draws,
+            sweeps,
+            done,
+        )
+
+    def of(self, psi: Wavefunction) -> Ensemble:
+        """Samples of |psi|^2 with equal weights."""
+        ensemble, _ = self._drawn(psi)
+        return ensemble
+
+    def move_on(self, psi: Wavefunction) -> None:
+        """The walkers are those behind the samples of psi."""
+        _, chains = self._drawn(psi)
+        self.walkers, self.done = chains.walkers, chains.sweeps
+
+    def _drawn(self, psi: Wavefunction):
+        chains = self.process.start(psi, self.walkers, self.done)
+        sigma, log_psi = self.process.draws(psi, chains, self.draws, self.sweeps)
+        sigma, log_psi = sigma.reshape(-1, sigma.shape[-1]), log_psi.reshape(-1)
+        n = len(sigma)
+        return Ensemble(sigma, log_psi, namespace(sigma).full(n, 1 / n)), chains
+
+
+class Summed:
+    """All configurations, of one ``magnetization`` if that is fixed, and of every orbit one where ``operator`` allows it."""
+
+    sampled = False
+
+    def __init__(
+        self, state: State, operator: Operator, magnetization: int | None = None, device: Device = HOST
+    ):
+        sigma = all_configurations(state.n_sites)
+        if magnetization is not None:
+            sigma = sigma[sigma.sum(axis=1) == magnetization]
+        group = symmetries_of(state)
+        if commutes(operator, group):
+            sigma, counts = orbits(sigma, group)
+        else:
+            counts = np.ones(len(sigma))
+        self.sigma, self._log_counts = device.put(sigma), device.put(np.log(counts))
+
+    def of(self, psi: Wavefunction) -> Ensemble:
+        """Weights are the probabilities of the orbits."""
+        xp, log_psi = namespace(self.sigma), psi.log_psi(self.sigma)
+        logarithm = 2 * log_psi.real + self._log_counts
+        weights = xp.exp(logarithm - logarithm.max())
+        return Ensemble(self.sigma, log_psi, weights / weights.sum())
+
+    def move_on(self, psi: Wavefunction) -> None:
+        """There is nothing random."""
+
+
+def symmetries_of(state: State) -> Symmetries:
+    """All elements under which |psi| does not change: what the network does not see, and what it is projected on."""
+    invariances = state.invariances
+    if invariances is None:
+        invariances = np.arange(state.n_sites)[None]
+    permutations, flips = invariances.astype(np.int32), np.ones(len(invariances), np.int8)
+    if state.symmetry is not None:
+        elements = state.symmetry.elements
+        permutations = elements.permutations[:, permutations].reshape(-1, state.n_sites)
+        flips = np.repeat(elements.flips, len(invariances))
+    return Symmetries(permutations, flips, np.ones(len(flips)), tuple(range(len(flips))))
+
+
+def orbits(sigma: np.ndarray, group: Symmetries) -> tuple[np.ndarray, np.ndarray]:
+    """One configuration of every orbit (m, n_sites), and the sizes (m,) of the orbits, of configurations that the group maps
+    onto each other."""
+    powers = 1 << np.arange(sigma.shape[1], dtype=np.int64)
+    names = np.full(len(sigma), np.iinfo(np.int64).max)
+    for permutation, flip in zip(group.permutations, group.flips, strict=True):
+        np.minimum(names, (sigma[:, permutation] * flip > 0) @ powers, out=names)
+    _, first, counts = np.unique(names, return_index=True, return_counts=True)
+    return sigma[first], counts
+
+
+def derivatives(psi: Wavefunction, sigma: Array) -> Array:
+    """O = d log psi / d theta of configurations (n, n_sites), held whole: (part, n, n_parameters), real and imaginary part.
+
+    A real psi has the real part alone.
+    """
+    columns = psi.twin(Columns)  # type: ignore[type-abstract]
+    if columns is not None:
+        return columns.columns(sigma)
+    fast, xp = with_fast_bricks(psi), namespace(sigma)
+    parts = 2 if psi.state.complex_amplitude else 1
+    out = xp.empty((parts, len(sigma), psi.state.n_parameters), psi.parameters.dtype)
+    size = psi.pass_rows(len(sigma))
+
+    def fill(start: int) -> None:
+        here = slice(start, start + size)
+        tape = fast.tape(sigma[here])
+        deltas = tape.backward(parts=True)
+        for brick in fast.state.bricks:
+            for name, gradient in tape.gradient(brick, deltas[brick.output]).items():
+                place = psi.state.layout[name][0]
+                out[:, here, place] = _by_parts(gradient, parts, len(sigma[here]))
+
+    starts = range(0, len(sigma), size)
+    if xp is np:
+        with ThreadPoolExecutor(numba.get_num_threads()) as pool:
+            list(pool.map(fill, starts))
+    else:
+        for start in starts:
+            fill(start)
+    return out
+
+
+def _by_parts(gradient: Array, parts: int, n: int) -> Array:
+    """Gradients of one array as (part, n, size), from complex ones (n, ...) or those that come by parts."""
+    if namespace(gradient).iscomplexobj(gradient):
+        return namespace(gradient).stack([gradient.real, gradient.imag]).reshape(parts, n, -1)
+    return gradient.reshape(parts, n, -1)

@@ -1,0 +1,237 @@
+"""Bring a network onto a given state: minimise the infidelity, the step of projected t-VMC.
+
+For a target phi, with r = phi / psi and E the mean over |psi|^2,
+
+    F = |<psi|phi>|^2 / (<psi|psi> <phi|phi>) = |E r|^2 / E |r|^2,      1 - F = E |r / E r - 1|^2 / E |r / E r|^2
+
+(Sinibaldi et al., Quantum 7, 1131 (2023); Gravina et al., Quantum 9, 1803 (2025)). To first order the best change of theta
+solves the least-squares problem O-bar d theta = r / E r - 1; it is the natural gradient, damped as by Levenberg and Marquardt:
+a step that does not bring psi nearer is taken back and damped more.
+
+A step of time is split to second order: the diagonal D of H moves psi by phases, exactly, and its other part X by a product of
+linear factors (the Taylor series of exp to second order),
+
+    exp(-i H dt) = exp(-i D dt / 2) (1 - i a dt X) (1 - i a* dt X) exp(-i D dt / 2) + O(dt^3),    a = (1 + i) / 2,
+
+so that two projections make a step, each of a target that needs one local estimate of X.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..engine.arrays import namespace, to_host
+from ..engine.economy import DEFAULT, Economy
+from ..errors import NumericalError
+from ..states import LogPsi, State, Wavefunction
+from .ensembles import Ensembles, derivatives
+from .estimators import local_values
+from .evolution import centre, gram, rows_of
+
+if TYPE_CHECKING:
+    from ..physics.operators import Operator
+
+Array = Any
+
+_LONGEST = 0.5  # step, as a length in the metric of the states
+_LEAST, _START, _MOST = 1e-9, 1e-4, 1e2  # damping, in units of the mean eigenvalue of the metric
+_EASE, _HARDEN = 0.25, 8.0
+_STALLED, _PATIENCE = (
+    0.995,
+    3,
+)  # an iteration that leaves more of the infidelity gains nothing; how many of them are tried
+
+
+@dataclass(frozen=True)
+class Projected:
+    """Parameters (n_parameters,) float64, the infidelity reached, and the number of iterations."""
+
+    theta: np.ndarray
+    infidelity: float
+    iterations: int
+
+
+def bring_onto(
+    target: LogPsi,
+    state: State,
+    theta: np.ndarray,
+    ensembles: Ensembles,
+    infidelity: float,
+    iterations: int,
+    put: Callable[[np.ndarray], Array],
+    tick: Callable[[str], None] = lambda message: None,
+) -> Projected:
+    """Minimise the infidelity of the network to the ``target`` until it is at most ``infidelity``, or nothing is gained.
+
+    Raises NumericalError if no step at all lowers it, from a start that is not close.
+    """
+    best, system, damping, stalled = math.inf, None, _START, 0
+    trial = theta
+    for iteration in range(iterations + 1):
+        psi = state.bind(put(trial.astype(state.dtype)))
+        ensemble = ensembles.of(psi)
+        ratio = _ratio(target.log_psi(ensemble.sigma), ensemble.log_psi, ensemble.weights)
+        found = _distance(ratio, ensemble.weights)
+        tick(f"infidelity {found:.1e}")
+        if found < best:
+            stalled = stalled + 1 if found > _STALLED * best else 0
+            damping = max(_LEAST, _EASE * damping) if system is not None else damping
+            best, theta = found, trial
+            if best <= infidelity or stalled == _PATIENCE or iteration == iterations:
+                break
+            columns = derivatives(psi, ensemble.sigma)
+            root = namespace(ratio).sqrt(ensemble.weights)
+            system = _System(centre(columns, ensemble.weights), rows_of(root * ratio, len(columns)))
+        else:
+            damping *= _HARDEN
+            if damping > _MOST or iteration == iterations:
+                break
+        if system is None:
+            raise NumericalError(
+                "the infidelity is not finite: psi and the state to be followed have no overlap"
+            )
+        trial = theta + system.step(damping)
+    return Projected(theta, best, iteration)
+
+
+def _ratio(log_phi: Array, log_psi: Array, weights: Array) -> Array:
+    """r / E r - 1 (n,)."""
+    xp = namespace(log_psi)
+    difference = log_phi - log_psi
+    difference = difference - difference.real[weights > 0].max()
+    ratio = xp.exp(difference + 0j)
+    ratio = xp.where(weights > 0, ratio, 0.0)
+    return ratio / (weights @ ratio) - 1
+
+
+def _distance(ratio: Array, weights: Array) -> float:
+    spread = float(weights @ namespace(ratio).abs(ratio) ** 2)
+    return spread / (1 + spread) if math.isfinite(spread) else math.inf
+
+
+class _System:
+    """The damped least-squares problem |A d - b|^2 + damping |d|^2, A (rows, n_parameters)."""
+
+    def __init__(self, a: Array, b: Array):
+        self.xp, self.a = namespace(a), a
+        self.small = a.shape[0] <= a.shape[1]
+        if self.small:
+            self.wide = a.astype(self.xp.float64)
+            self.matrix, self.rhs = self.wide @ self.wide.T, b
+        else:
+            self.matrix, self.rhs = gram(a), self.xp.asarray(a.T @ b.astype(a.dtype), self.xp.float64)
+
+    def step(self, damping: float) -> np.ndarray:
+        """d (n_parameters,), shortened to the longest step."""
+        xp, diagonal = self.xp, self.xp.arange(len(self.matrix))
+        matrix = self.matrix.copy()
+        matrix[diagonal, diagonal] += damping * float(xp.trace(matrix)) / len(matrix) + _tiny(matrix)
+        solution = xp.linalg.solve(matrix, self.rhs)
+        moved = self.matrix @ solution
+        length = math.sqrt(abs(float(moved @ moved if self.small else solution @ moved)))
+        direction = self.wide.T @ solution if self.small else solution
+        return to_host(direction) * min(1.0, _LONGEST / max(length, 1e-300))
+
+
+def _tiny(matrix: Array) -> float:
+    return float(np.finfo(np.float64).tiny)
+
+
+@dataclass
+class Remembered:
+    """A wave function that remembers log psi of the configurations it saw last: an unchanged ensemble costs nothing."""
+
+    psi: LogPsi
+    sigma: Array = None
+    values: Array = None
+
+    def log_psi(self, sigma: Array) -> Array:
+        """log psi (n,) of configurations (n, n_sites)."""
+        if sigma is not self.sigma:
+            self.sigma, self.values = sigma, self.psi.log_psi(sigma)
+        return self.values
+
+
+@dataclass(frozen=True)
+class Turned:
+    """exp(-i D t) psi, D the diagonal of an operator."""
+
+    psi: LogPsi
+    operator: Operator
+    time: complex
+
+    def log_psi(self, sigma: Array) -> Array:
+        """log psi (n,) complex128."""
+        return self.psi.log_psi(sigma) - 1j * self.time * self.operator.diagonal(sigma)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """(1 - i t X) psi, X the part of an operator off the diagonal."""
+
+    psi: LogPsi
+    operator: Operator
+    time: complex
+    economy: Economy = DEFAULT
+
+    def log_psi(self, sigma: Array) -> Array:
+        """log psi (n,) complex128."""
+        log_psi = self.psi.log_psi(sigma)
+        (local,) = local_values(self.psi, [self.operator], sigma, log_psi, self.economy)
+        local = local - self.operator.diagonal(sigma)
+        with np.errstate(divide="ignore"):
+            return log_psi + namespace(sigma).log(1 - 1j * self.time * local)
+
+
+def targets(
+    operator: Operator, length: float, economy: Economy = DEFAULT
+) -> Iterator[Callable[[Wavefunction], LogPsi]]:
+    """The two targets of a step of ``length``, each made of the psi that the one before it has led to."""
+    half = length / 2
+
+    def first(psi: Wavefunction) -> LogPsi:
+        return Moved(Turned(psi, operator, half), operator, (0.5 - 0.5j) * length, economy)
+
+    def second(psi: Wavefunction) -> LogPsi:
+        return Turned(Moved(psi, operator, (0.5 + 0.5j) * length, economy), operator, half)
+
+    yield first
+    yield second
+
+
+@dataclass(frozen=True)
+class ProductState:
+    """prod_i of (cos(t_i / 2), sin(t_i / 2)) on (up, down) of site i: ``tilts`` t (n_sites,) against +z, 0 < t < pi."""
+
+    tilts: np.ndarray
+
+    def log_psi(self, sigma: Array) -> Array:
+        """log psi (n,)."""
+        xp = namespace(sigma)
+        up, down = (xp.asarray(np.log(f(self.tilts / 2))) for f in (np.cos, np.sin))
+        return xp.where(sigma > 0, up, down).sum(axis=1)
+
+
+def path_to(start: str, sublattice: np.ndarray, infidelity: float) -> Iterator[ProductState]:
+    """Product states from all spins along +x to the ``start`` ("x", "z", "neel"), each close to the one before.
+
+    ``sublattice`` (n_sites,) 0 or 1; the last one differs from the start by the ``infidelity``.
+    """
+    n = len(sublattice)
+    yield ProductState(np.full(n, math.pi / 2))
+    if start == "x":
+        return
+    down = sublattice > 0 if start == "neel" else np.zeros(n, bool)
+    last = math.sqrt(infidelity / n)  # amplitude of a spin that points the wrong way
+    count = math.ceil(-math.log(last) * math.sqrt(n) / _STRIDE)
+    for ratio in np.geomspace(1.0, last, count + 1)[1:]:
+        tilt = 2 * math.atan(ratio)
+        yield ProductState(np.where(down, math.pi - tilt, tilt))
+
+
+_STRIDE = 1.5  # of the logarithm of that amplitude, times sqrt(n), from one state of the path to the next
