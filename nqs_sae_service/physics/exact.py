@@ -207,7 +207,7 @@ def exact_observables(
     state = exact_state(hamiltonian, lattice, magnetization) if unsolved else None
     if state is not None:
         operator = hamiltonian.build(lattice)
-        exact.update((name, _summed(make_observable(name, lattice, operator), state)) for name in unsolved)
+        exact.update((name, summed(make_observable(name, lattice, operator), state)) for name in unsolved)
     return exact
 
 
@@ -221,8 +221,9 @@ def exact_state(
     return FullSummation(all_configurations(lattice.n_sites), vector)
 
 
-def _summed(observable: Observable, state: FullSummation) -> float:
-    if observable.kind == "log_psi":
+def summed(observable: Observable, state: FullSummation) -> float:
+    """The expectation value of an observable in a state on all configurations; NaN where it is not a mean over them."""
+    if observable.kind in ("log_psi", "ensemble"):
         return float("nan")
     if observable.kind == "phase":
         return _summed_phase(observable, state)

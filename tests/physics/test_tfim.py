@@ -124,7 +124,7 @@ def test_forty_spins_in_random_fields_have_an_exact_energy():
     for periodic in (True, False):
         lattice, record = chain(40, periodic), tfim(1.0, **UNIFORM)
         h, _ = record.fields(lattice)
-        fermions = record._solvable(lattice)
+        fermions = record.free_fermions(lattice)
         c = fermions.correlation_matrix
         zz = sum(c[i, j] for i, j in lattice.edges)
         assert record.exact_energy(lattice) == pytest.approx(-zz - h @ fermions.sigma_x, rel=1e-12)

@@ -11,6 +11,7 @@ import pkgutil
 from typing import get_args
 
 from ...spec.section import Section
+from ..free_fermions import IsingChain
 from ..lattices import Lattice
 from ..operators import Operator
 
@@ -44,6 +45,10 @@ class Hamiltonian(Section):
     def exact_value(self, name: str, lattice: Lattice, magnetization: int | None = None) -> float | None:
         """Ground-state expectation of an observable where a closed solution gives it, else None."""
         return self.exact_energy(lattice, magnetization) if name == "local_energy" else None
+
+    def free_fermions(self, lattice: Lattice) -> IsingChain | None:
+        """The chain of free fermions that this is, if it is one."""
+        return None
 
 
 def _discover() -> dict[str, type[Hamiltonian]]:

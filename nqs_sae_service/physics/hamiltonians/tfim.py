@@ -99,7 +99,7 @@ class Tfim(Hamiltonian, SiteDisorder):
 
     def exact_energy(self, lattice: Lattice, magnetization: int | None = None) -> float | None:
         """Total ground-state energy: of a chain by free fermions (a ring in random fields: up to 1024 sites), else as usual."""
-        chain = self._solvable(lattice)
+        chain = self.free_fermions(lattice)
         if chain is None or (
             chain.ring and not chain.homogeneous and lattice.n_sites > _MAX_SITES_RANDOM_RING
         ):
@@ -117,7 +117,7 @@ class Tfim(Hamiltonian, SiteDisorder):
         """
         if name == "local_energy":
             return self.exact_energy(lattice)
-        chain = self._solvable(lattice)
+        chain = self.free_fermions(lattice)
         if (
             chain is None
             or lattice.n_sites > (512 if chain.ring and chain.homogeneous else 128)
@@ -135,8 +135,8 @@ class Tfim(Hamiltonian, SiteDisorder):
         constant = observable.values(np.zeros((1, lattice.n_sites)))[0]
         return float(constant + strength @ (observable.values(mode.T) - constant))
 
-    def _solvable(self, lattice: Lattice) -> IsingChain | None:
-        """The chain of free fermions that this is; None in other dimensions and in longitudinal fields."""
+    def free_fermions(self, lattice: Lattice) -> IsingChain | None:
+        """The chain of free fermions that this is, else None: in other dimensions and in longitudinal fields."""
         h, hz = self.fields(lattice)
         if lattice.dimensions != 1 or hz.any() or (self.J == 0.0 and not h.any()):
             return None
