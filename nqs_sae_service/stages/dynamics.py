@@ -20,7 +20,7 @@ from ..engine.random import Stream
 from ..errors import NumericalError
 from ..physics.exact import FullSummation, all_configurations
 from ..physics.observables import make_observable
-from ..physics.quench import Quench
+from ..physics.quench import Quench, product_configuration
 from ..sampling import process_of
 from ..sampling.exact import Exact
 from ..states import Wavefunction
@@ -168,16 +168,15 @@ class _Experiment:
         if self.options.start == "ground_state":
             return flight
         ensembles, infidelity = self._ensembles(flight), math.inf
-        sublattice = (
-            self.lattice.sublattice if self.options.start == "neel" else np.zeros(self.lattice.n_sites)
-        )
-        for product in path_to(self.options.start, sublattice, _START_INFIDELITY):
+        start, rotated = self.options.start, self.motion.hamiltonian.rotated
+        up = None if start == "x" else product_configuration(self.lattice, start)
+        for product, wanted in path_to(up, self.lattice.n_sites, _START_INFIDELITY, rotated):
             reached = bring_onto(
                 product,
                 self.motion.state,
                 flight.theta,
                 ensembles,
-                _START_INFIDELITY,
+                wanted,
                 _START_ITERATIONS,
                 self.context.device.put,
                 lambda message: self.tick(),

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 Array = Any
 
+_FAR = 1e-10  # a ratio, in place of zero
 _LONGEST = 0.5  # step, as a length in the metric of the states
 _LEAST, _START, _MOST = 1e-9, 1e-4, 1e2  # damping, in units of the mean eigenvalue of the metric
 _EASE, _HARDEN = 0.25, 8.0
@@ -85,8 +86,9 @@ def bring_onto(
             if best <= infidelity or stalled == _PATIENCE or iteration == iterations:
                 break
             columns = derivatives(psi, ensemble.sigma)
-            root = namespace(ratio).sqrt(ensemble.weights)
-            system = _System(centre(columns, ensemble.weights), rows_of(root * ratio, len(columns)))
+            residual, weights = _residual(ratio, ensemble.weights)
+            root = namespace(ratio).sqrt(weights)
+            system = _System(centre(columns, weights), rows_of(root * residual, len(columns)))
         else:
             damping *= _HARDEN
             if damping > _MOST or iteration == iterations:
@@ -100,17 +102,31 @@ def bring_onto(
 
 
 def _ratio(log_phi: Array, log_psi: Array, weights: Array) -> Array:
-    """r / E r - 1 (n,)."""
+    """r / E r (n,)."""
     xp = namespace(log_psi)
-    difference = log_phi - log_psi
-    difference = difference - difference.real[weights > 0].max()
-    ratio = xp.exp(difference + 0j)
-    ratio = xp.where(weights > 0, ratio, 0.0)
-    return ratio / (weights @ ratio) - 1
+    difference = log_phi - log_psi + 0j
+    there = weights > 0
+    ratio = xp.where(there, xp.exp(difference - difference.real[there].max()), 0.0)
+    return ratio / (weights @ ratio)
+
+
+def _residual(ratio: Array, weights: Array) -> tuple[Array, Array]:
+    """What d log psi should be (n,), and with which weights (n,).
+
+    Near phi that is r / E r - 1 with the weights of psi. Where the ratio is far from 1 its logarithm takes its place, and phi
+    weighs as much as psi: configurations of phi that psi hardly visits draw it there.
+    """
+    xp = namespace(ratio)
+    share = weights * xp.abs(ratio) ** 2
+    mixed = 0.5 * (weights + share / share.sum())
+    far = xp.abs(ratio - 1) > 1
+    residual = xp.where(far, xp.log(xp.where(ratio == 0, _FAR, ratio)), ratio - 1)
+    return residual - mixed @ residual, mixed
 
 
 def _distance(ratio: Array, weights: Array) -> float:
-    spread = float(weights @ namespace(ratio).abs(ratio) ** 2)
+    """1 - F."""
+    spread = float(weights @ namespace(ratio).abs(ratio - 1) ** 2)
     return spread / (1 + spread) if math.isfinite(spread) else math.inf
 
 
@@ -206,32 +222,44 @@ def targets(
 
 @dataclass(frozen=True)
 class ProductState:
-    """prod_i of (cos(t_i / 2), sin(t_i / 2)) on (up, down) of site i: ``tilts`` t (n_sites,) against +z, 0 < t < pi."""
+    """prod_i of (cos(t_i / 2), sin(t_i / 2)) on (up, down) of site i: ``tilts`` t (n_sites,) against +z, 0 < t < pi.
+
+    Spins where ``rotated`` (n_sites,) bool are turned by pi about z, as those of the Hamiltonian are.
+    """
 
     tilts: np.ndarray
+    rotated: np.ndarray | None = None
 
     def log_psi(self, sigma: Array) -> Array:
-        """log psi (n,)."""
+        """log psi (n,), complex128 where spins are rotated."""
         xp = namespace(sigma)
-        up, down = (xp.asarray(np.log(f(self.tilts / 2))) for f in (np.cos, np.sin))
-        return xp.where(sigma > 0, up, down).sum(axis=1)
+        up, down = (np.log(f(self.tilts / 2)) for f in (np.cos, np.sin))
+        if self.rotated is not None:
+            up = up + 1j * np.pi * self.rotated
+        return xp.where(sigma > 0, xp.asarray(up), xp.asarray(down)).sum(axis=1)
 
 
-def path_to(start: str, sublattice: np.ndarray, infidelity: float) -> Iterator[ProductState]:
-    """Product states from all spins along +x to the ``start`` ("x", "z", "neel"), each close to the one before.
+def path_to(
+    up: np.ndarray | None, n: int, infidelity: float, rotated: np.ndarray | None = None
+) -> Iterator[tuple[ProductState, float]]:
+    """A path of product states of ``n`` spins, each with the infidelity to reach, that ends at +x, None, or at spins along z.
 
-    ``sublattice`` (n_sites,) 0 or 1; the last one differs from the start by the ``infidelity``.
+    ``up`` (n,) is +1 or -1 for each of these; the last state differs from them by the ``infidelity``.
     """
-    n = len(sublattice)
-    yield ProductState(np.full(n, math.pi / 2))
-    if start == "x":
-        return
-    down = sublattice > 0 if start == "neel" else np.zeros(n, bool)
-    last = math.sqrt(infidelity / n)  # amplitude of a spin that points the wrong way
-    count = math.ceil(-math.log(last) * math.sqrt(n) / _STRIDE)
-    for ratio in np.geomspace(1.0, last, count + 1)[1:]:
-        tilt = 2 * math.atan(ratio)
-        yield ProductState(np.where(down, math.pi - tilt, tilt))
+    tilt, last = math.pi / 2, math.pi / 2
+    if up is not None:
+        last = 2 * math.atan(math.sqrt(infidelity / n))
+    stride = 2 * math.sqrt(_PATH_INFIDELITY / n)
+    sign = np.ones(n) if up is None else up
+    while tilt > last:
+        yield ProductState(_tilts(tilt, sign), rotated), _SHARE * min(1.0, n * tilt**2 / 4)
+        tilt = max(last, tilt - stride, tilt / math.e)
+    yield ProductState(_tilts(last, sign), rotated), infidelity
 
 
-_STRIDE = 1.5  # of the logarithm of that amplitude, times sqrt(n), from one state of the path to the next
+def _tilts(tilt: float, up: np.ndarray) -> np.ndarray:
+    return np.where(up > 0, tilt, math.pi - tilt)
+
+
+_PATH_INFIDELITY = 0.05  # from one state of the path to the next
+_SHARE = 0.01  # of the distance from the end of the path, at which a state on it is left
