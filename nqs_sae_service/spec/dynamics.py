@@ -88,7 +88,7 @@ class Dynamics(Section):
         description="directions whose force has a smaller signal-to-noise ratio are left out; 0: none is; no effect on sums",
     )
     infidelity: float = Field(
-        1e-9, gt=0, lt=1, description="ptvmc: a step is done when it is this close to the evolved state"
+        1e-8, gt=0, lt=1, description="ptvmc: a step is done when it is this close to the evolved state"
     )
     iterations: int = Field(60, ge=1, le=100_000, description="ptvmc: at most so many iterations in a step")
 

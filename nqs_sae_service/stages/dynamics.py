@@ -36,7 +36,7 @@ from .stage import Context, Stage
 if TYPE_CHECKING:
     from ..spec import Spec
 
-_START_INFIDELITY = 1e-7  # to the product state; exactly there some directions of the parameters vanish
+_START_INFIDELITY = 3e-7  # to the product state; exactly there some directions of the parameters vanish
 _START_ITERATIONS = 300
 _REFUSED_INFIDELITY = 1e-2
 _ROUNDING = 1e-9  # of times

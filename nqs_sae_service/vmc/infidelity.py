@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 Array = Any
 
+_HELD = 0.1  # of the infidelity: share of the weight that is spread out
 _FAR = 1e-10  # a ratio, in place of zero
 _LONGEST = 0.5  # step, as a length in the metric of the states
 _LEAST, _START, _MOST = 1e-9, 1e-4, 1e2  # damping, in units of the mean eigenvalue of the metric
@@ -114,11 +115,14 @@ def _residual(ratio: Array, weights: Array) -> tuple[Array, Array]:
     """What d log psi should be (n,), and with which weights (n,).
 
     Near phi that is r / E r - 1 with the weights of psi. Where the ratio is far from 1 its logarithm takes its place, and phi
-    weighs as much as psi: configurations of phi that psi hardly visits draw it there.
+    weighs as much as psi: configurations of phi that psi hardly visits draw it there. A small share of the weight, less and less,
+    is spread over all configurations: else a step may raise psi where nobody looks.
     """
     xp = namespace(ratio)
     share = weights * xp.abs(ratio) ** 2
     mixed = 0.5 * (weights + share / share.sum())
+    held = _HELD * _distance(ratio, weights)
+    mixed = (1 - held) * mixed + held / len(mixed)
     far = xp.abs(ratio - 1) > 1
     residual = xp.where(far, xp.log(xp.where(ratio == 0, _FAR, ratio)), ratio - 1)
     return residual - mixed @ residual, mixed
