@@ -18,7 +18,7 @@ from ..states import State, Wavefunction
 from .ensembles import Ensembles, derivatives
 from .estimators import local_values
 from .evolution import Velocity, adaptive_step, projected_velocity
-from .infidelity import Remembered, bring_onto, targets
+from .infidelity import Remembered, bring_onto, off_diagonal, targets
 
 if TYPE_CHECKING:
     from ..physics.operators import Operator
@@ -112,7 +112,7 @@ class Ptvmc:
         """A step of the length of the spec, or the ``longest`` one."""
         motion, options = self.motion, self.options
         length, infidelity = min(options.step, longest), 0.0
-        for target in targets(motion.hamiltonian, length, motion.economy):
+        for target in targets(motion.hamiltonian, length, self._mean(theta, ensembles), motion.economy):
             projected = bring_onto(
                 Remembered(target(motion.bind(theta))),
                 motion.state,
@@ -125,6 +125,13 @@ class Ptvmc:
             )
             theta, infidelity = projected.theta, infidelity + projected.infidelity
         return Advance(theta, length, options.step, infidelity, float("nan"))
+
+    def _mean(self, theta: np.ndarray, ensembles: Ensembles) -> float:
+        """<X> of the part of the Hamiltonian off the diagonal."""
+        psi, motion = self.motion.bind(theta), self.motion
+        ensemble = ensembles.of(psi)
+        local = off_diagonal(psi, motion.hamiltonian, ensemble.sigma, ensemble.log_psi, motion.economy)
+        return float((ensemble.weights @ local).real)
 
 
 METHODS: dict[str, Callable[[Motion, Dynamics], Method]] = {"tdvp": Tdvp, "ptvmc": Ptvmc}

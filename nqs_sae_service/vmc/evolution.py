@@ -30,9 +30,10 @@ from ..errors import NumericalError
 Array = Any
 
 _SHARPNESS = 6  # of the filter: Schmitt & Heyl, supplement
+_IRRELEVANT = 0.1  # of the cutoff: directions with so little weight are filtered to 1e-6
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 2.0  # Hairer, Norsett & Wanner, Solving ODEs I, section II.4
 _ORDER = 2
-_BLOCK = 4096  # rows that are multiplied at once
+_BLOCK = 1024  # rows of a product
 _TINY, _EPS = 1e-300, float(np.finfo(np.float64).eps)
 
 
@@ -73,7 +74,7 @@ def projected_velocity(
         raise NumericalError(
             "a derivative or a local energy is not finite: psi vanishes on a configuration, where TDVP is singular"
         )
-    values, vectors, expand = _spectrum(centred)
+    values, vectors, expand = _spectrum(centred, _IRRELEVANT * cutoff)
     force = vectors.T @ rhs
     kept = _filter(values, force, vectors, rhs, len(weights), cutoff, snr)
     residual = rhs - vectors @ (kept * force)
@@ -104,18 +105,19 @@ def rows_of(values: Array, parts: int) -> Array:
 
 
 def gram(rows: Array) -> Array:
-    """A^T A in double precision, A (n, m), accumulated block by block."""
-    xp, total = namespace(rows), 0.0
+    """A^T A (m, m) float64, A (n, m): products of a block in the precision of A, their sum in double precision."""
+    xp = namespace(rows)
+    total = xp.zeros((rows.shape[1], rows.shape[1]))
     for start in range(0, len(rows), _BLOCK):
-        block = rows[start : start + _BLOCK].astype(xp.float64)
-        total = total + block.T @ block
+        block = rows[start : start + _BLOCK]
+        total += block.T @ block
     return total
 
 
-def _spectrum(centred: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
-    """Eigenvalues (k,) and eigenvectors (rows, k) of T, by the smaller one of T and S, without those of rounding.
+def _spectrum(centred: Array, least: float) -> tuple[Array, Array, Callable[[Array], Array]]:
+    """Eigenvalues (k,) and eigenvectors u (rows, k) of T, by the smaller one of T and S; those of rounding are left out.
 
-    The third: U -> O-bar^T U for a combination (k,) of the eigenvectors.
+    So are those that are a share of the largest below ``least``. The third: y (k,) -> O-bar^T sum_k u_k y_k.
     """
     xp = namespace(centred)
     rows, columns = centred.shape
@@ -128,12 +130,12 @@ def _spectrum(centred: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
     rounding = max(rows, columns) * _EPS + float(
         np.finfo(centred.dtype).eps
     )  # of the arithmetic, of the numbers
-    seen = values > rounding * max(float(values[-1]), 0.0)
+    seen = values > max(rounding, least) * max(float(values[-1]), 0.0)
     values, vectors = values[seen], vectors[:, seen]
     if small:
         return values, vectors, lambda y: wide.T @ (vectors @ y)
-    left = centred.astype(xp.float64) @ (vectors / xp.sqrt(values))
-    return values, left, lambda y: vectors @ (xp.sqrt(values) * y)
+    left = centred @ (vectors / xp.sqrt(values)).astype(centred.dtype)
+    return values, left.astype(xp.float64), lambda y: vectors @ (xp.sqrt(values) * y)
 
 
 def _filter(

@@ -11,9 +11,10 @@ a step that does not bring psi nearer is taken back and damped more.
 A step of time is split to second order: the diagonal D of H moves psi by phases, exactly, and its other part X by a product of
 linear factors (the Taylor series of exp to second order),
 
-    exp(-i H dt) = exp(-i D dt / 2) (1 - i a dt X) (1 - i a* dt X) exp(-i D dt / 2) + O(dt^3),    a = (1 + i) / 2,
+    exp(-i H dt) = exp(-i D dt / 2) (1 - i a dt dX) (1 - i a* dt dX) exp(-i D dt / 2) + O(dt^3),    a = (1 + i) / 2,
 
-so that two projections make a step, each of a target that needs one local estimate of X.
+up to a phase, with dX = X - <X>, which is far smaller than X. So two projections make a step, each of a target that needs one
+local estimate of X.
 """
 
 from __future__ import annotations
@@ -192,33 +193,41 @@ class Turned:
 
 @dataclass(frozen=True)
 class Moved:
-    """(1 - i t X) psi, X the part of an operator off the diagonal."""
+    """(1 - i t (X - mean)) psi, X the part of an operator off the diagonal."""
 
     psi: LogPsi
     operator: Operator
     time: complex
+    mean: float = 0.0
     economy: Economy = DEFAULT
 
     def log_psi(self, sigma: Array) -> Array:
         """log psi (n,) complex128."""
         log_psi = self.psi.log_psi(sigma)
-        (local,) = local_values(self.psi, [self.operator], sigma, log_psi, self.economy)
-        local = local - self.operator.diagonal(sigma)
+        local = off_diagonal(self.psi, self.operator, sigma, log_psi, self.economy)
         with np.errstate(divide="ignore"):
-            return log_psi + namespace(sigma).log(1 - 1j * self.time * local)
+            return log_psi + namespace(sigma).log(1 - 1j * self.time * (local - self.mean))
+
+
+def off_diagonal(
+    psi: LogPsi, operator: Operator, sigma: Array, log_psi: Array, economy: Economy = DEFAULT
+) -> Array:
+    """Local estimates (n,) of X."""
+    (local,) = local_values(psi, [operator], sigma, log_psi, economy)
+    return local - operator.diagonal(sigma)
 
 
 def targets(
-    operator: Operator, length: float, economy: Economy = DEFAULT
+    operator: Operator, length: float, mean: float = 0.0, economy: Economy = DEFAULT
 ) -> Iterator[Callable[[Wavefunction], LogPsi]]:
-    """The two targets of a step of ``length``, each made of the psi that the one before it has led to."""
+    """The two targets of a step of ``length``, each made of the psi that the one before it has led to; ``mean``: about <X>."""
     half = length / 2
 
     def first(psi: Wavefunction) -> LogPsi:
-        return Moved(Turned(psi, operator, half), operator, (0.5 - 0.5j) * length, economy)
+        return Moved(Turned(psi, operator, half), operator, (0.5 - 0.5j) * length, mean, economy)
 
     def second(psi: Wavefunction) -> LogPsi:
-        return Turned(Moved(psi, operator, (0.5 + 0.5j) * length, economy), operator, half)
+        return Turned(Moved(psi, operator, (0.5 + 0.5j) * length, mean, economy), operator, half)
 
     yield first
     yield second
