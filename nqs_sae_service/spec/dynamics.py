@@ -90,6 +90,9 @@ class Dynamics(Section):
     infidelity: float = Field(
         1e-8, gt=0, lt=1, description="ptvmc: a step is done when it is this close to the evolved state"
     )
+    order: int = Field(
+        4, ge=2, le=6, description="ptvmc: order of a step in its length, and projections that it takes"
+    )
     iterations: int = Field(60, ge=1, le=100_000, description="ptvmc: at most so many iterations in a step")
 
     @property

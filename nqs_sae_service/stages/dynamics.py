@@ -344,7 +344,7 @@ def estimate(spec: Spec) -> Cost:
     parts = 2 if state.complex_amplitude else 1
     evaluations = 5 * _STEPS_PER_TIME * options.duration
     if options.method == "ptvmc":
-        evaluations = 2 * _ITERATIONS * options.duration / options.step
+        evaluations = options.order * _ITERATIONS * options.duration / options.step
     small = min(parts * rows, state.n_parameters)
     algebra = 2.0 * parts * rows * state.n_parameters * small + 10.0 * small**3
     measured = 2**n * connected if options.full_summation else options.measurements * each

@@ -18,7 +18,7 @@ from ..states import State, Wavefunction
 from .ensembles import Ensembles, derivatives
 from .estimators import local_values
 from .evolution import Velocity, adaptive_step, projected_velocity
-from .infidelity import Remembered, bring_onto, off_diagonal, targets
+from .infidelity import Factor, Remembered, bring_onto, coefficients
 
 if TYPE_CHECKING:
     from ..physics.operators import Operator
@@ -103,7 +103,7 @@ class Tdvp:
 
 @dataclass(frozen=True)
 class Ptvmc:
-    """Steps of the given length, each of them two projections."""
+    """Steps of the given length, each of them as many projections as its order."""
 
     motion: Motion
     options: Dynamics
@@ -112,9 +112,11 @@ class Ptvmc:
         """A step of the length of the spec, or the ``longest`` one."""
         motion, options = self.motion, self.options
         length, infidelity = min(options.step, longest), 0.0
-        for target in targets(motion.hamiltonian, length, self._mean(theta, ensembles), motion.economy):
+        energy = self._energy(theta, ensembles)
+        for coefficient in coefficients(length, options.order):
+            target = Factor(motion.bind(theta), motion.hamiltonian, coefficient, energy, motion.economy)
             projected = bring_onto(
-                Remembered(target(motion.bind(theta))),
+                Remembered(target),
                 motion.state,
                 theta,
                 ensembles,
@@ -126,11 +128,10 @@ class Ptvmc:
             theta, infidelity = projected.theta, infidelity + projected.infidelity
         return Advance(theta, length, options.step, infidelity, float("nan"))
 
-    def _mean(self, theta: np.ndarray, ensembles: Ensembles) -> float:
-        """<X> of the part of the Hamiltonian off the diagonal."""
+    def _energy(self, theta: np.ndarray, ensembles: Ensembles) -> float:
         psi, motion = self.motion.bind(theta), self.motion
         ensemble = ensembles.of(psi)
-        local = off_diagonal(psi, motion.hamiltonian, ensemble.sigma, ensemble.log_psi, motion.economy)
+        (local,) = local_values(psi, [motion.hamiltonian], ensemble.sigma, ensemble.log_psi, motion.economy)
         return float((ensemble.weights @ local).real)
 
 

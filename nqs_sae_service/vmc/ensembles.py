@@ -1,8 +1,8 @@
 """Where means over |psi|^2 come from while a state moves: from samples, or from all configurations, summed with weights.
 
-Both give an ``Ensemble`` for any psi. That of ``Sampled`` follows psi as smoothly as a Markov chain can: until ``move_on`` the
-chains start at the same walkers and use the same random numbers, so that two velocities, or two infidelities, differ by what
-differs in psi and hardly by noise.
+Both give an ``Ensemble`` for any psi. Samples are drawn once and reweighted, by |psi'|^2 / |psi|^2, for the psi' that follow,
+as long as their effective number allows it: until ``move_on`` two velocities, or two infidelities, differ by what differs in
+psi and not by noise, and what was computed on the configurations stays true.
 
 ``Summed`` needs one configuration of every orbit of the symmetries that psi and the Hamiltonian share: those of an orbit have
 the same |psi| and the same local energy, and derivatives of log psi that differ by a constant at most.
@@ -10,6 +10,7 @@ the same |psi| and the same local energy, and derivatives of log psi that differ
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,9 +20,10 @@ import numpy as np
 from ..engine.arrays import namespace
 from ..engine.devices import HOST, Device
 from ..engine.jit import numba
+from ..errors import NumericalError
 from ..physics.exact import all_configurations
 from ..physics.symmetries import Symmetries, commutes
-from ..sampling import Process
+from ..sampling import Chains, Process
 from ..states import State, Wavefunction
 from ..states.fused import Columns
 from ..states.primitives_cpu import with_fast_bricks
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from ..physics.operators import Operator
 
 Array = Any
+
+_ENOUGH = 0.5  # effective share of reweighted samples
 
 
 @dataclass(frozen=True)
@@ -54,35 +58,36 @@ class Ensembles(Protocol):
 
 
 class Sampled:
-    """``draws`` samples of every chain, ``sweeps`` apart."""
+    """``draws`` samples of every chain, ``sweeps`` apart, from ``walkers`` that have ``done`` so many sweeps."""
 
     sampled = True
 
     def __init__(self, process: Process, walkers: Array, draws: int, sweeps: int, done: int = 0):
-        self.process, self.walkers, self.draws, self.sweeps, self.done = (
-            process,
-            walkers,
-            draws,
-            sweeps,
-            done,
-        )
+        self.process, self.draws, self.sweeps = process, draws, sweeps
+        self.walkers, self.done = walkers, done
+        self._drawn: Ensemble | None = None
 
     def of(self, psi: Wavefunction) -> Ensemble:
-        """Samples of |psi|^2 with equal weights."""
-        ensemble, _ = self._drawn(psi)
-        return ensemble
+        """Samples of |psi|^2, or of one of its predecessors with weights."""
+        drawn = self._drawn
+        if drawn is not None:
+            log_psi = psi.log_psi(drawn.sigma)
+            weights = normalised(2 * (log_psi.real - drawn.log_psi.real))
+            if _ENOUGH * len(weights) * float(weights @ weights) < 1:
+                return Ensemble(drawn.sigma, log_psi, weights)
+        self._drawn, _ = self._draw(psi)
+        return self._drawn
 
     def move_on(self, psi: Wavefunction) -> None:
-        """The walkers are those behind the samples of psi."""
-        _, chains = self._drawn(psi)
-        self.walkers, self.done = chains.walkers, chains.sweeps
+        """The walkers are those behind fresh samples of psi."""
+        _, chains = self._draw(psi)
+        self.walkers, self.done, self._drawn = chains.walkers, chains.sweeps, None
 
-    def _drawn(self, psi: Wavefunction):
+    def _draw(self, psi: Wavefunction) -> tuple[Ensemble, Chains]:
         chains = self.process.start(psi, self.walkers, self.done)
         sigma, log_psi = self.process.draws(psi, chains, self.draws, self.sweeps)
         sigma, log_psi = sigma.reshape(-1, sigma.shape[-1]), log_psi.reshape(-1)
-        n = len(sigma)
-        return Ensemble(sigma, log_psi, namespace(sigma).full(n, 1 / n)), chains
+        return Ensemble(sigma, log_psi, normalised(0.0 * log_psi.real)), chains
 
 
 class Summed:
@@ -105,13 +110,24 @@ class Summed:
 
     def of(self, psi: Wavefunction) -> Ensemble:
         """Weights are the probabilities of the orbits."""
-        xp, log_psi = namespace(self.sigma), psi.log_psi(self.sigma)
-        logarithm = 2 * log_psi.real + self._log_counts
-        weights = xp.exp(logarithm - logarithm.max())
-        return Ensemble(self.sigma, log_psi, weights / weights.sum())
+        log_psi = psi.log_psi(self.sigma)
+        return Ensemble(self.sigma, log_psi, normalised(2 * log_psi.real + self._log_counts))
 
     def move_on(self, psi: Wavefunction) -> None:
         """There is nothing random."""
+
+
+def normalised(logarithms: Array) -> Array:
+    """Weights (n,) that sum to 1, from their logarithms (n,) on any scale; NaN counts as zero."""
+    xp = namespace(logarithms)
+    known = ~xp.isnan(logarithms)
+    top = float(logarithms[known].max()) if bool(known.any()) else math.nan
+    if not math.isfinite(top):
+        raise NumericalError(
+            "log psi is not finite on any configuration: the parameters outgrew their precision"
+        )
+    weights = xp.where(known, xp.exp(xp.where(known, logarithms, -math.inf) - top), 0.0)
+    return weights / weights.sum()
 
 
 def symmetries_of(state: State) -> Symmetries:

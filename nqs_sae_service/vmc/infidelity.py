@@ -8,19 +8,19 @@ For a target phi, with r = phi / psi and E the mean over |psi|^2,
 solves the least-squares problem O-bar d theta = r / E r - 1; it is the natural gradient, damped as by Levenberg and Marquardt:
 a step that does not bring psi nearer is taken back and damped more.
 
-A step of time is split to second order: the diagonal D of H moves psi by phases, exactly, and its other part X by a product of
-linear factors (the Taylor series of exp to second order),
+A step of time is a product of linear factors (Gravina et al., LPE): with the roots z_j of the Taylor polynomial of exp of order s,
 
-    exp(-i H dt) = exp(-i D dt / 2) (1 - i a dt dX) (1 - i a* dt dX) exp(-i D dt / 2) + O(dt^3),    a = (1 + i) / 2,
+    exp(-i (H - E) dt) = prod_j (1 + i (H - E) dt / z_j) + O(dt^(s + 1)),    E = <H>,
 
-up to a phase, with dX = X - <X>, which is far smaller than X. So two projections make a step, each of a target that needs one
-local estimate of X.
+so that s projections make a step, each of a target that needs one local energy. E is but a phase; without it dt would have to be
+small against 1 / |E|, not against the inverse of the spread of the energy.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -76,10 +76,11 @@ def bring_onto(
     best, system, damping, stalled = math.inf, None, _START, 0
     trial = theta
     for iteration in range(iterations + 1):
-        psi = state.bind(put(trial.astype(state.dtype)))
-        ensemble = ensembles.of(psi)
-        ratio = _ratio(target.log_psi(ensemble.sigma), ensemble.log_psi, ensemble.weights)
-        found = _distance(ratio, ensemble.weights)
+        psi, found = state.bind(put(trial.astype(state.dtype))), math.inf
+        with suppress(NumericalError):  # of a trial that went too far
+            ensemble = ensembles.of(psi)
+            ratio = _ratio(target.log_psi(ensemble.sigma), ensemble.log_psi, ensemble.weights)
+            found = _distance(ratio, ensemble.weights)
         tick(f"infidelity {found:.1e}")
         if found < best:
             stalled = stalled + 1 if found > _STALLED * best else 0
@@ -116,8 +117,8 @@ def _residual(ratio: Array, weights: Array) -> tuple[Array, Array]:
     """What d log psi should be (n,), and with which weights (n,).
 
     Near phi that is r / E r - 1 with the weights of psi. Where the ratio is far from 1 its logarithm takes its place, and phi
-    weighs as much as psi: configurations of phi that psi hardly visits draw it there. A small share of the weight, less and less,
-    is spread over all configurations: else a step may raise psi where nobody looks.
+    weighs as much as psi: configurations of phi that psi hardly visits draw it there. A small share of the weight, less and
+    less, is spread over all configurations: else a step may raise psi where nobody looks.
     """
     xp = namespace(ratio)
     share = weights * xp.abs(ratio) ** 2
@@ -179,58 +180,27 @@ class Remembered:
 
 
 @dataclass(frozen=True)
-class Turned:
-    """exp(-i D t) psi, D the diagonal of an operator."""
+class Factor:
+    """(1 + c (H - energy)) psi."""
 
     psi: LogPsi
-    operator: Operator
-    time: complex
-
-    def log_psi(self, sigma: Array) -> Array:
-        """log psi (n,) complex128."""
-        return self.psi.log_psi(sigma) - 1j * self.time * self.operator.diagonal(sigma)
-
-
-@dataclass(frozen=True)
-class Moved:
-    """(1 - i t (X - mean)) psi, X the part of an operator off the diagonal."""
-
-    psi: LogPsi
-    operator: Operator
-    time: complex
-    mean: float = 0.0
+    hamiltonian: Operator
+    coefficient: complex
+    energy: float
     economy: Economy = DEFAULT
 
     def log_psi(self, sigma: Array) -> Array:
         """log psi (n,) complex128."""
         log_psi = self.psi.log_psi(sigma)
-        local = off_diagonal(self.psi, self.operator, sigma, log_psi, self.economy)
+        (local,) = local_values(self.psi, [self.hamiltonian], sigma, log_psi, self.economy)
         with np.errstate(divide="ignore"):
-            return log_psi + namespace(sigma).log(1 - 1j * self.time * (local - self.mean))
+            return log_psi + namespace(sigma).log(1 + self.coefficient * (local - self.energy))
 
 
-def off_diagonal(
-    psi: LogPsi, operator: Operator, sigma: Array, log_psi: Array, economy: Economy = DEFAULT
-) -> Array:
-    """Local estimates (n,) of X."""
-    (local,) = local_values(psi, [operator], sigma, log_psi, economy)
-    return local - operator.diagonal(sigma)
-
-
-def targets(
-    operator: Operator, length: float, mean: float = 0.0, economy: Economy = DEFAULT
-) -> Iterator[Callable[[Wavefunction], LogPsi]]:
-    """The two targets of a step of ``length``, each made of the psi that the one before it has led to; ``mean``: about <X>."""
-    half = length / 2
-
-    def first(psi: Wavefunction) -> LogPsi:
-        return Moved(Turned(psi, operator, half), operator, (0.5 - 0.5j) * length, mean, economy)
-
-    def second(psi: Wavefunction) -> LogPsi:
-        return Turned(Moved(psi, operator, (0.5 + 0.5j) * length, mean, economy), operator, half)
-
-    yield first
-    yield second
+def coefficients(length: float, order: int) -> list[complex]:
+    """c_j of the factors of a step: those of exp(-i H t) to the order in t = ``length``."""
+    roots = np.roots([1 / math.factorial(k) for k in range(order, -1, -1)])
+    return [complex(1j * length / root) for root in roots]
 
 
 @dataclass(frozen=True)
