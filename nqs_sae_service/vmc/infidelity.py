@@ -8,12 +8,12 @@ For a target phi, with r = phi / psi and E the mean over |psi|^2,
 solves the least-squares problem O-bar d theta = r / E r - 1; it is the natural gradient, damped as by Levenberg and Marquardt:
 a step that does not bring psi nearer is taken back and damped more.
 
-A step of time is a product of linear factors (Gravina et al., LPE): with the roots z_j of the Taylor polynomial of exp of order s,
+A step of time is a product of linear factors (LPE, Gravina et al.): with the roots z_j of the Taylor polynomial of exp,
 
-    exp(-i (H - E) dt) = prod_j (1 + i (H - E) dt / z_j) + O(dt^(s + 1)),    E = <H>,
+    exp(-i (H - E) dt) = prod_j (1 + i (H - E) dt / z_j) + O(dt^(s + 1)),    j = 1 ... s,    E = <H>,
 
-so that s projections make a step, each of a target that needs one local energy. E is but a phase; without it dt would have to be
-small against 1 / |E|, not against the inverse of the spread of the energy.
+so that s projections make a step, each of a target that needs one local energy. E is but a phase; without it dt would have to
+be small against 1 / |E|, not against the inverse of the spread of the energy.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import numpy as np
 from ..engine.arrays import namespace, to_host
 from ..engine.economy import DEFAULT, Economy
 from ..errors import NumericalError
-from ..states import LogPsi, State, Wavefunction
+from ..states import LogPsi, State
 from .ensembles import Ensembles, derivatives
 from .estimators import local_values
 from .evolution import centre, gram, rows_of
