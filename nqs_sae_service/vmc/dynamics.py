@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 Array = Any
 
+_HALVINGS, _WELL = (
+    4,
+    30.0,
+)  # of a step of projections; an infidelity so many times the one wanted is good enough
+
 
 @dataclass(frozen=True)
 class Advance:
@@ -109,9 +114,18 @@ class Ptvmc:
     options: Dynamics
 
     def step(self, theta: np.ndarray, longest: float, ensembles: Ensembles) -> Advance:
-        """A step of the length of the spec, or the ``longest`` one."""
-        motion, options = self.motion, self.options
-        length, infidelity = min(options.step, longest), 0.0
+        """A step of at most the length of the spec: halved, some times, where the network does not follow."""
+        options, length = self.options, min(self.options.step, longest)
+        for halvings in range(_HALVINGS + 1):
+            moved, infidelity = self._moved(theta, length, ensembles)
+            if infidelity <= _WELL * options.infidelity * options.order or halvings == _HALVINGS:
+                break
+            length /= 2
+        return Advance(moved, length, min(options.step, 2 * length), infidelity, float("nan"))
+
+    def _moved(self, theta: np.ndarray, length: float, ensembles: Ensembles) -> tuple[np.ndarray, float]:
+        """Parameters after a step, and its infidelity."""
+        motion, options, infidelity = self.motion, self.options, 0.0
         energy = self._energy(theta, ensembles)
         for coefficient in coefficients(length, options.order):
             target = Factor(motion.bind(theta), motion.hamiltonian, coefficient, energy, motion.economy)
@@ -126,7 +140,7 @@ class Ptvmc:
                 lambda message: motion.tick(),
             )
             theta, infidelity = projected.theta, infidelity + projected.infidelity
-        return Advance(theta, length, options.step, infidelity, float("nan"))
+        return theta, infidelity
 
     def _energy(self, theta: np.ndarray, ensembles: Ensembles) -> float:
         psi, motion = self.motion.bind(theta), self.motion

@@ -78,7 +78,9 @@ def test_one_configuration_of_every_orbit_is_enough(kind):
     group = symmetries_of(state)
     sigma, counts = orbits(EVERYTHING, group)
     brute = {
-        min((s[p] * f).astype(np.int8).tobytes() for p, f in zip(group.permutations, group.flips, strict=True))
+        min(
+            (s[p] * f).astype(np.int8).tobytes() for p, f in zip(group.permutations, group.flips, strict=True)
+        )
         for s in EVERYTHING
     }
     assert len(sigma) == len(brute)
