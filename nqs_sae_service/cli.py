@@ -320,7 +320,7 @@ def gc(
 
 @app.command()
 def show(run: Run) -> None:
-    """Summarise a run: energy, dictionaries, verdicts, steering."""
+    """Summarise a run: energy, dynamics, dictionaries, verdicts, steering."""
     with _plain_errors(BAD_USAGE), _foreign_files(run):
         from .report import show as show_run
 

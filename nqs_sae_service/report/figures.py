@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,11 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from ..datasets.files import replace_atomically
+from .moments import moment, settled, shown_times
 from .plots.correlations import correlation_figure
+from .plots.evolution import drift_figure, observables_figure
+from .plots.followed import followed_figure
+from .plots.later import later_figure
 from .plots.steering import steering_figure
 from .plots.style import STYLE
 from .plots.sweep import sweep_figures
@@ -56,9 +61,10 @@ def draw(found: Run | Sweep) -> dict[str, Figure]:
     with mpl.rc_context(STYLE):
         if isinstance(found, Sweep):
             return sweep_figures(found)
-        drawn = {
-            name: figure for stage, data in found.stages.items() for name, figure in _of(stage, data).items()
-        }
+        stages = settled(found.stages)
+        followed = {"followed": followed_figure(found.stages["features"])} if "features" in stages else {}
+        drawn = {name: figure for stage, data in stages.items() for name, figure in _of(stage, data).items()}
+        drawn |= followed
         return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
@@ -74,16 +80,27 @@ def render(figure: Figure, kind: Format) -> bytes:
 def _of(stage: str, dataset: xr.Dataset) -> dict[str, Figure | None]:
     if stage == "ground_state":
         return {"energy": energy_figure(dataset)}
+    if stage == "dynamics":
+        return {"evolution": observables_figure(dataset), "drift": drift_figure(dataset)}
     if stage == "sae":
         return {"sae": dictionary_figure(dataset)}
     if stage == "features":
         return {"correlations": correlation_figure(dataset)}
     if stage == "steering":
-        return {
-            "steering_" + re.sub(r"[^\w.-]", "_", str(target)): steering_figure(dataset, target)
-            for target in labels(dataset, "target")
-        }
+        return _steering(dataset)
     return {}
+
+
+def _steering(dataset: xr.Dataset) -> dict[str, Figure | None]:
+    """A figure for every target and steered time that is shown, and one for what happens later."""
+    drawn: dict[str, Figure | None] = {}
+    for target in labels(dataset, "target"):
+        name = re.sub(r"[^\w.-]", "_", str(target))
+        for shown in shown_times(dataset):
+            time = "" if math.isnan(moment(shown)) else f"_t{moment(shown):g}"
+            drawn[f"steering_{name}{time}"] = steering_figure(shown, target)
+        drawn[f"later_{name}"] = later_figure(dataset, target)
+    return drawn
 
 
 def _write(directory: Path, name: str, images: Images, kind: Format) -> Path:

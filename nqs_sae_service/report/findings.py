@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from .moments import when
 from .numbers import NOTHING, number, span, with_error, with_interval
 from .records import Kind, Table, Verdict
 from .values import (
@@ -92,10 +93,11 @@ def feature_tables(dataset: xr.Dataset) -> list[Table]:
         best += [(heading, *_best(dataset, layer, name)) for name in labels(dataset, "observable")]
         beside += [(str(layer), *row) for row in _beside(dataset, layer)]
     observables = [str(name) for name in labels(dataset, "observable")]
+    at = when(dataset, " at ")
     tables = [
-        Table(f"Features{level}", ("layer", "observable", *FEATURES), best, 1, FEATURES),
+        Table(f"Features{at}{level}", ("layer", "observable", *FEATURES), best, 1, FEATURES),
         Table(
-            f"Features and controls, r on test chains{level}",
+            f"Features and controls{at}, r on test chains{level}",
             ("layer", "r of", *observables),
             beside,
             1,
@@ -233,7 +235,7 @@ def steering_tables(dataset: xr.Dataset) -> list[Table]:
                     if any(text != NOTHING for text in cells):
                         name = _turned(dataset, at) if direction == "feature" else plain(direction)
                         rows.append((f"{layer} · {target}", f"{name}, {estimator}", *cells))
-    title = f"Steering (energy budget |dE/E| <= {number(energy_budget(dataset), 1)})"
+    title = f"Steering{when(dataset, ' at ')} (energy budget |dE/E| <= {number(energy_budget(dataset), 1)})"
     columns = ("layer, target", "direction, estimator", *list(STEERING)[2:])
     return [Table(title, columns, rows, 1, STEERING)] if rows else []
 

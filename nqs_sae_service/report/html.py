@@ -19,7 +19,7 @@ import xarray as xr
 from ..datasets.files import write_text
 from .figures import Images
 from .reading import Run, Sweep, read
-from .records import Kind, Table, Verdict
+from .records import Kind, Section, Table, Verdict
 from .summary import summarise
 from .values import plain
 
@@ -38,6 +38,12 @@ CAPTIONS = {
     "energy": "Ground state: energy during training, and its distance to the exact one.",
     "sae": "Dictionaries: loss, active and dead features during training.",
     "correlations": "The best feature beside its controls, chosen on select chains and measured on test chains.",
+    "evolution": "Observables after the quench, with standard errors, beside the exactly evolved state where it is known.",
+    "drift": "Energy after the quench, the error of the steps, and their length, from one recorded time to the next.",
+    "followed": "The followed feature of each observable beside its controls, |r| on test chains with its bootstrap interval. "
+    "Open circles or shaded: times held out of training and choice.",
+    "later": "The target after the feature was turned, while the steered state evolves on. A column per layer, a colour per "
+    "scale of the feature; the scale 1 is the original state.",
     "steering": "Turning the feature, beside controls that disturb the state as much (matched infidelity). The energy "
     "axis is linear inside the shaded budget and logarithmic outside.",
     "sweep_observables": "Observables against the swept parameter.",
@@ -60,14 +66,17 @@ def write_report(run_dir: Path | str, images: Images | None = None) -> Path:
 def page(found: Run | Sweep, images: Images) -> str:
     """The page as text."""
     summary = summarise(found)
+    elsewhere = {kind for section in summary.sections for kind in section.figures}
+    others = [name for name in images.figures if _kind(name) not in elsewhere]
     verdicts = "\n".join(_verdict(verdict) for verdict in summary.verdicts) or "<p>None.</p>"
     return Template(_resource("page.html")).substitute(
         title=escape(summary.title),
         style=_resource("style.css"),
         state=escape(_state(found)),
         verdicts=f'{verdicts}\n<p class="legend">{LEGEND}</p>',
+        sections="".join(_section(section, images) for section in summary.sections),
         tables="\n".join(_table(table) for table in summary.tables) or "<p>None yet.</p>",
-        figures="\n".join(_figure(name, images) for name in images.figures) or "<p>None yet.</p>",
+        figures="\n".join(_figure(name, images) for name in others) or "<p>None yet.</p>",
         provenance=_provenance(found),
         spec=_spec(found),
     )
@@ -83,6 +92,17 @@ def _state(found: Run | Sweep) -> str:
 
 def _verdict(verdict: Verdict) -> str:
     return f'<p class="verdict {verdict.kind}"><b>{WORDS[verdict.kind]}</b>{escape(verdict.text)}</p>'
+
+
+def _section(section: Section, images: Images) -> str:
+    """Verdicts first, then figures and tables, under a heading."""
+    parts = [
+        f"<h2>{escape(section.title)}</h2>",
+        *map(_verdict, section.verdicts),
+        *(_figure(name, images) for name in images.figures if _kind(name) in section.figures),
+        *map(_table, section.tables),
+    ]
+    return "\n".join(parts) + "\n"
 
 
 def _table(table: Table) -> str:
@@ -110,11 +130,16 @@ def _definitions(definitions: Mapping[str, Any]) -> str:
 def _figure(name: str, images: Images) -> str:
     """The figure as an SVG image in the page itself."""
     image = base64.b64encode(images.bytes(name, "svg")).decode("ascii")
-    caption = CAPTIONS["steering" if name.startswith("steering_") else name]
+    caption = CAPTIONS[_kind(name)]
     return (
         f'<figure><img alt="{escape(plain(name))}" src="data:image/svg+xml;base64,{image}">\n'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
+
+
+def _kind(name: str) -> str:
+    """What kind of figure this is; those of steering carry their target and time in their name."""
+    return name if name in CAPTIONS else name.partition("_")[0]
 
 
 def _provenance(found: Run | Sweep) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from .moments import when
 from .numbers import NOTHING, number, with_error
 from .records import Table, Verdict
-from .values import attribute, cell, finite, labels
+from .values import attribute, cell, finite, labels, several
 
 R_HAT_LIMIT = 1.1  # above it chains disagree (Gelman et al., Bayesian Data Analysis, section 11.5)
 SIMPLE_R2_LIMIT = 0.99  # above it no feature can show more than simple functions of the input do
@@ -38,6 +39,7 @@ OBSERVABLES = {
     "exact": "ground-state expectation value where it is known",
     "R-hat": "split R-hat between chains",
 }
+AFTER_QUENCH = "that of the exactly evolved state where it is known"
 WHOLE_STATE = {
     "energy variance": "mean of |E_loc - E|^2 (total, in J^2); 0 for an eigenstate",
     "Renyi-2 entropy": "-log tr rho_A^2 of one part of the lattice, from swapped pairs of samples",
@@ -118,14 +120,16 @@ def _bounded_steps(dataset: xr.Dataset) -> str:
 
 
 def observable_verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """Observables that simple functions of the input already explain, and those whose chains disagree."""
+    """Observables that simple functions of the input already explain, and those whose chains disagree at any time."""
     names = labels(dataset, "observable")
-    simple = {name: cell(dataset, "simple_function_r2", observable=name) for name in names}
-    explained = [f"{name} ({r2:.4f})" for name, r2 in simple.items() if r2 > SIMPLE_R2_LIMIT]
-    apart = [name for name in names if cell(dataset, "r_hat", observable=name) > R_HAT_LIMIT]
+    simple = {name: several(dataset, "simple_function_r2", observable=name) for name in names}
+    means = {name: float(values.mean()) for name, values in simple.items() if values.size}
+    explained = [f"{name} ({r2:.4f})" for name, r2 in means.items() if r2 > SIMPLE_R2_LIMIT]
+    apart = [name for name in names if np.any(several(dataset, "r_hat", observable=name) > R_HAT_LIMIT)]
     verdicts = []
     if explained:
-        text = "Simple functions of the input explain (R2) " + ", ".join(explained)
+        kind = "R2, mean over time" if "time" in dataset.dims else "R2"
+        text = f"Simple functions of the input explain ({kind}) " + ", ".join(explained)
         verdicts.append(Verdict("note", text + ": no feature can show more than those functions do."))
     if apart:
         verdicts.append(
@@ -149,7 +153,10 @@ def observable_tables(dataset: xr.Dataset) -> list[Table]:
     functions = dataset.attrs.get("simple_functions", "{1, m, |m|, m^2, zz, C_half}")
     simple_r2 = f"variance share that {functions} explain; above 0.99 no feature can show more"
     definitions = {**OBSERVABLES, "simple R2": simple_r2}
-    return [Table("Observables", columns, rows, definitions=definitions), *_whole_state(dataset)]
+    at = when(dataset, " at ")
+    if at:
+        definitions["exact"] = AFTER_QUENCH
+    return [Table(f"Observables{at}", columns, rows, definitions=definitions), *_whole_state(dataset)]
 
 
 def _whole_state(dataset: xr.Dataset) -> list[Table]:
@@ -163,11 +170,10 @@ def _whole_state(dataset: xr.Dataset) -> list[Table]:
             cell(dataset, variable, subsystem=name) for variable in ("renyi2", "renyi2_error", "renyi2_exact")
         )
         rows.append((f"Renyi-2 entropy, {name}", with_error(value, error), number(exact, 6)))
-    return (
-        [Table("The whole state", ("quantity", "value", "exact"), rows, definitions=WHOLE_STATE)]
-        if rows
-        else []
-    )
+    at = when(dataset, " at ")
+    definitions = WHOLE_STATE | ({"exact": AFTER_QUENCH} if at else {})
+    table = Table(f"The whole state{at}", ("quantity", "value", "exact"), rows, definitions=definitions)
+    return [table] if rows else []
 
 
 def dictionary_verdicts(dataset: xr.Dataset) -> list[Verdict]:
@@ -183,8 +189,9 @@ def dictionary_verdicts(dataset: xr.Dataset) -> list[Verdict]:
 
 
 def dictionary_tables(dataset: xr.Dataset) -> list[Table]:
-    """Quality of each dictionary."""
-    rows = []
+    """Quality of each dictionary; what depends on time as the mean over the times."""
+    count = dataset.sizes.get("time", 0)
+    dataset, rows = _mean_over_time(dataset), []
     for layer in labels(dataset, "layer"):
         for seed in labels(dataset, "sae_seed"):
             at = {"layer": layer, "sae_seed": seed}
@@ -204,7 +211,20 @@ def dictionary_tables(dataset: xr.Dataset) -> list[Table]:
         f"{key} = {dataset.attrs[key]}" for key in ("kind", "k", "input") if dataset.attrs.get(key)
     )
     title = f"Dictionaries ({settings})" if settings else "Dictionaries"
-    return [Table(title, ("layer", "seed", *DICTIONARIES), rows, group=1, definitions=DICTIONARIES)]
+    definitions = dict(DICTIONARIES)
+    if count:
+        for name in ("energy recovered", "infidelity"):
+            definitions[name] += f"; mean over {count} times"
+    return [Table(title, ("layer", "seed", *DICTIONARIES), rows, group=1, definitions=definitions)]
+
+
+def _mean_over_time(dataset: xr.Dataset) -> xr.Dataset:
+    means = {
+        name: values.mean("time")
+        for name, values in dataset.data_vars.items()
+        if "time" in values.dims and values.dtype.kind in "biuf"
+    }
+    return dataset.assign(means)
 
 
 def _last(dataset: xr.Dataset, name: str, **at: Any) -> xr.DataArray | None:

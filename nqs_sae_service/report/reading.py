@@ -50,7 +50,24 @@ class Run:
 
     @property
     def missing(self) -> list[str]:
-        return [stage for stage in SCHEMA if stage not in self.stages]
+        asked = (stage for stage in SCHEMA if stage != "dynamics" or self.evolves)
+        return [stage for stage in asked if stage not in self.stages]
+
+    @property
+    def evolves(self) -> bool:
+        """Whether the run follows its state through time, as its spec or its files say."""
+        if any("time" in dataset.dims for dataset in self.stages.values()):
+            return True
+        duration = self.section("dynamics").get("duration")
+        return isinstance(duration, (int, float)) and duration > 0
+
+    def section(self, name: str) -> Mapping[str, Any]:
+        """A section of the spec, empty when it is missing or cannot be read."""
+        try:
+            section = tomli.loads(self.spec_text).get(name)
+        except (ValueError, RecursionError):
+            return {}
+        return section if isinstance(section, dict) else {}
 
 
 @dataclass(frozen=True)

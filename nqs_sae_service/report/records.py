@@ -49,9 +49,20 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Section:
+    """What belongs together under a heading of its own: verdicts, tables, and which kinds of figures."""
+
+    title: str
+    verdicts: Sequence[Verdict]
+    tables: Sequence[Table]
+    figures: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Summary:
     """Everything the report says in words and numbers about a run or a sweep."""
 
     title: str
     verdicts: Sequence[Verdict]
     tables: Sequence[Table]
+    sections: Sequence[Section] = ()

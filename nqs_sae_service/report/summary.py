@@ -2,7 +2,8 @@
 
 The order is that of the argument: is the state good (energy, R-hat, V-score), is the dictionary good (explained variance,
 energy recovered), does a feature say more than its controls (gain with its interval), does turning it move the observable
-further than the controls do at the same infidelity (reach within the energy budget, efficiency).
+further than the controls do at the same infidelity (reach within the energy budget, efficiency). After a quench
+sections of their own follow: was the state followed through time, does one feature keep its meaning, what did turning it do.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from typing import Any
 import xarray as xr
 
 from . import findings, quality
+from .evolution import dynamics_section
+from .followed import courses, followed_section
+from .moments import at_time, last_training_time, settled, shown_times, when
 from .numbers import NOTHING, number, with_error
 from .reading import Run, Sweep
-from .records import Kind, Summary, Table, Verdict
+from .records import Kind, Section, Summary, Table, Verdict
 from .values import attribute, cell, finite, labels
 
 SWEEP = {
@@ -25,25 +29,59 @@ SWEEP = {
     "explained": "explained variance of the dictionaries of the last layer, mean over seeds",
     "|r| columns": "|r| of the best feature of the last layer on test chains, and its gain over the best control",
 }
+THROUGH_TIME = (
+    "lowest |r| of the followed feature of the last layer over the held-out times, test chains, and by how much that is above "
+    "the lowest of the best control"
+)
 
 
 def summarise(found: Run | Sweep) -> Summary:
     """Sentences and tables of a run or a sweep."""
     if isinstance(found, Sweep):
         return Summary(found.name, _sweep_verdicts(found), [sweep_table(found)])
-    builders = {
-        "ground_state": (quality.ground_state_verdicts, quality.ground_state_tables),
-        "observables": (quality.observable_verdicts, quality.observable_tables),
-        "sae": (quality.dictionary_verdicts, quality.dictionary_tables),
-        "features": (findings.feature_verdicts, findings.feature_tables),
-        "steering": (findings.steering_verdicts, findings.steering_tables),
-    }
+    stages = settled(found.stages)
     verdicts, tables = _state_verdicts(found), []
-    for stage, (verdicts_of, tables_of) in builders.items():
-        if stage in found.stages:
-            verdicts += verdicts_of(found.stages[stage])
-            tables += tables_of(found.stages[stage])
-    return Summary(found.name, verdicts, tables)
+    if "ground_state" in stages:
+        verdicts += quality.ground_state_verdicts(stages["ground_state"])
+        tables += quality.ground_state_tables(stages["ground_state"])
+    if "observables" in stages:
+        verdicts += quality.observable_verdicts(found.stages["observables"])
+        tables += quality.observable_tables(stages["observables"])
+    if "sae" in stages:
+        verdicts += quality.dictionary_verdicts(stages["sae"])
+        tables += quality.dictionary_tables(stages["sae"])
+    if "features" in stages:
+        features = stages["features"]
+        if (
+            next(courses(found.stages["features"]), None) is None
+        ):  # else a section of their own leads with verdicts
+            verdicts += _timed(findings.feature_verdicts(features), features)
+        tables += findings.feature_tables(features)
+    if "steering" in stages and "time" not in stages["steering"].dims:
+        verdicts += findings.steering_verdicts(stages["steering"])
+        tables += findings.steering_tables(stages["steering"])
+    return Summary(found.name, verdicts, tables, _sections(found))
+
+
+def _sections(run: Run) -> list[Section]:
+    """What a run has to say about time; nothing without dynamics."""
+    stages, sections = run.stages, []
+    if "dynamics" in stages:
+        sections.append(dynamics_section(run))
+    if followed := followed_section(stages.get("features", xr.Dataset())):
+        sections.append(followed)
+    if "steering" in stages and "time" in stages["steering"].dims:
+        verdicts, tables = [], []
+        for moment in shown_times(stages["steering"]):
+            verdicts += _timed(findings.steering_verdicts(moment), moment)
+            tables += findings.steering_tables(moment)
+        sections.append(Section("Steering", verdicts, tables, ("steering", "later")))
+    return sections
+
+
+def _timed(verdicts: list[Verdict], dataset: xr.Dataset) -> list[Verdict]:
+    """The verdicts of one time, which they say."""
+    return [Verdict(verdict.kind, when(dataset, after=": ") + verdict.text) for verdict in verdicts]
 
 
 def _state_verdicts(run: Run) -> list[Verdict]:
@@ -89,7 +127,10 @@ def sweep_table(sweep: Sweep) -> Table:
         swept = [str(point.coordinates.get(key, NOTHING)) for key in keys]
         rows.append((*swept, *_point_cells(point.run), *(_headline(found, name) for name in observables)))
     columns = (*keys, "state", "energy", "relative error", "explained", *(f"|r| {o}" for o in observables))
-    return Table("Points of the sweep", columns, rows, definitions=SWEEP)
+    definitions = dict(SWEEP)
+    if any("followed_pearson" in dataset for dataset in features):
+        definitions["|r| columns"] = THROUGH_TIME
+    return Table("Points of the sweep", columns, rows, definitions=definitions)
 
 
 def _point_cells(run: Run) -> tuple[str, ...]:
@@ -100,10 +141,16 @@ def _point_cells(run: Run) -> tuple[str, ...]:
 
 
 def _headline(features: xr.Dataset, observable: Any) -> str:
-    """``|r| (gain)`` of the last layer."""
+    """``|r| (gain)`` of the last layer; through time, of the feature that was followed."""
     at = {"layer": (labels(features, "layer") or [None])[-1], "observable": observable}
-    r, gain = abs(cell(features, "best_pearson", **at)), cell(features, "gain", **at)
-    return NOTHING if math.isnan(r) else f"{r:.3f} ({gain:+.3f})"
+    last = at_time(features, last_training_time({"features": features}))
+    r, gain = abs(cell(last, "best_pearson", **at)), cell(last, "gain", **at)
+    for course in courses(features):
+        if (course.layer, course.observable) == (str(at["layer"]), str(observable)) and course.weakest >= 0:
+            r = float(course.r[course.weakest])
+            gain = r - course.best_control[1]
+    above = "" if math.isnan(gain) else f" ({gain:+.3f})"
+    return NOTHING if math.isnan(r) else f"{r:.3f}{above}"
 
 
 def _explained(dictionaries: xr.Dataset) -> float:

@@ -36,7 +36,17 @@ def show(run_dir: Path | str, console: Console) -> None:
     console.print(Text(summary.title, style="bold"))
     for verdict in summary.verdicts:
         console.print(_line(verdict))
-    for table in summary.tables:
+    for section in summary.sections:
+        console.print()
+        console.print(Text(section.title, style="bold underline"))
+        for verdict in section.verdicts:
+            console.print(_line(verdict))
+        _print_tables(section.tables, console)
+    _print_tables(summary.tables, console)
+
+
+def _print_tables(tables: Sequence[Table], console: Console) -> None:
+    for table in tables:
         console.print()
         console.print(Text(table.title, style="bold"))
         widths = _widths(table)

@@ -40,10 +40,40 @@ def labels(dataset: xr.Dataset, dimension: str) -> list[Any]:
     return dataset[dimension].values.tolist() if dimension in dataset.dims else []
 
 
+def series(dataset: xr.Dataset, name: str, dim: str, **at: Any) -> np.ndarray:
+    """A variable along ``dim`` at some labels, float64 (size of dim,); NaN when it or a label is missing."""
+    nothing = np.full(dataset.sizes.get(dim, 0), np.nan)
+    try:
+        found = np.asarray(dataset[name].sel(at), dtype=float)
+    except (KeyError, ValueError):
+        return nothing
+    return found if found.shape == nothing.shape else nothing
+
+
+def grid(dataset: xr.Dataset, name: str, *dims: str) -> np.ndarray:
+    """A variable over ``dims`` in this order, float64; NaN when it is missing or has other dimensions."""
+    if name not in dataset or set(dataset[name].dims) != set(dims):
+        return np.full([dataset.sizes.get(dim, 0) for dim in dims], np.nan)
+    return np.asarray(dataset[name].transpose(*dims), dtype=float)
+
+
+def axis(dataset: xr.Dataset, dim: str) -> np.ndarray:
+    """Labels of a dimension as numbers."""
+    return np.asarray(labels(dataset, dim), dtype=float)
+
+
 def finite(values: xr.DataArray | None) -> np.ndarray:
     """The finite numbers of a variable as a flat array."""
     array = np.asarray([] if values is None else values, dtype=float).ravel()
     return array[np.isfinite(array)]
+
+
+def several(dataset: xr.Dataset, name: str, **labels: Any) -> np.ndarray:
+    """The finite numbers of a variable at some labels, at all times; none when the variable or a label is missing."""
+    try:
+        return finite(dataset[name].sel(labels))
+    except (KeyError, TypeError, ValueError):
+        return np.empty(0)
 
 
 def most_trusted(dataset: xr.Dataset, at: Mapping[str, Any], name: str) -> str | None:

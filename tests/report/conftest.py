@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from nqs_sae_service.datasets.schema import labelled
 
@@ -23,6 +25,7 @@ SCALES = np.array([0.0, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5, 2.0])
 EXACT = -50.9426741143
 FEATURES = 24
 SPEC = 'name = "tfim-40"\nseed = 1\n\n[hamiltonian]\nkind = "tfim"\nh = 1.0  # <critical> & exact\n'
+Builder = Callable[[np.random.Generator], xr.Dataset]
 ORIGIN = {
     "stage_version": 1,
     "key": "0123abcd",
@@ -212,6 +215,116 @@ def activations(rng: np.random.Generator) -> xr.Dataset:
 BUILDERS = {f.__name__: f for f in (ground_state, samples, observables, activations, sae, features, steering)}
 
 
+TIMES = np.round(np.linspace(0, 2, 21), 12)
+HELD_OUT = (np.arange(21) % 4 == 2).astype(np.int8)
+LAST_TRAINING = 2.0
+STEERED = (0.5, 1.5)
+QUENCH_SPEC = SPEC + '\n[dynamics]\nduration = 2.0\nhamiltonian = {kind = "tfim", h = 0.5}\n'
+PER_TIME = {
+    "observables": ("value", "mean", "error", "r_hat", "exact", "simple_function_r2"),
+    "sae": ("energy_recovered", "infidelity"),
+    "features": (
+        *(
+            "pearson",
+            "pearson_low",
+            "pearson_high",
+            "spearman",
+            "p_value",
+            "q_value",
+            "best_feature",
+            "best_pearson",
+        ),
+        *("best_control", "gain", "gain_low", "gain_high", "verdict", "control_pearson", "control_low"),
+        *("control_high", "untrained_pearson", "density"),
+    ),
+}
+
+
+def dynamics(rng: np.random.Generator) -> xr.Dataset:
+    """A state that leaves the exact one slowly, with the largest error in the last interval."""
+    wave = np.stack(
+        [np.cos(TIMES), 0.4 + 0.2 * np.sin(3 * TIMES), 0.6 + 0.3 * TIMES * np.exp(-TIMES)], axis=1
+    )
+    departure = 2e-4 * TIMES[:, None] ** 3 * np.array([1.0, -2.0, 0.5])
+    missed = 1e-3 * 10 ** (0.8 * TIMES) * rng.uniform(0.8, 1.2, len(TIMES))
+    missed[0] = np.nan
+    step = 0.02 * np.exp(-TIMES)
+    step[0] = np.nan
+    variables = {
+        "energy": -30 + 1e-3 * TIMES**2,
+        "energy_error": np.full(len(TIMES), 2e-4),
+        "tdvp_error": missed,
+        "effective_rank": np.full(len(TIMES), 40.0),
+        "step_size": step,
+        "steps": np.arange(len(TIMES)) * 9,
+        "observable_mean": wave + departure,
+        "observable_error": np.full(wave.shape, 4e-4),
+        "observable_exact": wave,
+        "infidelity": 1e-5 * TIMES**4,
+        "parameters": rng.normal(size=(len(TIMES), 50)),
+        "final_configuration": np.ones((len(TIMES), 8, 40), np.int8),
+    }
+    attributes = {"method": "tdvp", "start": "ground_state", "imaginary": 0, "start_infidelity": 0.0}
+    coordinates = {"time": TIMES, "observable": OBSERVABLES}
+    return labelled("dynamics", variables, coordinates, attributes)
+
+
+def over_time(stage: str, rng: np.random.Generator) -> xr.Dataset:
+    """What the stage writes without a quench, once for every time."""
+    moments = [BUILDERS[stage](rng) for _ in TIMES]
+    varying = xr.concat([moment[list(PER_TIME[stage])] for moment in moments], "time")
+    varying = varying.assign_coords(time=TIMES, held_out=("time", HELD_OUT))
+    return moments[0].drop_vars(PER_TIME[stage]).merge(varying)
+
+
+def followed_features(rng: np.random.Generator) -> xr.Dataset:
+    """In the first layer the followed features keep their meaning, in the second one they lose it."""
+    dataset = over_time("features", rng)
+    base = np.array([[0.97, 0.95, 0.96], [0.9, 0.85, 0.8]])
+    fade = np.array([0.01, 0.15])[:, None] * TIMES[:, None, None]
+    r = base - fade + 0.004 * rng.normal(size=(len(TIMES), 2, 3))
+    r[..., 1] *= -1
+    controls = rng.uniform(0.3, 0.8, (6, 3)) * (1 - 0.1 * TIMES)[:, None, None, None] * np.ones((2, 1, 1))
+    controls = controls + 0.02 * rng.normal(size=controls.shape)
+    chosen, words = [[3, 17, 5], [17, 4, 9]], ["feature found", "no better than controls"]
+    sentences = [
+        [f"{words[i]}: <feature> {chosen[i][j]} & {OBSERVABLES[j]} through time" for j in range(3)]
+        for i in range(2)
+    ]
+    followed = {
+        "followed_feature": chosen,
+        "followed_pearson": r,
+        "followed_low": r - 0.015,
+        "followed_high": r + 0.015,
+        "followed_control_pearson": controls,
+        "followed_verdict": np.array(sentences),
+    }
+    coordinates = {name: dataset[name].values for name in ("time", "layer", "observable", "control")}
+    return dataset.merge(labelled("features", followed, coordinates)).assign_attrs(dataset.attrs)
+
+
+def steering_over_time(rng: np.random.Generator) -> xr.Dataset:
+    """Steered at two times; what evolves on from there rings down from where the steering has brought it."""
+    moments = xr.concat([steering(rng) for _ in STEERED], "time").assign_coords(time=list(STEERED))
+    later = TIMES[5:]
+    passed = np.clip(later - np.array(STEERED)[:, None], 0, None)[:, None, None, None, :, None]
+    kick = 0.1 * (SCALES - 1)[None, None, None, :, None, None]
+    values = 0.5 + 0.1 * np.sin(3 * later)[:, None] + kick * np.cos(2 * passed) * np.exp(-passed)
+    values = values * np.ones((2, 2, 2, len(SCALES), len(later), 3))
+    values[1, ..., later < STEERED[1], :] = np.nan
+    dims = ("time", "layer", "target", "scale", "later", "observable")
+    return moments.assign(evolved_mean=(dims, values)).assign_coords(later=later)
+
+
+QUENCHED = BUILDERS | {
+    "dynamics": dynamics,
+    "observables": lambda rng: over_time("observables", rng),
+    "sae": lambda rng: over_time("sae", rng),
+    "features": followed_features,
+    "steering": steering_over_time,
+}
+
+
 def unchanged(dataset: xr.Dataset) -> xr.Dataset:
     return dataset
 
@@ -221,15 +334,17 @@ def write_run(
     stages: tuple[str, ...] = tuple(BUILDERS),
     status: dict[str, Any] | None = None,
     change: Callable[[xr.Dataset], xr.Dataset] = unchanged,
+    builders: Mapping[str, Builder] = BUILDERS,
+    spec: str = SPEC,
 ) -> Path:
     """Write a run directory; ``change`` spoils each of its datasets."""
     directory.mkdir(parents=True)
-    (directory / "spec.toml").write_text(SPEC, encoding="utf-8")
+    (directory / "spec.toml").write_text(spec, encoding="utf-8")
     if status is not None:
         (directory / "status.json").write_text(json.dumps(status), encoding="utf-8")
     rng = np.random.default_rng(5)
     for stage in stages:
-        dataset = change(BUILDERS[stage](rng).assign_attrs(stage=stage, **ORIGIN))
+        dataset = change(builders[stage](rng).assign_attrs(stage=stage, **ORIGIN))
         dataset.to_netcdf(directory / f"{stage}.nc")
     return directory
 
@@ -246,6 +361,25 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
     return lambda name="tfim-40", *args, **options: write_run(tmp_path / name, *args, **options)
 
 
+def write_quenched(
+    directory: Path, stages: tuple[str, ...] = tuple(QUENCHED), spec: str = QUENCH_SPEC, **options: Any
+) -> Path:
+    """Write the directory of a run with dynamics."""
+    return write_run(directory, stages, builders=QUENCHED, spec=spec, **options)
+
+
+@pytest.fixture(scope="session")
+def quenched_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with dynamics and every stage; tests may add a report to it and change nothing else."""
+    return write_quenched(tmp_path_factory.mktemp("quenched") / "quench-40")
+
+
+@pytest.fixture
+def make_quenched(tmp_path: Path) -> Callable[..., Path]:
+    """``make_quenched(name, stages=..., change=...)`` writes the directory of a run with dynamics of the test's own."""
+    return lambda name="quench-40", *args, **options: write_quenched(tmp_path / name, *args, **options)
+
+
 @pytest.fixture(scope="session")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three points in h, the last one failed before its later stages."""
@@ -257,3 +391,33 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     partial = {"state": "failed", "stage": "samples", "error": "the disk is full"}
     write_run(directory / "hamiltonian.h=10.0", ("ground_state", "observables"), partial)
     return directory
+
+
+def visible_texts(figure: Figure) -> Iterator[Text]:
+    """Titles, tick labels within the axes, axis labels and legend entries."""
+    for axes in figure.axes:
+        yield axes.title
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            yield from (tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high)
+            yield axis.label
+    yield from (text for legend in figure.legends for text in legend.get_texts())
+
+
+@pytest.fixture
+def clashes() -> Callable[[Figure], list[tuple[str, str]]]:
+    """``clashes(figure)``: pairs of its texts that overlap. There must be texts at all."""
+
+    def found(figure: Figure) -> list[tuple[str, str]]:
+        figure.draw_without_rendering()
+        shown = [text for text in visible_texts(figure) if text.get_visible() and text.get_text()]
+        assert len(shown) > 15
+        boxes = [text.get_window_extent() for text in shown]
+        return [
+            (shown[i].get_text(), shown[j].get_text())
+            for i in range(len(boxes))
+            for j in range(i)
+            if boxes[i].overlaps(boxes[j])
+        ]
+
+    return found

@@ -75,11 +75,12 @@ def look_at(directory: Path, page: bool) -> str:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_changed_file_is_shown_or_refused(make_run: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(("kind", "changes"), [("make_run", 60), ("make_quenched", 24)])
+def test_a_changed_file_is_shown_or_refused(kind: str, changes: int, request: pytest.FixtureRequest) -> None:
     rng = random.Random(5)
-    directory = make_run()
+    directory = request.getfixturevalue(kind)()
     files = sorted(directory.glob("*.nc"))
-    for number in range(60):
+    for number in range(changes):
         path = rng.choice(files)
         with xr.open_dataset(path) as stored:
             original = stored.load()

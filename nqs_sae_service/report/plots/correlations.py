@@ -9,6 +9,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..moments import when
 from ..values import cell, index, labels, plain
 from .style import CONTROLS, FEATURE, Look, known, legend_above, paired, wrapped
 
@@ -24,7 +25,7 @@ def correlation_figure(dataset: xr.Dataset) -> Figure | None:
     panels = figure.subplots(len(layers), 1, sharex=True, squeeze=False)[:, 0]
     for axes, layer in zip(panels, layers, strict=True):
         _draw_layer(axes, dataset, layer)
-        axes.set_title(plain(layer), loc="left")
+        axes.set_title(plain(layer) + when(dataset, ", "), loc="left")
         axes.set_ylabel("|r| on test chains")
     panels[-1].set_xticks(range(len(observables)), [wrapped(name) for name in observables])
     legend_above(figure)

@@ -17,8 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from ..moments import when
 from ..numbers import number
-from ..values import cell, energy_budget, labels, most_trusted, plain
+from ..values import axis, cell, energy_budget, labels, most_trusted, plain, series
 from .style import (
     CONTROLS,
     FEATURE,
@@ -26,13 +27,11 @@ from .style import (
     GREY,
     Look,
     above,
-    axis,
     bars,
     known,
     legend_above,
     log_axis,
     paired,
-    series,
 )
 
 ROUNDING = 1e-9  # an infidelity below it is rounding of the network in single precision
@@ -94,9 +93,8 @@ def _draw_layer(column: Sequence[Axes], dataset: xr.Dataset, at: dict[str, Any])
     for axes in column:
         axes.axvline(1.0, color=GREY, linewidth=0.8, linestyle=":")
     feature = cell(dataset, "feature", **at)
-    column[0].set_title(
-        f"{plain(at['layer'])}, feature {feature:.0f}" if feature >= 0 else plain(at["layer"])
-    )
+    turned = f", feature {feature:.0f}" if feature >= 0 else ""
+    column[0].set_title(f"{plain(at['layer'])}{turned}{when(dataset, ', ')}")
     column[-1].set_xlabel("scale of the feature")
 
 

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from ..values import labels, plain
+from ..values import plain
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PURPLE, OLIVE, GREY = "#56B4E9", "#CC79A7", "#A89B00", "#666666"
@@ -57,21 +57,6 @@ def paired(items: Sequence[T], looks: Sequence[Look]) -> Iterator[tuple[T, Look]
     return zip(items, cycle(looks), strict=False)
 
 
-def series(dataset: xr.Dataset, name: str, dim: str, **at: Any) -> np.ndarray:
-    """A variable along ``dim`` at some labels, float64 (size of dim,); NaN when it or a label is missing."""
-    nothing = np.full(dataset.sizes.get(dim, 0), np.nan)
-    try:
-        found = np.asarray(dataset[name].sel(at), dtype=float)
-    except (KeyError, ValueError):
-        return nothing
-    return found if found.shape == nothing.shape else nothing
-
-
-def axis(dataset: xr.Dataset, dim: str) -> np.ndarray:
-    """Labels of a dimension as numbers."""
-    return np.asarray(labels(dataset, dim), dtype=float)
-
-
 def known(dataset: xr.Dataset, name: str, **at: Any) -> bool:
     """Whether a variable holds any finite number at some labels."""
     return name in dataset and bool(np.isfinite(np.asarray(dataset[name].sel(at), dtype=float)).any())
@@ -87,11 +72,38 @@ def bars(errors: np.ndarray) -> np.ndarray:
     return np.nan_to_num(np.abs(errors), posinf=0.0)
 
 
+def band(axes: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str) -> None:
+    """A shaded interval, where it is known and has a width."""
+    if (high > low).any():
+        axes.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
+
+
 def log_axis(axes: Axes) -> None:
     """A logarithmic y axis with at most six labels, none between the decades."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(numticks=6))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def used(panels: np.ndarray, count: int, x_label: str) -> list[Axes]:
+    """The first ``count`` of a grid of panels that share an x axis, named below each column; the others are removed."""
+    every = list(panels.ravel())
+    for axes in every[count:]:
+        axes.remove()
+    for axes in every[max(0, count - panels.shape[1]) : count]:
+        axes.set_xlabel(x_label)
+        axes.tick_params(labelbottom=True)
+    return every[:count]
+
+
+def whole_decades(axes: Axes, values: np.ndarray) -> None:
+    """A logarithmic y axis from decade to decade, so that at least two labels can be read."""
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return
+    log_axis(axes)
+    low, high = np.floor(np.log10(known.min())), np.ceil(np.log10(known.max()))
+    axes.set_ylim(10.0 ** (low - 0.05), 10.0 ** (max(high, low + 1) + 0.05))
 
 
 def wrapped(label: Any, width: int = 14) -> str:

@@ -11,6 +11,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..moments import settled
 from ..reading import Sweep
 from ..values import cell, labels, plain
 from .style import CONTROLS, FEATURE, Look, bars, legend_above, paired
@@ -27,11 +28,14 @@ def sweep_figures(sweep: Sweep) -> dict[str, Figure]:
         return {}
     observables = _curves(sweep, key, "observables", _expectation)
     correlations = _curves(sweep, key, "features", _correlation)
+    last = ", last time" if any(point.run.evolves for point in sweep.points) else ""
     drawn = {}
     if observables:
-        drawn["sweep_observables"] = _figure(observables, key, _draw_expectation, "expectation value")
+        drawn["sweep_observables"] = _figure(observables, key, _draw_expectation, f"expectation value{last}")
     if correlations:
-        drawn["sweep_correlations"] = _figure(correlations, key, _draw_correlation, "|r| on test chains")
+        drawn["sweep_correlations"] = _figure(
+            correlations, key, _draw_correlation, f"|r| on test chains{last}"
+        )
     return drawn
 
 
@@ -46,7 +50,7 @@ def _swept_number(sweep: Sweep) -> str | None:
 def _curves(sweep: Sweep, key: str, stage: str, values: Values) -> Curves:
     rows: dict[Any, dict[str, list[list[float]]]] = {}
     for point in sweep.points:
-        dataset = point.run.stages.get(stage, xr.Dataset())
+        dataset = settled(point.run.stages).get(stage, xr.Dataset())
         others = ", ".join(f"{name} = {value}" for name, value in point.coordinates.items() if name != key)
         for observable in labels(dataset, "observable"):
             row = [float(point.coordinates[key]), *values(dataset, observable)]

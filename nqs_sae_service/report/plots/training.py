@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..numbers import number
-from ..values import attribute, labels, plain
+from ..values import attribute, axis, labels, plain, series
 from .style import (
     BLUE,
     CONTROLS,
@@ -17,13 +17,11 @@ from .style import (
     RED,
     SKY,
     above,
-    axis,
     bars,
     known,
     legend_above,
     log_axis,
     paired,
-    series,
 )
 
 DICTIONARY_PANELS = {
