@@ -1,152 +1,255 @@
-"""One step through time, by either method, for a state of its own: parameters, walkers, the length to try next.
+"""A state on its way through time: where it starts, its steps, and what is recorded of it.
 
-``Tdvp`` follows the projected equation of motion (``evolution.py``) with steps that adapt to a tolerance; ``Ptvmc`` minimises
-the infidelity to the evolved state (``infidelity.py``) at every step of a given length.
+``Flight`` is everything that the next step depends on; ``Evolution`` moves it: onto a given state, to a later time, and takes
+down energy and observables where it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..engine.arrays import to_host
 from ..engine.devices import HOST, Device
 from ..engine.economy import DEFAULT, Economy
-from ..states import State, Wavefunction
-from .ensembles import Ensembles, derivatives
-from .estimators import local_values
-from .evolution import Velocity, adaptive_step, projected_velocity
-from .infidelity import Factor, Remembered, bring_onto, coefficients
+from ..engine.random import Stream
+from ..errors import NumericalError
+from ..physics.exact import all_configurations
+from ..physics.observables import make_observable
+from ..physics.quench import product_configuration
+from ..sampling import process_of
+from ..sampling.exact import Exact
+from ..states import LogPsi, State, Wavefunction
+from .ensembles import Ensembles, Sampled, Summed
+from .estimators import measure
+from .infidelity import bring_onto, path_to
+from .statistics import mean_and_error
+from .steps import METHODS, Motion
 
 if TYPE_CHECKING:
+    from ..physics.lattices import Lattice
     from ..physics.operators import Operator
     from ..spec.dynamics import Dynamics
+    from ..spec.sampling import Sampling
 
-Array = Any
+_ITERATIONS = 300  # of the descent onto a given state
+# To a product state, exactly at which some directions of the parameters vanish; summed in full, from samples.
+_START_INFIDELITY = {True: 3e-7, False: 1e-5}
+_REFUSED_INFIDELITY = 1e-2
+_ROUNDING = 1e-9  # of times
+RECORDED = (
+    "energy",
+    "energy_error",
+    "tdvp_error",
+    "effective_rank",
+    "step_size",
+    "steps",
+    "observable_mean",
+    "observable_error",
+    "parameters",
+    "final_configuration",
+)
 
-_HALVINGS, _WELL = (
-    4,
-    30.0,
-)  # of a step of projections; an infidelity so many times the one wanted is good enough
 
-
-@dataclass(frozen=True)
-class Advance:
-    """A step taken: parameters (n_parameters,) float64 at its end, its length, the length to try next, and how good it was.
-
-    ``error``: share of the energy variance that was missed, or the infidelity of the step; ``rank``: directions followed, NaN
-    where that is not known.
-    """
+@dataclass
+class Flight:
+    """Where the evolution is; everything that its next step needs, and what was recorded on the way."""
 
     theta: np.ndarray
-    length: float
-    next_length: float
-    error: float
-    rank: float
+    walkers: np.ndarray
+    sweeps: int = 0
+    time: float = 0.0
+    length: float = 0.0
+    steps: int = 0
+    start_infidelity: float = 0.0
+    interval: np.ndarray = field(
+        default_factory=lambda: np.zeros(4)
+    )  # steps, and sums of length, error, rank
+    times: list[float] = field(default_factory=list)
+    records: dict[str, list[np.ndarray]] = field(default_factory=lambda: {name: [] for name in RECORDED})
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything, for a checkpoint."""
+        scalars = (self.sweeps, self.time, self.length, self.steps, self.start_infidelity)
+        recorded = {f"recorded.{name}": np.stack(values) for name, values in self.records.items() if values}
+        return {
+            "theta": self.theta,
+            "walkers": self.walkers,
+            "scalars": np.asarray(scalars, np.float64),
+            "interval": self.interval,
+            "times": np.asarray(self.times),
+            **recorded,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Flight:
+        """Inverse of ``arrays``."""
+        sweeps, time, length, steps, start = arrays["scalars"].tolist()
+        flight = cls(arrays["theta"], arrays["walkers"], int(sweeps), time, length, int(steps), start)
+        flight.interval, flight.times = arrays["interval"], arrays["times"].tolist()
+        for name in RECORDED:
+            flight.records[name] = list(arrays.get(f"recorded.{name}", ()))
+        return flight
 
 
-class Method(Protocol):
-    """A way to take a step."""
+class Evolution:
+    """Moves flights of one network under one Hamiltonian.
 
-    def step(self, theta: np.ndarray, longest: float, ensembles: Ensembles) -> Advance:
-        """A step of at most ``longest``."""
+    ``tick`` is called with the flight about once a second, and before there is one.
+    """
 
+    def __init__(
+        self,
+        state: State,
+        lattice: Lattice,
+        hamiltonian: Operator,
+        sampling: Sampling,
+        options: Dynamics,
+        economy: Economy = DEFAULT,
+        device: Device = HOST,
+        tick: Callable[[Flight | None], None] = lambda flight: None,
+    ):
+        self.lattice, self.sampling, self.options = lattice, sampling, options
+        self.economy, self.device, self._tick = economy, device, tick
+        self.motion = Motion(state, hamiltonian, economy, device, self.tick)
+        self.method = METHODS[options.method](self.motion, options)
+        names = (*options.observables, "local_energy")
+        self.observables = [make_observable(name, lattice, hamiltonian) for name in names]
+        self.fixed = sampling.fixed_magnetization
+        self.summed = Summed(state, hamiltonian, self.fixed, device) if options.full_summation else None
+        self.flight: Flight | None = None
 
-@dataclass(frozen=True)
-class Motion:
-    """What moves: the network, the Hamiltonian, and how to compute. ``tick`` is called before everything that takes a while."""
+    def tick(self) -> None:
+        """Progress, of the flight that is being moved."""
+        self._tick(self.flight)
 
-    state: State
-    hamiltonian: Operator
-    economy: Economy = DEFAULT
-    device: Device = HOST
-    tick: Callable[[], None] = lambda: None
+    def to_product_state(self, flight: Flight) -> None:
+        """Onto the product state of the options. Raises NumericalError where the network cannot be that."""
+        start, n = self.options.start, self.lattice.n_sites
+        up = None if start == "x" else product_configuration(self.lattice, start)
+        close = _START_INFIDELITY[self.options.full_summation]
+        for product, wanted in path_to(up, n, close, self.motion.hamiltonian.rotated):
+            infidelity = self.onto(flight, product, wanted)
+            if infidelity > _REFUSED_INFIDELITY:
+                raise NumericalError(
+                    f"the network does not reach the product state {start} (infidelity {infidelity:.1e}): "
+                    "choose a state that breaks the symmetries which this one has, or a larger one"
+                )
+        flight.start_infidelity = infidelity
 
-    def bind(self, theta: np.ndarray) -> Wavefunction:
-        """The wave function with parameters (n_parameters,) float64, in the precision of the network, on the device."""
-        return self.state.bind(self.device.put(theta.astype(self.state.dtype)))
-
-
-@dataclass(frozen=True)
-class Tdvp:
-    """Adaptive Heun steps of the projected equation."""
-
-    motion: Motion
-    options: Dynamics
-
-    def step(self, theta: np.ndarray, longest: float, ensembles: Ensembles) -> Advance:
-        """A step within the tolerance; raises NumericalError where there is none."""
-        options = self.options
-        step = adaptive_step(
-            theta,
-            longest,
-            lambda there: self.velocity(there, ensembles),
-            options.tolerance,
-            min(options.shortest, longest / 2),
+    def onto(self, flight: Flight, target: LogPsi, wanted: float) -> float:
+        """Bring the network onto a state; the infidelity that is reached."""
+        ensembles = self._ensembles(flight)
+        reached = bring_onto(
+            target,
+            self.motion.state,
+            flight.theta,
+            ensembles,
+            wanted,
+            _ITERATIONS,
+            self.device.put,
+            lambda message: self.tick(),
         )
-        return Advance(step.theta, step.length, step.next_length, step.begun.error, step.begun.rank)
+        flight.theta = reached.theta
+        self._moved_on(flight, ensembles)
+        return reached.infidelity
 
-    def velocity(self, theta: np.ndarray, ensembles: Ensembles) -> Velocity:
-        """theta_dot at theta."""
-        motion, options = self.motion, self.options
-        motion.tick()
-        psi = motion.bind(theta)
-        ensemble = ensembles.of(psi)
-        (local,) = local_values(psi, [motion.hamiltonian], ensemble.sigma, ensemble.log_psi, motion.economy)
-        motion.tick()
-        return projected_velocity(
-            derivatives(psi, ensemble.sigma),
-            local,
-            ensemble.weights,
-            options.cutoff,
-            options.snr if ensembles.sampled else 0.0,
-            options.imaginary,
+    def advance_to(self, flight: Flight, target: float) -> None:
+        """Steps up to a time. Raises NumericalError where they collapse; the flight is then where it came to."""
+        self.flight = flight
+        while flight.time < target - _ROUNDING:
+            self._advance(flight, target)
+
+    def _ensembles(self, flight: Flight) -> Ensembles:
+        if self.summed is not None:
+            return self.summed
+        sampling = self.sampling
+        process = process_of(sampling, self.lattice, self.options.seed, Stream.DYNAMICS, self.economy)
+        draws = self.options.samples // sampling.chains
+        walkers = self.device.put(flight.walkers)
+        return Sampled(process, walkers, draws, self.options.sweeps or sampling.sweeps, flight.sweeps)
+
+    def _moved_on(self, flight: Flight, ensembles: Ensembles) -> None:
+        """The walkers follow the flight."""
+        ensembles.move_on(self.motion.bind(flight.theta))
+        if isinstance(ensembles, Sampled):
+            flight.walkers, flight.sweeps = to_host(ensembles.walkers).copy(), ensembles.done
+
+    def _advance(self, flight: Flight, target: float) -> None:
+        """A step that does not pass the target."""
+        ensembles = self._ensembles(flight)
+        room = target - flight.time
+        advance = self.method.step(flight.theta, min(flight.length, room), ensembles)
+        cut = advance.length >= room - _ROUNDING and advance.next_length < flight.length
+        if (
+            not cut or advance.length >= flight.length
+        ):  # a step cut short by the target says little about the next
+            flight.length = advance.next_length
+        flight.theta, flight.steps = advance.theta, flight.steps + 1
+        self._moved_on(flight, ensembles)
+        flight.time = target if advance.length >= room - _ROUNDING else flight.time + advance.length
+        flight.interval = flight.interval + np.asarray(
+            [1, advance.length, advance.error * advance.length, advance.rank * advance.length]
         )
 
+    def record(self, flight: Flight) -> None:
+        """Everything about the state at this time."""
+        self.flight = flight
+        psi = self.motion.bind(flight.theta)
+        mean, error, chains = (
+            self._measured_in_full(psi, flight) if self.summed else self._measured(psi, flight)
+        )
+        count, length, missed, rank = flight.interval
+        with np.errstate(invalid="ignore"):
+            values = {
+                "energy": mean[-1],
+                "energy_error": error[-1],
+                "tdvp_error": missed / length if length else np.nan,
+                "effective_rank": rank / length if length else np.nan,
+                "step_size": length / count if count else np.nan,
+                "steps": flight.steps,
+                "observable_mean": mean[:-1],
+                "observable_error": error[:-1],
+                "parameters": flight.theta,
+                "final_configuration": chains,
+            }
+        for name, value in values.items():
+            flight.records[name].append(np.asarray(value))
+        flight.times.append(flight.time)
+        flight.interval = np.zeros(4)
 
-@dataclass(frozen=True)
-class Ptvmc:
-    """Steps of the given length, each of them as many projections as its order."""
+    def _measured(self, psi: Wavefunction, flight: Flight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Means and errors of the observables, the energy last, from fresh samples; and where their chains end."""
+        sampling, options = self.sampling, self.options
+        process = process_of(sampling, self.lattice, options.seed, Stream.DYNAMICS_MEASUREMENT, self.economy)
+        chains = process.start(psi, self.device.put(flight.walkers), flight.sweeps)
+        values = []
+        for _ in range(options.measurements // sampling.chains):
+            self.tick()
+            for _ in range(options.sweeps or sampling.sweeps):
+                process.sweep(psi, chains)
+            found = measure(psi, self.observables, chains.sigma, chains.log_psi, self.economy)
+            values.append(to_host(found).real)
+        mean, error = mean_and_error(np.stack(values, axis=1))
+        return mean, error, to_host(chains.sigma).copy()
 
-    motion: Motion
-    options: Dynamics
-
-    def step(self, theta: np.ndarray, longest: float, ensembles: Ensembles) -> Advance:
-        """A step of at most the length of the spec: halved, some times, where the network does not follow."""
-        options, length = self.options, min(self.options.step, longest)
-        for halvings in range(_HALVINGS + 1):
-            moved, infidelity = self._moved(theta, length, ensembles)
-            if infidelity <= _WELL * options.infidelity * options.order or halvings == _HALVINGS:
-                break
-            length /= 2
-        return Advance(moved, length, min(options.step, 2 * length), infidelity, float("nan"))
-
-    def _moved(self, theta: np.ndarray, length: float, ensembles: Ensembles) -> tuple[np.ndarray, float]:
-        """Parameters after a step, and its infidelity."""
-        motion, options, infidelity = self.motion, self.options, 0.0
-        energy = self._energy(theta, ensembles)
-        for coefficient in coefficients(length, options.order):
-            target = Factor(motion.bind(theta), motion.hamiltonian, coefficient, energy, motion.economy)
-            projected = bring_onto(
-                Remembered(target),
-                motion.state,
-                theta,
-                ensembles,
-                options.infidelity,
-                options.iterations,
-                motion.device.put,
-                lambda message: motion.tick(),
-            )
-            theta, infidelity = projected.theta, infidelity + projected.infidelity
-        return theta, infidelity
-
-    def _energy(self, theta: np.ndarray, ensembles: Ensembles) -> float:
-        psi, motion = self.motion.bind(theta), self.motion
-        ensemble = ensembles.of(psi)
-        (local,) = local_values(psi, [motion.hamiltonian], ensemble.sigma, ensemble.log_psi, motion.economy)
-        return float((ensemble.weights @ local).real)
-
-
-METHODS: dict[str, Callable[[Motion, Dynamics], Method]] = {"tdvp": Tdvp, "ptvmc": Ptvmc}
+    def _measured_in_full(
+        self, psi: Wavefunction, flight: Flight
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Exact means, and independent samples for chains to start from."""
+        put, n = self.device.put, self.lattice.n_sites
+        sigma = put(all_configurations(n))
+        if self.fixed is not None:
+            sigma = sigma[sigma.sum(axis=1) == self.fixed]
+        log_psi = psi.log_psi(sigma)
+        weights = np.exp(2 * (to_host(log_psi.real) - float(log_psi.real.max())))
+        values = to_host(measure(psi, self.observables, sigma, log_psi, self.economy)).real
+        possible = weights > 0
+        mean = weights[possible] @ values[possible] / weights.sum()
+        process = Exact(n, self.options.seed, Stream.DYNAMICS_MEASUREMENT, self.fixed)
+        chains = process.start(psi, put(flight.walkers), len(flight.times))
+        process.sweep(psi, chains)
+        return mean, np.zeros_like(mean), to_host(chains.sigma).copy()

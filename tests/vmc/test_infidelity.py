@@ -1,5 +1,7 @@
 """Projected t-VMC on 6 sites: the infidelity and its descent, steps of time, product states, and ensembles."""
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -13,9 +15,9 @@ from nqs_sae_service.sampling import process_of
 from nqs_sae_service.spec.dynamics import Dynamics
 from nqs_sae_service.spec.sampling import Sampling
 from nqs_sae_service.states import Cnn, Rbm, Transformer
-from nqs_sae_service.vmc.dynamics import Motion, Ptvmc, Tdvp
 from nqs_sae_service.vmc.ensembles import Sampled, Summed, derivatives, orbits, symmetries_of
 from nqs_sae_service.vmc.infidelity import Factor, ProductState, bring_onto, coefficients, path_to
+from nqs_sae_service.vmc.steps import Motion, Ptvmc, Tdvp
 
 SITES = 6
 LATTICE = Chain(kind="chain", length=SITES).build()
@@ -196,12 +198,12 @@ def test_from_spins_along_z():
 def test_the_path_ends_at_the_product_state(up):
     path = list(path_to(up, SITES, 1e-4))
     states = [FullSummation.from_log_psi(SITES, product.log_psi(EVERYTHING)) for product, _ in path]
-    for a, b in zip(states, states[1:], strict=False):
+    for a, b in itertools.pairwise(states):
         assert a.infidelity(b) < 0.1
     if up is None:
         np.testing.assert_allclose(states[-1].psi, len(EVERYTHING) ** -0.5)
     else:
-        there = (EVERYTHING == up).all(axis=1)
+        there = (up == EVERYTHING).all(axis=1)
         assert 1 - states[-1].probability[there][0] == pytest.approx(1e-4, rel=0.01)
 
 
