@@ -59,14 +59,15 @@ class Origin:
 
 
 # Name of a variable, the part of it, the values.
-Piece = tuple[str, tuple[slice, ...], np.ndarray]
+Piece = tuple[str, tuple[int | slice, ...], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Streamed:
     """A dataset with variables that are never held whole.
 
-    ``dataset`` has all coordinates and the small variables; ``large`` maps names declared in the schema to (shape, type).
+    ``dataset`` has all coordinates and the small variables; ``large`` maps names declared in the schema to (shape, type); a
+    shape may have a leading time more than declared.
     Writing takes the ``pieces``, of large and small variables, one after the other: what they compute happens then.
     """
 
@@ -117,10 +118,11 @@ def _write_pieces(path: Path, stage: str, streamed: Streamed) -> None:
     with netCDF4.Dataset(path, "a") as file:
         for name, (shape, kind) in streamed.large.items():
             declared = schema.declaration(stage, name)
-            for dimension, size in zip(declared.dims, shape, strict=True):
+            dims = declared.over(len(shape))
+            for dimension, size in zip(dims, shape, strict=True):
                 if dimension not in file.dimensions:
                     file.createDimension(dimension, size)
-            variable: Any = file.createVariable(name, kind, declared.dims, fill_value=False, contiguous=True)
+            variable: Any = file.createVariable(name, kind, dims, fill_value=False, contiguous=True)
             variable.setncatts({"long_name": declared.long_name, "units": declared.units})
         for name, part, values in streamed.pieces:
             file.variables[name][part] = values

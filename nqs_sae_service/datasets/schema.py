@@ -27,6 +27,10 @@ class Variable:
     compress: bool = False
     volatile: bool = False
 
+    def over(self, n_dims: int) -> tuple[str, ...]:
+        """The dimensions of an array of so many: those declared, or a leading ``time`` and those."""
+        return ("time", *self.dims) if n_dims == len(self.dims) + 1 else self.dims
+
 
 def _v(
     dims: str, long_name: str, units: str = "1", compress: bool = False, volatile: bool = False
@@ -285,15 +289,16 @@ def labelled(
 
     ``variables`` maps declared names to arrays; a complex declaration such as ``log_psi`` becomes ``log_psi_re`` and
     ``log_psi_im``. ``coords`` maps a dimension to its labels, or a name to a pair (dimension, labels). Dimensions without
-    labels are counted from 0, except those in ``UNLABELLED``.
+    labels are counted from 0, except those in ``UNLABELLED``. Where there are times, any variable may have a leading ``time``.
     """
+    given = dict(coords or {})
     arrays: dict[str, tuple[tuple[str, ...], np.ndarray, dict[str, str]]] = {}
     for name, value in variables.items():
         for part, data in _stored(stage, name, np.asarray(value)).items():
             declared = declaration(stage, part)
-            arrays[part] = (declared.dims, data, {"long_name": declared.long_name, "units": declared.units})
+            dims = declared.over(data.ndim) if "time" in given else declared.dims
+            arrays[part] = (dims, data, {"long_name": declared.long_name, "units": declared.units})
     dataset = xr.Dataset(arrays, attrs=dict(attributes or {}))
-    given = dict(coords or {})
     counted = {
         str(dim): np.arange(size) for dim, size in dataset.sizes.items() if dim not in (*UNLABELLED, *given)
     }

@@ -32,8 +32,19 @@ def best_candidate(f: ArrayLike, o: ArrayLike) -> NDArray[np.int64]:
 
     f (chain, draw, K) and o (chain, draw, O) on the select chains.
     """
-    strength = np.nan_to_num(np.abs(pearson(f, o)), nan=0.0)
+    return strongest(pearson(f, o))
+
+
+def strongest(r: ArrayLike) -> NDArray[np.int64]:
+    """Candidate with the largest |r| (candidate, O) for every observable (O,); -1 where all are 0 or undefined."""
+    strength = np.nan_to_num(np.abs(r), nan=0.0)
     return np.where(strength.max(axis=0) > 0.0, strength.argmax(axis=0), -1)
+
+
+def of_chosen(r: ArrayLike, best: NDArray[np.int64]) -> NDArray[np.float64]:
+    """r (..., candidate, O) of every observable's chosen candidate, (..., O); 0, or NaN where undefined, if there is none."""
+    of_best = np.asarray(r)[..., np.maximum(best, 0), np.arange(len(best))]
+    return np.where(best < 0, 0.0 * of_best, of_best)
 
 
 def chosen(f: ArrayLike, best: Sequence[int] | NDArray[np.int64]) -> NDArray:

@@ -7,7 +7,7 @@ in blocks of samples, so that (all tokens x features) never exists.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,3 +82,14 @@ def row_moments(rows: Rows, width: int) -> RowMoments:
         count += len(block)
     mean = total / count
     return RowMoments(count, origin + mean, square / count - np.outer(mean, mean))
+
+
+def pooled_moments(parts: Sequence[RowMoments]) -> RowMoments:
+    """Moments of the rows of all parts together."""
+    count = sum(part.count for part in parts)
+    mean = sum(part.count / count * part.mean for part in parts)
+    covariance = sum(
+        part.count / count * (part.covariance + np.outer(part.mean - mean, part.mean - mean))
+        for part in parts
+    )
+    return RowMoments(count, np.asarray(mean), np.asarray(covariance))

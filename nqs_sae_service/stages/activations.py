@@ -13,6 +13,7 @@ from ..engine.arrays import to_host
 from ..sae.metrics import Moments
 from .cost import Cost, network_flops, seconds_for
 from .inputs import aligned_samples, hyperslabs, projection_attributes, trained
+from .over_time import everywhere_in_pieces
 from .stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _PIECE_ELEMENTS = 2**22  # of all layers together, computed at a time
 
 
+@everywhere_in_pieces
 def run(context: Context) -> Streamed:
     """One variable per layer (chain, draw, token, width), float32, and the participation ratio of each."""
     psi, layers = trained(context), context.spec.activations.layers
@@ -76,13 +78,13 @@ def estimate(spec: Spec) -> Cost:
     size = 4.0 * spec.samples.count * state.n_tokens * state.width * layers
     held = min(size, 4.0 * _PIECE_ELEMENTS) + spec.samples.count * state.n_sites
     flops = network_flops(spec) / state.n_copies * spec.samples.count * layers
-    return Cost(seconds_for(flops) + size / 2e8, size, 4 * held)
+    return Cost(seconds_for(flops) + size / 2e8, size, 4 * held).repeated(len(spec.dynamics.times))
 
 
 STAGE = Stage(
     name="activations",
     reads=("state", "lattice", "activations"),
-    upstream=("ground_state", "samples"),
+    upstream=("ground_state", "dynamics", "samples"),
     version=2,
     run=run,
     estimate=estimate,

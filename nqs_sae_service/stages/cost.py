@@ -21,6 +21,10 @@ class Cost:
     disk: float
     memory: float
 
+    def repeated(self, times: int, kept: float = 0.0) -> Cost:
+        """The same work so many times, ``kept`` bytes of each staying in memory until the end."""
+        return Cost(times * self.seconds, times * self.disk, self.memory + (times - 1) * kept)
+
 
 def network_flops(spec: Spec, edited: Sequence[str] = ()) -> float:
     """Arithmetic of one log psi, some layers of it ``edited``: every parameter multiplies once per token, in every copy."""

@@ -3,6 +3,9 @@
 Chains are split three ways. Dictionaries, principal components and regressions are fitted on the train chains; on
 the select chains the best feature and the best candidate of every control are chosen; every number comes from the
 test chains. The dictionary of the first ``sae.seeds`` is reported, the others measure how stable it is.
+
+After a quench all that is asked anew at every time, with components and regressions fitted on the train chains of the training
+times together; and of every observable one feature, chosen on the training times, is followed through all of them.
 """
 
 from __future__ import annotations
@@ -20,19 +23,23 @@ from ..datasets.schema import labelled
 from ..errors import UserError
 from ..interpret import controls, correlation
 from ..interpret.gain import Gain, gain_over_controls
-from ..interpret.series import Average, Load, RowMoments, Rows, per_sample, row_moments
+from ..interpret.series import Average, Load, RowMoments, Rows, per_sample, pooled_moments, row_moments
 from ..interpret.verdict import Evidence, verdict
 from ..sae.dictionary import Dictionary
 from ..sae.inputs import Held
 from ..sae.metrics import density, participation_ratio_of, stability
 from .cost import Cost, network_flops, seconds_for
+from .following import FEATURE, OFFERED, followed
+from .over_time import contexts, everywhere, over_time, training
 from .stage import Context, Stage
 
 if TYPE_CHECKING:
     from ..spec import Spec
 
 Tables = dict[str, Any]
+Moments = dict[str, RowMoments]
 
+_SPINS = "spins"  # beside the names of the layers
 _STEPS = ("dictionary", "controls", "intervals", "p-values", "ranks", "stability")
 _STABILITY_ROWS = 2**15  # correlations of activations to half a percent
 
@@ -54,9 +61,13 @@ class _Progress:
 
 @dataclass(frozen=True)
 class _Experiment:
-    """What the layers share: samples, observables, the split, the random numbers of the statistics."""
+    """What the layers share: samples, observables, the split, the random numbers of the statistics.
+
+    ``fitted``: moments of all training times, which take the place of those of the samples at hand.
+    """
 
     context: Context
+    fitted: Moments
     progress: _Progress
     rng: np.random.Generator
     split: dict[str, NDArray[np.int64]]
@@ -65,7 +76,9 @@ class _Experiment:
     partner: dict[str, NDArray[np.int64]]
 
     @classmethod
-    def of(cls, context: Context) -> _Experiment:
+    def of(
+        cls, context: Context, fitted: Moments | None = None, progress: _Progress | None = None
+    ) -> _Experiment:
         labels = context.upstream["samples"]["split"].values.astype(str)
         split = {part: np.flatnonzero(labels == part) for part in ("train", "select", "test")}
         for part, chains in split.items():
@@ -78,7 +91,8 @@ class _Experiment:
         rng = np.random.Generator(np.random.Philox(section.seed))
         return cls(
             context=context,
-            progress=_Progress(context, context.upstream["sae"].sizes["layer"]),
+            fitted=fitted or {},
+            progress=progress or _Progress(context, context.upstream["sae"].sizes["layer"]),
             rng=rng,
             split=split,
             counts=correlation.chain_counts(n_test, section.bootstrap, rng),
@@ -89,6 +103,10 @@ class _Experiment:
     @property
     def sae(self) -> xr.Dataset:
         return self.context.upstream["sae"]
+
+    @property
+    def layers(self) -> list[_Layer]:
+        return [_Layer(self, str(name)) for name in self.sae["layer"].values]
 
     @property
     def observables(self) -> list[str]:
@@ -132,19 +150,29 @@ class _Experiment:
         """Configurations (chain, draw, spin)."""
         return self.context.upstream["samples"]["configuration"].isel(chain=chains, draw=draws).values
 
-    @cached_property
-    def raw_spins(self) -> NDArray:
-        """Linear prediction of every observable from the spins, (chain, draw, observable), test chains."""
-        value, n_sites = self.context.upstream["observables"]["value"], self.state.n_sites
+    @property
+    def moments(self) -> Moments:
+        """Of the train chains at hand: the rows of every layer, and spins and observables joined."""
+        return {layer.name: layer.moments for layer in self.layers} | {_SPINS: self.spin_moments}
+
+    @property
+    def spin_moments(self) -> RowMoments:
+        if self.fitted:
+            return self.fitted[_SPINS]
+        value = self.context.upstream["observables"]["value"]
 
         def joint(chains: NDArray[np.int64], draws: slice) -> NDArray:
             observed = value.isel(chain=chains, draw=draws).values
             return np.concatenate([self.spins(chains, draws), observed], axis=-1)[:, :, None]
 
-        moments = row_moments(self.rows(joint, "train", 1), n_sites + value.shape[-1])
-        predict = controls.spin_regression(moments, n_sites)
+        return row_moments(self.rows(joint, "train", 1), self.state.n_sites + value.shape[-1])
+
+    @cached_property
+    def raw_spins(self) -> NDArray:
+        """Linear prediction of every observable from the spins, (chain, draw, observable), test chains."""
+        predict = controls.spin_regression(self.spin_moments, self.state.n_sites)
         spins = self.rows(lambda chains, draws: self.spins(chains, draws)[:, :, None], "test", 1)
-        return per_sample(predict, spins, value.shape[-1])
+        return per_sample(predict, spins, len(self.observables))
 
 
 @dataclass(frozen=True)
@@ -165,7 +193,8 @@ class _Layer:
     @cached_property
     def moments(self) -> RowMoments:
         """Of the inputs the dictionary was trained on: tokens, or token means."""
-        return row_moments(self.trained("train"), self.width)
+        fitted = self.experiment.fitted
+        return fitted[self.name] if fitted else row_moments(self.trained("train"), self.width)
 
     @property
     def participation_ratio(self) -> float:
@@ -202,21 +231,46 @@ class _Layer:
         x = rows.load(rows.chains, slice(0, rows.n_draws, step))
         return (x.mean(axis=2) if self.pooled else x).reshape(-1, self.width)
 
-    def measured(self, average: Average, rows: Callable[[str], Rows], candidates: int) -> NDArray:
-        """For every observable the series, on the test chains, of the candidate best on the select chains."""
-        select = per_sample(average, rows("select"), candidates)
-        best = controls.best_candidate(select, self.experiment.observed["select"])
-        return controls.chosen(per_sample(average, rows("test"), candidates), best)
+    def candidates(self, name: str, average: Average, rows: Callable[[str], Rows], count: int) -> _Candidates:
+        """As many as ``count``, averages of rows of the layer."""
+        r = correlation.pearson(
+            per_sample(average, rows("select"), count), self.experiment.observed["select"]
+        )
+        return _Candidates(name, r, per_sample(average, rows("test"), count))
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """What a control offers: r (candidate, observable) on the select chains, series (chain, draw, candidate) on test chains."""
+
+    name: str
+    select: NDArray
+    test: NDArray
+
+    @property
+    def chosen(self) -> NDArray:
+        """The series (chain, draw, observable) of the best candidate on the select chains."""
+        return controls.chosen(self.test, controls.strongest(self.select))
 
 
 def run(context: Context) -> xr.Dataset:
     """Correlations, controls, gains, verdicts and stability of every layer."""
-    experiment = _Experiment.of(context)
-    layers = [str(name) for name in experiment.sae["layer"].values]
-    tables = [_tables(_Layer(experiment, name)) for name in layers]
+    if not over_time(context):
+        return _features(context)
+    progress = _Progress(context, context.upstream["sae"].sizes["layer"])
+    parts = [_Experiment.of(at, progress=progress).moments for at in training(contexts(context))]
+    fitted = {name: pooled_moments([part[name] for part in parts]) for name in parts[0]}
+    return followed(everywhere(partial(_features, fitted=fitted))(context))
+
+
+def _features(context: Context, fitted: Moments | None = None) -> xr.Dataset:
+    """features.nc at one time; with moments of all training times also r of all candidates, for ``following``."""
+    experiment = _Experiment.of(context, fitted)
+    tables = [_tables(layer) for layer in experiment.layers]
     variables = {name: np.stack([table[name] for table in tables]) for name in tables[0]}
+    offered = {name: variables.pop(name) for name in ("candidate", *OFFERED) if name in variables}
     coords = {
-        "layer": layers,
+        "layer": [layer.name for layer in experiment.layers],
         "feature": experiment.sae["feature"].values,
         "observable": experiment.observables,
         "control": experiment.controls,
@@ -224,9 +278,12 @@ def run(context: Context) -> xr.Dataset:
     }
     if not experiment.initialisations:
         del variables["untrained_pearson"], coords["initialisation"]
-    return labelled(
-        "features", variables, coords, {"confidence": experiment.context.spec.features.confidence}
-    )
+    dataset = labelled("features", variables, coords, {"confidence": context.spec.features.confidence})
+    if not offered:
+        return dataset
+    return dataset.assign(
+        {name: (("layer", "candidate", "observable"), offered[name]) for name in OFFERED}
+    ).assign_coords(candidate=offered["candidate"][0])
 
 
 def _tables(layer: _Layer) -> Tables:
@@ -238,46 +295,55 @@ def _tables(layer: _Layer) -> Tables:
         part: per_sample(dictionary.token_mean, layer.trained(part), dictionary.n_features)
         for part in ("select", "test")
     }
-    best = controls.best_candidate(f["select"], experiment.observed["select"])
+    select = correlation.pearson(f["select"], experiment.observed["select"])
+    best = controls.strongest(select)
     experiment.progress.begin(layer.name, "controls")
-    named = list(_controls(layer, f))
+    names, series, offers = [], [], []
+    for offer in _controls(layer, f):
+        names.append(offer.name)
+        series.append(offer.chosen)
+        if experiment.fitted:
+            offers.append((offer.select, correlation.pearson(offer.test, experiment.observed["test"])))
     gain = gain_over_controls(
         controls.chosen(f["test"], best),
-        np.stack([series for _, series in named]),
+        np.stack(series),
         experiment.observed["test"],
         experiment.counts,
         experiment.context.spec.features.confidence,
     )
-    tables = _correlations(layer, f["test"]) | _compared(experiment, [name for name, _ in named], gain)
-    tables |= {"best_feature": best, "best_pearson": _of_best(tables["pearson"], best)}
+    tables = _correlations(layer, f["test"]) | _compared(experiment, names, gain)
+    tables |= {"best_feature": best, "best_pearson": controls.of_chosen(tables["pearson"], best)}
+    if experiment.fitted:
+        offers.insert(0, (select, tables["pearson"]))
+        tables |= {
+            name: np.concatenate(parts)
+            for name, parts in zip(OFFERED, zip(*offers, strict=True), strict=True)
+        }
+        tables["candidate"] = np.repeat([FEATURE, *names], [len(r) for r, _ in offers])
     tables["density"] = _density(dictionary, layer.trained("test"))
     tables["participation_ratio"] = layer.participation_ratio
     tables["verdict"] = [_verdict(layer, tables, i) for i in range(len(experiment.observables))]
     return tables | _stability(layer, dictionary)
 
 
-def _of_best(pearson: NDArray, best: NDArray) -> NDArray:
-    """r of every observable's best feature; 0 (or NaN, where undefined) if there is none."""
-    r = pearson[np.maximum(best, 0), np.arange(len(best))]
-    return np.where(best < 0, 0.0 * r, r)
-
-
-def _controls(layer: _Layer, f: dict[str, NDArray]) -> Iterator[tuple[str, NDArray]]:
-    """Name and series (chain, draw, observable), test chains, of every control; several ``untrained``."""
+def _controls(layer: _Layer, f: dict[str, NDArray]) -> Iterator[_Candidates]:
+    """The candidates of every control; several ``untrained``."""
     experiment, width, features = layer.experiment, layer.width, f["test"].shape[-1]
     for i in experiment.initialisations:
         average = Dictionary.untrained_from_dataset(experiment.sae, layer.name, i).token_mean
-        yield "untrained", layer.measured(average, partial(layer.untrained, i), features)
+        yield layer.candidates("untrained", average, partial(layer.untrained, i), features)
     moments = layer.moments
     principal = controls.principal_directions(moments)
     random = controls.random_average(width, features, moments.mean, experiment.rng)
-    yield "neuron", layer.measured(lambda x: x.mean(axis=1), layer.trained, width)
-    yield "pca", layer.measured(controls.linear_average(principal, moments.mean), layer.trained, width)
-    yield "raw_spins", experiment.raw_spins
-    yield "random_direction", layer.measured(random, layer.trained, features)
+    yield layer.candidates("neuron", lambda x: x.mean(axis=1), layer.trained, width)
+    along = controls.linear_average(principal, moments.mean)
+    yield layer.candidates("pca", along, layer.trained, width)
+    own = np.eye(len(experiment.observables))  # the regression of an observable is the only candidate for it
+    yield _Candidates("raw_spins", own, experiment.raw_spins)
+    yield layer.candidates("random_direction", random, layer.trained, features)
     partner, observed = experiment.partner, experiment.observed["select"]
-    best = controls.best_candidate(f["select"], observed[partner["select"]])
-    yield "shuffled", controls.chosen(f["test"], best)[partner["test"]]
+    r = correlation.pearson(f["select"], observed[partner["select"]])
+    yield _Candidates("shuffled", r, f["test"][partner["test"]])
 
 
 def _correlations(layer: _Layer, f: NDArray) -> Tables:
@@ -393,13 +459,14 @@ def estimate(spec: Spec) -> Cost:
         * spec.samples.split_chains(spec.sampling.chains)[2]
         * (statistics.bootstrap + statistics.permutations)
     )
-    return Cost(seconds=1.0 + n_layers * seconds, disk=disk, memory=held + drawn + 5e8)
+    once = Cost(seconds=1.0 + n_layers * seconds, disk=disk, memory=held + drawn + 5e8)
+    return once.repeated(len(spec.dynamics.times), 3 * disk)
 
 
 STAGE = Stage(
     name="features",
     reads=("lattice", "state", "sae", "features"),
-    upstream=("samples", "observables", "activations", "sae"),
+    upstream=("dynamics", "samples", "observables", "activations", "sae"),
     version=1,
     run=run,
     estimate=estimate,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -21,10 +21,15 @@ if TYPE_CHECKING:
 _BLOCK_ELEMENTS = 2**18  # of activations that are read together
 
 
+def origin(context: Context) -> xr.Dataset:
+    """Where the state at hand comes from: ``dynamics`` at its time (``over_time.At``), or ``ground_state``."""
+    return context.upstream["dynamics" if "dynamics" in context.upstream else "ground_state"]
+
+
 def trained(context: Context) -> Wavefunction:
-    """The network of the spec with the parameters that ``ground_state`` found, on the device."""
+    """The network of the spec with the parameters that were found for it, on the device."""
     state = context.spec.state.build(context.spec.lattice.build())
-    return state.bind(context.device.put(context.upstream["ground_state"]["parameters"].values))
+    return state.bind(context.device.put(origin(context)["parameters"].values))
 
 
 def projection_attributes(state: State) -> dict[str, int | str]:
@@ -79,6 +84,17 @@ def recorded(activations: xr.DataArray, chains: np.ndarray) -> Source:
             part = activations.isel(chain=_as_slice(chains[positions]), draw=draws).values
             x[place] = part.reshape(-1, *x.shape[1:])
         return x
+
+    return read
+
+
+def one_after_another(sources: Sequence[Source], each: int) -> Source:
+    """Sources of ``each`` samples as a single one."""
+
+    def read(first: int, last: int) -> np.ndarray:
+        concerned = range(first // each, -(-last // each))
+        parts = [sources[i](max(first - i * each, 0), min(last - i * each, each)) for i in concerned]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     return read
 

@@ -28,7 +28,8 @@ from ..vmc.entanglement import halves, renyi2
 from ..vmc.estimators import measure
 from ..vmc.statistics import mean_and_error, split_r_hat
 from .cost import Cost, flip_flops, network_flops, seconds_for
-from .inputs import born_samples, economy_of, trained
+from .inputs import born_samples, economy_of, origin, trained
+from .over_time import everywhere, over_time
 from .stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -36,14 +37,16 @@ if TYPE_CHECKING:
     from ..spec import Spec
 
 _SAMPLES_AT_ONCE = 1024
+_OF_GROUND_STATE = {"exact", "renyi2_exact"}  # unless there is a quench
 Samples = tuple[np.ndarray, np.ndarray]
 
 
+@everywhere
 def run(context: Context) -> xr.Dataset:
     """Values (chain, draw, observable), means with errors, exact values where known, and what simple functions explain."""
     spec = context.spec
     lattice = spec.lattice.build()
-    hamiltonian = spec.hamiltonian.build(lattice)
+    hamiltonian = spec.final_hamiltonian.build(lattice)
     asked, names = spec.observables.names, _names_of_samples(spec, lattice)
     # The energy comes along, last, where its variance is asked for.
     measured = (*names, "local_energy") if "energy_variance" in asked else names
@@ -59,13 +62,12 @@ def run(context: Context) -> xr.Dataset:
     design = simple_functions(lattice, sigma.reshape(-1, lattice.n_sites), fixed is not None)
     by_chain = values.reshape(*shape, -1)
     mean, error = mean_and_error(by_chain)
-    exact = exact_observables(spec.hamiltonian, lattice, names, fixed)
     variables = {
         "value": by_chain,
         "mean": mean,
         "error": error,
         "r_hat": split_r_hat(by_chain),
-        "exact": np.asarray([exact[name] for name in names]),
+        "exact": _exact(context, lattice, names),
         "simple_function_r2": np.atleast_1d(explained_r2(design, values)),
     }
     coordinates = {
@@ -80,12 +82,27 @@ def run(context: Context) -> xr.Dataset:
         variables |= _entanglement(context, psi, (sigma, log_psi))
         coordinates["subsystem"] = np.asarray(list(halves(lattice)), dtype=object)
     functions = ", ".join(simple_function_names(lattice, fixed is not None))
-    return labelled("observables", variables, coordinates, {"simple_functions": f"{{{functions}}}"})
+    dataset = labelled("observables", variables, coordinates, {"simple_functions": f"{{{functions}}}"})
+    if over_time(context):
+        for name in _OF_GROUND_STATE & set(dataset):
+            dataset[name].attrs["long_name"] = "that of the exactly evolved state where known, else NaN"
+    return dataset
 
 
 def _names_of_samples(spec: Spec, lattice: Lattice) -> tuple[str, ...]:
     """The observables that have a value on a sample."""
     return tuple(name for name in spec.observables.names if observable_kind(name, lattice) != "ensemble")
+
+
+def _exact(context: Context, lattice: Lattice, names: tuple[str, ...]) -> np.ndarray:
+    """Exact values (observable,) in the ground state or, after a quench, in the evolved state; NaN where unknown."""
+    spec = context.spec
+    if over_time(context):
+        evolved = origin(context)
+        known = dict(zip(evolved["observable"].values, evolved["observable_exact"].values, strict=True))
+    else:
+        known = exact_observables(spec.hamiltonian, lattice, names, spec.sampling.fixed_magnetization)
+    return np.asarray([known.get(name, np.nan) for name in names])
 
 
 def _measured(
@@ -122,7 +139,7 @@ def _entanglement(context: Context, psi: Wavefunction, born: Samples) -> dict[st
     fixed = spec.sampling.fixed_magnetization
     total = born[1].size
     found, exact = [], []
-    state = exact_state(spec.hamiltonian, lattice, fixed)
+    state = None if over_time(context) else exact_state(spec.hamiltonian, lattice, fixed)
     for name, sites in halves(lattice).items():
         tick = partial(context.tick, total, total, f"Renyi entropy, {name}")
         found.append(renyi2(psi, sites, *born, fixed is not None, context.device.put, tick))
@@ -134,7 +151,7 @@ def _entanglement(context: Context, psi: Wavefunction, born: Samples) -> dict[st
 def estimate(spec: Spec) -> Cost:
     """One network call per connected configuration, if any observable is off-diagonal; one per sample for each subsystem."""
     lattice = spec.lattice.build()
-    hamiltonian = spec.hamiltonian.build(lattice)
+    hamiltonian = spec.final_hamiltonian.build(lattice)
     names = spec.observables.names
     connected = {
         o.operator.n_connected
@@ -146,13 +163,13 @@ def estimate(spec: Spec) -> Cost:
     if "renyi2" in names:
         flops += network_flops(spec) * spec.samples.count * len(halves(lattice))
     size = 8.0 * spec.samples.count * len(names)
-    return Cost(seconds_for(flops), size, 3 * size)
+    return Cost(seconds_for(flops), size, 3 * size).repeated(len(spec.dynamics.times), size)
 
 
 STAGE = Stage(
     name="observables",
     reads=("lattice", "hamiltonian", "state", "observables"),
-    upstream=("ground_state", "samples"),
+    upstream=("ground_state", "dynamics", "samples"),
     version=2,
     run=run,
     estimate=estimate,

@@ -3,6 +3,9 @@
 The untrained networks are the first control of every finding: same architecture, same configurations, same dictionary
 pipeline, random parameters. Their dictionaries are trained here, once, so that adding an observable never retrains anything.
 
+After a quench there is one dictionary for all times, trained on the samples of the training times together, as if their chains
+were more chains of a single state; how well it serves is measured on these and, what it keeps of the state, at every time.
+
 Several ranks share the features of every dictionary in training (``sae.distributed``), the rows of what is read and measured,
 and the chains of every energy.
 """
@@ -10,7 +13,7 @@ and the chains of every energy.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -28,7 +31,18 @@ from ..sae.metrics import density, explained_variance, mean_and_variance
 from ..sae.training import History, Training
 from ..sampling import process_of
 from .cost import Cost, seconds_for
-from .inputs import Rows, born_samples, computed, economy_of, projection_attributes, recorded, trained
+from .inputs import (
+    Rows,
+    born_samples,
+    computed,
+    economy_of,
+    one_after_another,
+    origin,
+    projection_attributes,
+    recorded,
+    trained,
+)
+from .over_time import contexts, held_out, over_time, place, training
 from .stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -42,6 +56,7 @@ _SHARE_OF_MEMORY = (
     0.25  # of what is available: the most that inputs are held in, or dictionaries trained together
 )
 _SAMPLES = 8192  # Born samples that overlaps are measured on
+_OVER_TIME = ("energy_recovered", "infidelity", "ablated")  # measured on the state of every time
 
 
 def run(context: Context) -> xr.Dataset:
@@ -64,11 +79,10 @@ class _Workshop:
         self.context, self.record = context, context.spec.sae
         self.layers = context.spec.activations.layers
         self.pooled = self.record.input == "pooled"
-        self.psi = trained(context)
-        self.samples = context.upstream["samples"]
-        split = self.samples["split"].values
+        self.times = contexts(context)
+        self.network = context.spec.state.build(context.spec.lattice.build())
+        split = context.upstream["samples"]["split"].values
         self.chains = {part: np.flatnonzero(split == part) for part in ("train", "select")}
-        self.yardstick = self._make_yardstick()
         saved = context.restore() or self._empty()
         self.in_training = {
             name.removeprefix(_IN_TRAINING): array
@@ -77,29 +91,37 @@ class _Workshop:
         }
         self.results = {name: array for name, array in saved.items() if not name.startswith(_IN_TRAINING)}
         self.training: Training | None = None
+        self._last: tuple[Context, Yardstick] | None = None
 
-    def _make_yardstick(self) -> Yardstick:
-        spec, n = self.context.spec, self.psi.state.n_sites
+    def yardstick(self, at: Context) -> Yardstick:
+        """What measures replaced states at a time; that of the last time is kept."""
+        if self._last is None or self._last[0] is not at:
+            self._last = at, self._make_yardstick(at)
+        return self._last[1]
+
+    def _make_yardstick(self, at: Context) -> Yardstick:
+        spec, psi, n = at.spec, trained(at), self.network.n_sites
         lattice = spec.lattice.build()
-        energy = make_observable("local_energy", lattice, spec.hamiltonian.build(lattice))
+        energy = make_observable("local_energy", lattice, spec.final_hamiltonian.build(lattice))
         exact = None
         if n <= MAX_SITES_DIAGONALISED:
-            exact = Exact(self.psi, (energy,), n, self.context.device, spec.sampling.fixed_magnetization)
-        reference = float(self.context.upstream["ground_state"].attrs["final_energy"])
+            exact = Exact(psi, (energy,), n, at.device, spec.sampling.fixed_magnetization)
+        before = origin(at)
+        reference = float(before["energy"] if over_time(at) else before.attrs["final_energy"])
         if exact is not None:
             reference = float(exact.expectations(exact.state)[0])
         process = process_of(
             spec.sampling, lattice, self.record.seeds[0], Stream.RECONSTRUCTION, economy_of(spec)
         )
         sampling = FreshSampling(
-            process, spec.sampling.chains, _BURN_IN, _DRAWS, 1, economy_of(spec), self.context.ranks
+            process, spec.sampling.chains, _BURN_IN, _DRAWS, 1, economy_of(spec), at.ranks
         )
-        sigma, log_psi = born_samples(self.samples, self.psi.state.complex_amplitude)
-        sigma, log_psi = sigma[self.chains["select"]], log_psi[self.chains["select"]]
+        select = at.upstream["samples"].isel(chain=self.chains["select"])
+        sigma, log_psi = born_samples(select, self.network.complex_amplitude)
         some = np.linspace(0, log_psi.size - 1, min(_SAMPLES, log_psi.size)).astype(int)
-        put = self.context.device.put
+        put = at.device.put
         born = (put(sigma.reshape(-1, n)[some]), put(log_psi.reshape(-1)[some]))
-        return Yardstick(self.psi, energy, exact, sampling, born, reference)
+        return Yardstick(psi, energy, exact, sampling, born, reference)
 
     def _empty(self) -> dict[str, np.ndarray]:
         sizes = {
@@ -107,36 +129,40 @@ class _Workshop:
             "sae_seed": len(self.record.seeds),
             "initialisation": self.record.untrained,
             "feature": self.record.features,
-            "width": self.psi.state.width,
+            "width": self.network.width,
             "step": self.record.steps,
-            "parameter": self.psi.state.n_parameters,
+            "parameter": self.network.n_parameters,
         }
+        times = (len(self.times),) if over_time(self.context) else ()
         large = {"encoder", "decoder", "encoder_bias", "decoder_bias"}
         arrays = {
             name: np.zeros(
-                [sizes[d] for d in variable.dims],
+                [*(times if name in _OVER_TIME else ()), *(sizes[d] for d in variable.dims)],
                 np.float32 if name in large or name.removeprefix("untrained_") in large else np.float64,
             )
             for name, variable in SCHEMA["sae"].items()
         }
-        arrays["untrained_parameters"] = arrays["untrained_parameters"].astype(self.psi.state.dtype)
+        arrays["untrained_parameters"] = arrays["untrained_parameters"].astype(self.network.dtype)
         done = np.zeros((len(self.layers), len(self.record.seeds) + self.record.untrained), bool)
-        return {**arrays, "done": done, "ablated": np.full(len(self.layers), np.nan)}
+        return {**arrays, "done": done, "ablated": np.full((*times, len(self.layers)), np.nan)}
 
     def inputs(self, parameters: np.ndarray | None, layer: str, part: str) -> Inputs:
         """What a dictionary sees of the chains of a split: in memory where that is small, else read again in every epoch."""
-        chains, n_draws = self.chains[part], self.samples.sizes["draw"]
+        chains, times = self.chains[part], training(self.times)
+        each = len(chains) * self.context.upstream["samples"].sizes["draw"]
         if parameters is None:
-            stored = self.context.upstream["activations"][layer]
-            source, shape = recorded(stored, chains), stored.shape[2:]
+            stored = [at.upstream["activations"][layer] for at in times]
+            source, shape = (
+                one_after_another([recorded(x, chains) for x in stored], each),
+                stored[0].shape[2:],
+            )
         else:
-            sigma = self.samples["configuration"].values[chains]
-            psi = self.psi.state.bind(self.context.device.put(parameters))
-            source = computed(psi, layer, sigma.reshape(-1, sigma.shape[-1]))
+            configurations = (at.upstream["samples"]["configuration"].isel(chain=chains) for at in times)
+            sigma = np.concatenate([x.values.reshape(-1, self.network.n_sites) for x in configurations])
+            source = computed(self.network.bind(self.context.device.put(parameters)), layer, sigma)
             shape = source(0, 1).shape[1:]
-        n_samples = len(chains) * n_draws
         n_tokens, width = shape
-        ranks, shape = self.context.ranks, (n_samples, n_tokens, width)
+        ranks, shape = self.context.ranks, (len(times) * each, n_tokens, width)
         rows = Rows(source, shape, self.pooled, lambda: self.tick(f"{layer}: reading"), ranks)
         # Every rank holds them all, perhaps on one machine.
         return Held.of(rows) if 4 * rows.n_rows * rows.width * ranks.size <= self._memory() else rows
@@ -184,7 +210,7 @@ class _Workshop:
             members = [int(place) for place in self.in_training["members"]]
             if members[0] < len(self.record.seeds):
                 yield members
-        each = 4.0 * _ARRAYS * self.record.features * self.psi.state.width
+        each = 4.0 * _ARRAYS * self.record.features * self.network.width
         together = max(1, int(self._memory() / each))
         left = [place for place in range(len(self.record.seeds)) if not self.results["done"][layer, place]]
         yield from (left[first : first + together] for first in range(0, len(left), together))
@@ -194,40 +220,43 @@ class _Workshop:
         name, r = self.layers[layer], self.results
         if r["done"][layer, : len(self.record.seeds)].all():
             return
-        x, held_out = self.inputs(None, name, "train"), self.inputs(None, name, "select")
+        x, select = self.inputs(None, name, "train"), self.inputs(None, name, "select")
         for members in self._groups(layer):
             seeds = [self.record.seeds[place] for place in members]
             label = f"{name}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-            for place, (dictionary, history) in zip(
-                members, self._trained(x, layer, members, seeds, label), strict=True
-            ):
-                self._keep(dictionary, "", (layer, place))
+            found = self._trained(x, layer, members, seeds, label)
+            for seed, (dictionary, history) in zip(members, found, strict=True):
+                self._keep(dictionary, "", (layer, seed))
                 for quantity in ("loss", "l0", "dead_fraction"):
-                    r[quantity][layer, place] = getattr(history, quantity)
+                    r[quantity][layer, seed] = getattr(history, quantity)
                 ranks = self.context.ranks
-                r["feature_density"][layer, place] = density(dictionary, held_out, ranks)
-                r["explained_variance"][layer, place] = explained_variance(
-                    held_out, dictionary.reconstruct, ranks
+                r["feature_density"][layer, seed] = density(dictionary, select, ranks)
+                r["explained_variance"][layer, seed] = explained_variance(
+                    select, dictionary.reconstruct, ranks
                 )
-                self._measure(layer, place, dictionary, x)
+            self._measure(layer, dict(zip(members, (each for each, _ in found), strict=True)), x)
             self._finish(layer, members)
 
-    def _measure(self, layer: int, seed: int, dictionary: Dictionary, inputs: Inputs) -> None:
+    def _measure(self, layer: int, dictionaries: dict[int, Dictionary], inputs: Inputs) -> None:
+        """What dictionaries, by their places among the seeds, keep of the state of every time; ``inputs`` trained them."""
         name, r = self.layers[layer], self.results
-        number = layer * (len(self.record.seeds) + 1)
+        each = len(self.record.seeds) + 1  # the state with the mean, and one of every seed
+        mean, _ = mean_and_variance(inputs)
 
         def tick(message: str) -> None:
             self.tick(f"{name}: energy recovered")
 
-        if np.isnan(r["ablated"][layer]):
-            mean, _ = mean_and_variance(inputs)
-            psi_ablated = ablated(self.psi, name, mean, self.pooled)
-            r["ablated"][layer] = self.yardstick.energy_of(psi_ablated, number, tick)
-        psi_sae = reconstructed(self.psi, name, dictionary.on(self.context.device), self.pooled)
-        r["energy_recovered"][layer, seed] = self.yardstick.energy_recovered(
-            psi_sae, float(r["ablated"][layer]), number + 1 + seed, tick
-        )
-        r["infidelity"][layer, seed] = self.yardstick.infidelity_of(psi_sae)
+        for time, at in enumerate(self.times):
+            psi, yardstick, where = trained(at), self.yardstick(at), (*place(at), layer)
+            number = (time * len(self.layers) + layer) * each
+            if np.isnan(r["ablated"][where]):
+                r["ablated"][where] = yardstick.energy_of(ablated(psi, name, mean, self.pooled), number, tick)
+            for seed, dictionary in dictionaries.items():
+                psi_sae = reconstructed(psi, name, dictionary.on(self.context.device), self.pooled)
+                r["energy_recovered"][(*where, seed)] = yardstick.energy_recovered(
+                    psi_sae, float(r["ablated"][where]), number + 1 + seed, tick
+                )
+                r["infidelity"][(*where, seed)] = yardstick.infidelity_of(psi_sae)
 
     def train_untrained(self, layer: int, initialisation: int) -> None:
         """The same dictionary on the same configurations seen by a network with random parameters."""
@@ -235,15 +264,15 @@ class _Workshop:
         if self.results["done"][layer, place]:
             return
         name = self.layers[layer]
-        parameters = self.psi.state.initial_parameters(UNTRAINED_SEED + initialisation)
+        parameters = self.network.initial_parameters(UNTRAINED_SEED + initialisation)
         self.results["untrained_parameters"][initialisation] = parameters
         x = self.inputs(parameters, name, "train")
         label = f"{name}, untrained network {initialisation + 1}"
         [(dictionary, _)] = self._trained(x, layer, [place], self.record.seeds[:1], label)
         self._keep(dictionary, "untrained_", (layer, initialisation))
-        held_out = self.inputs(parameters, name, "select")
+        select = self.inputs(parameters, name, "select")
         self.results["untrained_explained_variance"][layer, initialisation] = explained_variance(
-            held_out, dictionary.reconstruct, self.context.ranks
+            select, dictionary.reconstruct, self.context.ranks
         )
         self._finish(layer, [place])
 
@@ -258,7 +287,7 @@ class _Workshop:
             variables = {
                 name: array for name, array in variables.items() if not name.startswith("untrained_")
             }
-        coordinates = {
+        coordinates: dict[str, Any] = {
             "layer": np.asarray(self.layers, dtype=object),
             "sae_seed": np.asarray(self.record.seeds),
             "feature": np.arange(self.record.features),
@@ -266,12 +295,15 @@ class _Workshop:
         }
         if self.record.untrained:
             coordinates["initialisation"] = UNTRAINED_SEED + np.arange(self.record.untrained)
+        if over_time(self.context):
+            times = self.context.upstream["dynamics"]["time"].values
+            coordinates |= {"time": times, "held_out": ("time", held_out(len(times)))}
         attributes = {
             "kind": self.record.kind,
             "k": int(getattr(self.record, "k", 0)),
             "input": self.record.input,
         }
-        attributes |= projection_attributes(self.psi.state)
+        attributes |= projection_attributes(self.network)
         return labelled("sae", variables, coordinates, attributes)
 
 
@@ -282,7 +314,8 @@ def estimate(spec: Spec) -> Cost:
     step = 2.0 * record.batch * record.features * (state.width + 32)
     passed = 48.0 * record.features * state.width / 2e10
     arrays = 2 * 4.0 * record.features * state.width
-    rows = spec.samples.count * (1 if record.input == "pooled" else state.n_tokens)
+    times = -(-len(spec.dynamics.times) // 2)
+    rows = times * spec.samples.count * (1 if record.input == "pooled" else state.n_tokens)
     seconds = dictionaries * (record.steps * (seconds_for(step) + passed + 3e-4) + 1)
     together = 3 * arrays * len(record.seeds)
     return Cost(seconds, dictionaries * arrays, dictionaries * arrays + together + 4.0 * rows * state.width)
@@ -291,7 +324,7 @@ def estimate(spec: Spec) -> Cost:
 STAGE = Stage(
     name="sae",
     reads=("lattice", "hamiltonian", "state", "sampling", "activations", "sae"),
-    upstream=("ground_state", "samples", "activations"),
+    upstream=("ground_state", "dynamics", "samples", "activations"),
     version=2,
     run=run,
     estimate=estimate,

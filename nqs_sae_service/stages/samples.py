@@ -12,7 +12,8 @@ from ..engine.arrays import to_host
 from ..engine.random import Stream
 from ..sampling import process_of
 from .cost import Cost, flip_flops, seconds_for
-from .inputs import economy_of, projection_attributes, trained
+from .inputs import economy_of, origin, projection_attributes, trained
+from .over_time import everywhere, first_sweep
 from .stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "select", "test")
 
 
+@everywhere
 def run(context: Context) -> xr.Dataset:
     """Let the chains of the training move on, thermalised as they are, then record ``count`` samples over all of them."""
     spec = context.spec
@@ -29,8 +31,8 @@ def run(context: Context) -> xr.Dataset:
         spec.sampling, spec.lattice.build(), spec.samples.seed, Stream.SAMPLES, economy_of(spec)
     )
     share, ranks = context.ranks.share(spec.sampling.chains), context.ranks
-    start = context.device.put(context.upstream["ground_state"]["final_configuration"].values[share])
-    chains = process.start(psi, start, number=share.start)
+    start = context.device.put(origin(context)["final_configuration"].values[share])
+    chains = process.start(psi, start, first_sweep(context), share.start)
     draws = spec.samples.count // spec.sampling.chains
     total = spec.sampling.burn_in + draws
     for sweep in range(spec.sampling.burn_in):
@@ -67,17 +69,18 @@ def estimate(spec: Spec) -> Cost:
         spec.samples.sweeps or spec.sampling.sweeps
     )
     calls = sweeps * spec.sampling.evaluations(n) * spec.sampling.chains + spec.sampling.listed(n)
-    return Cost(
+    once = Cost(
         seconds_for(flip_flops(spec) * calls),
         spec.samples.count * (n / 6 + 16),
         spec.samples.count * (n + 16),
     )
+    return once.repeated(len(spec.dynamics.times), once.memory)
 
 
 STAGE = Stage(
     name="samples",
     reads=("lattice", "state", "sampling", "samples"),
-    upstream=("ground_state",),
+    upstream=("ground_state", "dynamics"),
     version=1,
     run=run,
     estimate=estimate,

@@ -55,6 +55,11 @@ class Context(Protocol):
         """The arrays last given to ``tick`` by an earlier, interrupted attempt at this very stage, or None."""
 
 
+def always(spec: Spec) -> bool:
+    """What every run wants."""
+    return True
+
+
 @dataclass(frozen=True)
 class Stage:
     """A link of the chain. ``version`` is bumped whenever the stage's numbers change: it is part of the key.
@@ -75,7 +80,7 @@ class Stage:
     distributed: bool = False
     sources: tuple[str, ...] = ()
     check: Callable[[Spec, Mapping[str, Path]], None] | None = None
-    wanted: Callable[[Spec], bool] = lambda spec: True
+    wanted: Callable[[Spec], bool] = always
 
 
 __all__ = ["Context", "Cost", "Stage"]

@@ -43,7 +43,7 @@ def _bench(context: Context) -> Bench:
     """The trained state with all observables that have a mean, the energy last."""
     spec, psi = context.spec, trained(context)
     lattice = spec.lattice.build()
-    hamiltonian = spec.hamiltonian.build(lattice)
+    hamiltonian = spec.final_hamiltonian.build(lattice)
     chosen = [make_observable(name, lattice, hamiltonian) for name in spec.observables.names]
     observables = [o for o in chosen if o.kind not in WITHOUT_MEAN]
     samples = context.upstream["samples"]
@@ -258,7 +258,7 @@ def estimate(spec: Spec) -> Cost:
     """Network calls of the reweighted curves (all directions) and of fresh sampling (the feature; controls if asked for)."""
     lattice = spec.lattice.build()
     n, options = lattice.n_sites, spec.steering
-    connected = spec.hamiltonian.build(lattice).n_connected + 1
+    connected = spec.final_hamiltonian.build(lattice).n_connected + 1
     points = len(options.layers) * len(options.targets) * len(options.scales)
     curves = points * len(DIRECTIONS) * options.samples * connected
     fresh = spec.sampling.chains * (
@@ -284,7 +284,7 @@ def estimate(spec: Spec) -> Cost:
 STAGE = Stage(
     name="steering",
     reads=("lattice", "hamiltonian", "state", "sampling", "observables", "sae", "steering"),
-    upstream=("ground_state", "samples", "sae", "features"),
+    upstream=("ground_state", "dynamics", "samples", "sae", "features"),
     version=1,
     run=run,
     estimate=estimate,

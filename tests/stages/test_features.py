@@ -111,7 +111,8 @@ def result(upstream):
 
 
 def test_every_declared_variable_is_there_and_labelled(result):
-    assert set(result.data_vars) == set(SCHEMA["features"])
+    through_time = {name for name in SCHEMA["features"] if name.startswith("followed_")}
+    assert set(result.data_vars) == set(SCHEMA["features"]) - through_time
     assert result.control.values.tolist() == list(CONTROLS)
     assert result.observable.values.tolist() == NAMES
     assert result.layer.values.tolist() == LAYERS
