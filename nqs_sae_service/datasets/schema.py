@@ -198,6 +198,13 @@ SCHEMA: dict[str, dict[str, Variable]] = {
             "layer target direction estimator",
             "pooled samples (mbar): 1 - second eigenvalue of the overlap matrix, 0 where scales share no samples",
         ),
+        "evolved_mean": _v(
+            "layer target scale later observable",
+            "expectation at a later time, the steered state of the feature brought onto the network and evolved on",
+        ),
+        "evolved_infidelity": _v(
+            "layer target scale", "1 - fidelity of the network and the steered state it was brought onto"
+        ),
         "strength": _v(
             "layer target direction scale",
             "strength of the edit (scale - 1 for the feature; matched for controls)",
@@ -233,6 +240,7 @@ SCHEMA: dict[str, dict[str, Variable]] = {
 
 # Dimensions and coordinates: what a label means, and its unit. Dimensions not listed in UNLABELLED always carry labels.
 COORDINATES: dict[str, tuple[str, str]] = {
+    "later": ("time after the quench, later than that of steering", "1/J"),
     "held_out": ("1 where no dictionary was trained and nothing was chosen", "1"),
     "time": ("time after the quench; imaginary where the run says so", "1/J"),
     "step": ("optimisation step, counted from 0", "1"),

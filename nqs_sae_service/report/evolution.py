@@ -218,7 +218,7 @@ def _method(dataset: xr.Dataset) -> str:
 
 
 def _start(dataset: xr.Dataset) -> str:
-    start = str(dataset.attrs.get("start", "the state before"))
+    start = str(dataset.attrs.get("start_state", "the state before"))
     return STARTS.get(start, start)
 
 

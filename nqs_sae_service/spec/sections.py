@@ -287,6 +287,18 @@ class Steering(Section):
         description="also pool the fresh samples of all scales by MBAR (slower: each is measured at every scale)",
         json_schema_extra={"neutral": True},
     )
+    times: tuple[float, ...] = Field(
+        (),
+        max_length=1000,
+        description="after a quench: recorded times to steer at; empty: the middle one and the last",
+        json_schema_extra={"neutral": True},
+    )
+    evolve: tuple[float, ...] = Field(
+        (),
+        max_length=100,
+        description="after a quench: scales of which the steered state evolves on, from each of these times to the later ones",
+        json_schema_extra={"neutral": True},
+    )
     energy_budget: float = Field(
         2e-4, gt=0, le=1, description="largest |dE/E| within which the reach of a feature is measured"
     )
@@ -304,11 +316,32 @@ class Steering(Section):
             update["targets"] = tuple(name for name in observables.names if name not in useless)[:2]
         if not self.layers and isinstance(activations, Activations):
             update["layers"] = activations.layers
+        dynamics: Any = sections.get("dynamics")
+        if not self.times and dynamics is not None and dynamics.wanted:
+            recorded = dynamics.times
+            update["times"] = tuple(dict.fromkeys((recorded[len(recorded) // 2], recorded[-1])))
         return self.model_copy(update=update) if update else self
+
+    def _time_findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
+        dynamics: Any = sections.get("dynamics")
+        if dynamics is None:
+            return
+        for key in ("times", "evolve"):
+            if getattr(self, key) and not dynamics.wanted:
+                yield Finding(key, "there is no dynamics: set dynamics.duration, or leave it out")
+                return
+        for index, time in enumerate(self.times):
+            if not any(abs(time - recorded) < 1e-9 for recorded in dynamics.times):
+                told = f"multiples of {dynamics.every:g} up to {dynamics.duration:g}"
+                yield Finding(f"times[{index}]", f"{time:g} is no recorded time; these are {told}")
+        for index, scale in enumerate(self.evolve):
+            if scale not in self.scales:
+                yield Finding(f"evolve[{index}]", f"{scale:g} is not listed in steering.scales: add it there")
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
         yield from repeated("targets", self.targets)
         yield from repeated("layers", self.layers)
+        yield from self._time_findings(sections)
         observables, activations = sections.get("observables"), sections.get("activations")
         if isinstance(observables, Observables):
             yield from _among("targets", self.targets, "observables.names", observables.names)

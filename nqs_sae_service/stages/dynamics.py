@@ -52,16 +52,19 @@ def run(context: Context) -> xr.Dataset:
     return _dataset(context, evolution, flight, ended)
 
 
-def evolution_of(context: Context, tick: Callable[[Flight | None], None]) -> Evolution:
-    """What moves the network of a spec after its quench."""
+def evolution_of(
+    context: Context, tick: Callable[[Flight | None], None], names: tuple[str, ...] = ()
+) -> Evolution:
+    """What moves the network of a spec after its quench, and records the observables of these ``names``, or of the spec."""
     spec = context.spec
+    options = spec.dynamics.model_copy(update={"observables": names}) if names else spec.dynamics
     lattice = spec.lattice.build()
     return Evolution(
         spec.state.build(lattice),
         lattice,
         spec.final_hamiltonian.build(lattice),
         spec.sampling,
-        spec.dynamics,
+        options,
         economy_of(spec),
         context.device,
         tick,
@@ -98,7 +101,7 @@ def _dataset(context: Context, evolution: Evolution, flight: Flight, ended: str)
     variables |= _compared(context, evolution, flight)
     attributes: dict[str, Any] = {
         "method": options.method,
-        "start": options.start,
+        "start_state": options.start,
         "imaginary": int(options.imaginary),
         "start_infidelity": flight.start_infidelity,
     }

@@ -37,9 +37,10 @@ def held_out(n_times: int) -> np.ndarray:
 
 
 class At:
-    """The context of a stage at time ``number`` of all; ``before`` are its datasets at the times before.
+    """The context of a stage at time ``number`` of the dynamics; ``before`` are its datasets at the times before.
 
-    ``saved`` are the arrays that it last gave to ``tick`` in an interrupted attempt at this time.
+    ``saved`` are the arrays that it last gave to ``tick`` in an interrupted attempt at this time, which is one of ``n_times``,
+    by default all.
     """
 
     def __init__(
@@ -48,8 +49,11 @@ class At:
         number: int,
         before: Sequence[xr.Dataset] = (),
         saved: Mapping[str, np.ndarray] | None = None,
+        n_times: int | None = None,
     ) -> None:
         self.whole, self.number, self.before = whole, number, before
+        self._done = number if n_times is None else len(before)
+        self._n_times = whole.upstream["dynamics"].sizes["time"] if n_times is None else n_times
         self.spec, self.device, self.ranks = whole.spec, whole.device, whole.ranks
         self.upstream: Mapping[str, xr.Dataset] = {
             name: dataset.isel(time=number) if "time" in dataset.dims else dataset
@@ -62,10 +66,9 @@ class At:
         """See ``Context``; a stage without a state of its own starts anew at its time, not before."""
         self._has_state |= state is not None
         offers = state is not None or (bool(self.before) and not self._has_state)
-        n_times = self.whole.upstream["dynamics"].sizes["time"]
         self.whole.tick(
-            self.number * total + done,
-            n_times * total,
+            self._done * total + done,
+            self._n_times * total,
             f"{self._label}: {message}",
             partial(self._state, state) if offers else None,
         )
@@ -76,7 +79,7 @@ class At:
 
     def _state(self, own: State | None) -> dict[str, np.ndarray]:
         arrays = {_NOW + name: array for name, array in own().items()} if own else {}
-        for number, dataset in enumerate(self.before[: self.number]):
+        for number, dataset in enumerate(self.before[: self._done]):
             arrays |= _packed(dataset, str(number))
         return arrays
 
@@ -103,8 +106,15 @@ def first_sweep(context: Context) -> int:
     return sum(place(context)) * _SWEEPS_OF_A_TIME
 
 
-def everywhere(run: Callable[[Context], xr.Dataset]) -> Callable[[Context], xr.Dataset]:
-    """The stage function ``run`` at every time; without a dynamics it stays what it is."""
+def all_times(context: Context) -> Sequence[int]:
+    """The numbers of all recorded times."""
+    return range(context.upstream["dynamics"].sizes["time"])
+
+
+def everywhere(
+    run: Callable[[Context], xr.Dataset], times: Callable[[Context], Sequence[int]] = all_times
+) -> Callable[[Context], xr.Dataset]:
+    """The stage function ``run`` at every one of the ``times``; without a dynamics it stays what it is."""
 
     @wraps(run)
     def at_all_times(context: Context) -> xr.Dataset:
@@ -113,10 +123,11 @@ def everywhere(run: Callable[[Context], xr.Dataset]) -> Callable[[Context], xr.D
         saved = context.restore() or {}
         now = {name.removeprefix(_NOW): array for name, array in saved.items() if name.startswith(_NOW)}
         done = _unpacked({name: array for name, array in saved.items() if not name.startswith(_NOW)})
-        for number in range(len(done), context.upstream["dynamics"].sizes["time"]):
-            done.append(run(At(context, number, done, now or None)))
+        numbers = times(context)
+        for number in numbers[len(done) :]:
+            done.append(run(At(context, number, done, now or None, len(numbers))))
             now = {}
-        return _joined(done, context)
+        return _joined(done, context, numbers)
 
     return at_all_times
 
@@ -130,7 +141,7 @@ def everywhere_in_pieces(run: Callable[[Context], Streamed]) -> Callable[[Contex
             return run(context)
         parts = [run(at) for at in contexts(context)]
         return Streamed(
-            _joined([part.dataset for part in parts], context),
+            _joined([part.dataset for part in parts], context, all_times(context)),
             {name: ((len(parts), *shape), kind) for name, (shape, kind) in parts[0].large.items()},
             (
                 (name, (number, *where), values)
@@ -142,11 +153,11 @@ def everywhere_in_pieces(run: Callable[[Context], Streamed]) -> Callable[[Contex
     return at_all_times
 
 
-def _joined(datasets: Sequence[xr.Dataset], context: Context) -> xr.Dataset:
-    """Datasets of all times as one: coordinates and attributes are those of the first."""
+def _joined(datasets: Sequence[xr.Dataset], context: Context, numbers: Sequence[int]) -> xr.Dataset:
+    """Datasets of several times as one: coordinates and attributes are those of the first."""
     return xr.concat(
         datasets,
-        context.upstream["dynamics"]["time"],
+        context.upstream["dynamics"]["time"].isel(time=list(numbers)),
         data_vars="all",
         coords="minimal",
         compat="override",

@@ -7,7 +7,7 @@ the test chains, from fresh samples, and on small systems from the sum over all 
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,17 +25,31 @@ from ..sae.dictionary import Dictionary
 from ..sampling import process_of
 from .cost import Cost, network_flops, seconds_for
 from .inputs import born_samples, economy_of, projection_attributes, trained
+from .later import Later, later_numbers
+from .over_time import At, everywhere
 from .stage import Context, Stage
 
 if TYPE_CHECKING:
     from ..spec import Spec
 
+_ROUNDING = 1e-9  # of times
 
+
+def _steered_times(context: Context) -> list[int]:
+    """Numbers of the recorded times that the spec asks for, the last one where the dynamics ended before them."""
+    recorded = context.upstream["dynamics"]["time"].values
+    wanted = [np.flatnonzero(np.abs(recorded - time) < _ROUNDING) for time in context.spec.steering.times]
+    return [int(found[0]) for found in wanted if len(found)] or [len(recorded) - 1]
+
+
+@partial(everywhere, times=_steered_times)
 def run(context: Context) -> xr.Dataset:
     """Every (layer, target, direction) in turn; a checkpoint after each keeps what is done."""
     programme = _Programme(context)
     for layer, target in np.ndindex(len(programme.layers), len(programme.targets)):
         programme.turn(layer, target)
+    for layer, target in np.ndindex(len(programme.layers), len(programme.targets)):
+        programme.evolve(layer, target)
     return programme.dataset()
 
 
@@ -77,6 +91,7 @@ class _Programme:
         self.estimators = (*ESTIMATORS, POOLED) if self.options.mbar else ESTIMATORS
         self.scales = np.asarray(self.options.scales)
         self.base = int(np.flatnonzero(self.scales == 1.0)[0])
+        self.later = later_numbers(context, _steered_times) if self.options.evolve else range(0)
         self.results = context.restore() or self._empty()
         self.ticks = self._ticks_done()
 
@@ -88,11 +103,14 @@ class _Programme:
             "scale": len(self.scales),
             "estimator": len(self.estimators),
             "observable": len(self.bench.names) - 1,
+            "later": len(self.later),
         }
+        left_out = {"overlap"} if not self.options.mbar else set()
+        left_out |= {"evolved_mean", "evolved_infidelity"} if not self.later else set()
         arrays = {
             name: np.full([sizes[d] for d in variable.dims], np.nan)
             for name, variable in SCHEMA["steering"].items()
-            if name != "overlap" or self.options.mbar
+            if name not in left_out
         }
         arrays["feature"] = np.full((len(self.layers), len(self.targets)), -1, np.int32)
         return {**arrays, "done": np.zeros((len(self.layers), len(self.targets), len(DIRECTIONS)), bool)}
@@ -131,11 +149,30 @@ class _Programme:
             self.results["done"][layer, target, d] = True
             self.ticks = self._ticks_done()
 
+    def evolve(self, layer: int, target: int) -> None:
+        """The feature turned by every scale that is asked for, and not turned, at the later times."""
+        direction = self._directions(layer, target).get("feature") if self.later else None
+        if direction is None or not isinstance(self.context, At):
+            return
+        later = Later(self.context, self.bench.names[:-1], self._tick_later)
+        mean, infidelity = self.results["evolved_mean"], self.results["evolved_infidelity"]
+        for place in np.flatnonzero(np.isin(self.scales, (1.0, *self.options.evolve))):
+            at = (layer, target, int(place))
+            if later.numbers and np.isnan(infidelity[at]):
+                turned = None if place == self.base else direction.at(self.scales[place] - 1)
+                found, reached = later.of(turned)
+                mean[at][-len(found) :], infidelity[at] = found, reached
+
+    def _tick_later(self) -> None:
+        total = len(self.layers) * len(self.targets) * int(self._ticks_of.sum())
+        self.context.tick(total, total, "evolving on", lambda: self.results)
+
     def _directions(self, layer: int, target: int) -> dict[str, Direction]:
         """The feature and its controls, as far as they exist."""
         name = self.layers[layer]
         features = self.context.upstream["features"].sel(layer=name)
-        best = int(features["best_feature"].sel(observable=self.targets[target]))
+        chosen = features["followed_feature" if "followed_feature" in features else "best_feature"]
+        best = int(chosen.sel(observable=self.targets[target]))
         self.results["feature"][layer, target] = best
         if best < 0:  # no feature, or not the target, varies: there is nothing to turn
             return {}
@@ -247,6 +284,9 @@ class _Programme:
             "observable": self.bench.names[:-1],
         }
         coordinates = {name: np.asarray(values, dtype=object) for name, values in labels.items()}
+        if self.later and isinstance(self.context, At):
+            recorded = self.context.whole.upstream["dynamics"]["time"].values
+            coordinates["later"] = recorded[self.later]
         attributes = {
             "energy_budget": self.options.energy_budget,
             **projection_attributes(self.bench.psi.state),

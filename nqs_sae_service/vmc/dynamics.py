@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from ..spec.sampling import Sampling
 
 _ITERATIONS = 300  # of the descent onto a given state
-# To a product state, exactly at which some directions of the parameters vanish; summed in full, from samples.
-_START_INFIDELITY = {True: 3e-7, False: 1e-5}
 _REFUSED_INFIDELITY = 1e-2
 _ROUNDING = 1e-9  # of times
 RECORDED = (
@@ -95,6 +93,11 @@ class Flight:
         return flight
 
 
+def close_enough(options: Dynamics) -> float:
+    """Infidelity at which the network is taken for a given state. Exactly at a product state directions of theta vanish."""
+    return 3e-7 if options.full_summation else 1e-5
+
+
 class Evolution:
     """Moves flights of one network under one Hamiltonian.
 
@@ -130,8 +133,7 @@ class Evolution:
         """Onto the product state of the options. Raises NumericalError where the network cannot be that."""
         start, n = self.options.start, self.lattice.n_sites
         up = None if start == "x" else product_configuration(self.lattice, start)
-        close = _START_INFIDELITY[self.options.full_summation]
-        for product, wanted in path_to(up, n, close, self.motion.hamiltonian.rotated):
+        for product, wanted in path_to(up, n, close_enough(self.options), self.motion.hamiltonian.rotated):
             infidelity = self.onto(flight, product, wanted)
             if infidelity > _REFUSED_INFIDELITY:
                 raise NumericalError(

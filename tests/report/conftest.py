@@ -264,7 +264,7 @@ def dynamics(rng: np.random.Generator) -> xr.Dataset:
         "parameters": rng.normal(size=(len(TIMES), 50)),
         "final_configuration": np.ones((len(TIMES), 8, 40), np.int8),
     }
-    attributes = {"method": "tdvp", "start": "ground_state", "imaginary": 0, "start_infidelity": 0.0}
+    attributes = {"method": "tdvp", "start_state": "ground_state", "imaginary": 0, "start_infidelity": 0.0}
     coordinates = {"time": TIMES, "observable": OBSERVABLES}
     return labelled("dynamics", variables, coordinates, attributes)
 

@@ -45,7 +45,7 @@ def relaxing(dataset: xr.Dataset) -> xr.Dataset:
     if "tdvp_error" not in dataset:
         return dataset
     energy = -20 - 10 * (1 - np.exp(-3 * dataset.time))
-    attributes = {"imaginary": 1, "method": "ptvmc", "start": "neel", "start_infidelity": 3e-8}
+    attributes = {"imaginary": 1, "method": "ptvmc", "start_state": "neel", "start_infidelity": 3e-8}
     return dataset.assign(energy=energy).assign_attrs(attributes)
 
 
