@@ -7,6 +7,7 @@ never runs again; when the key differs from that of the file in the run director
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,6 +74,11 @@ def make_plan(
     if beyond:
         raise UserError(f"--force {beyond[0]}: not computed for --until {' --until '.join(until)}")
     forced = _descendants(stages, force)
+    for name, point in itertools.product((*until, *force), points):
+        if not stages[name].wanted(point.spec):
+            raise UserError(
+                f"{point.run}: {name} is no stage of this spec: it has no [{name}] that asks for it"
+            )
     store, claimed = Store(results / STORE), dict[str, str]()
     return [
         _plan_point(point, stages, results, store, wanted, forced, set(force), claimed) for point in points
@@ -96,8 +102,6 @@ def _plan_point(
     keys: dict[str, str] = {}
     steps = []
     chain = {name: stage for name, stage in stages.items() if stage.wanted(spec)}
-    for name in named - set(chain):
-        raise UserError(f"{point.run}: its spec has no [{name}]")
     for name, stage in chain.items():
         read = {section: getattr(spec, section) for section in stage.reads}
         sections = canonical_json(read)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Union, get_args
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -56,6 +56,17 @@ class Section(BaseModel):
             for part in get_args(field.annotation)
             if isinstance(part, type) and issubclass(part, Section)
         }
+
+    @classmethod
+    def tables_of_kinds(cls) -> dict[str, dict[str, type[Section]]]:
+        """The fields that are records of one of several kinds, ``[dynamics.hamiltonian]``: the record of every kind."""
+        found: dict[str, dict[str, type[Section]]] = {}
+        for name, field in cls.model_fields.items():
+            for part in get_args(field.annotation):
+                records = get_args(get_args(part)[0]) if get_origin(part) is Annotated else ()
+                if records and all(isinstance(r, type) and issubclass(r, Section) for r in records):
+                    found[name] = {get_args(r.model_fields["kind"].annotation)[0]: r for r in records}
+        return found
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
         """Check this section against the others. ``sections`` holds those that validated; one may be missing."""

@@ -97,7 +97,7 @@ class GroundState(Section):
         if self.start_from and state.load:
             yield Finding("start_from", "a training has one start: leave out start_from or state.load")
         dynamics: Any = sections.get("dynamics")
-        replaced = dynamics is not None and dynamics.wanted and dynamics.start != "ground_state"
+        replaced = dynamics is None or (dynamics.wanted and dynamics.start != "ground_state")
         if not self.steps and not self.start_from and not state.load and not replaced:
             yield Finding(
                 "steps",

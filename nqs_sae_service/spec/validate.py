@@ -231,7 +231,7 @@ def _as_json(value: Any, path: KeyPath, foreign: dict[KeyPath, str]) -> Any:
 def _problem(document: Document, place: KeyPath, error: Mapping[str, Any], record: type[Section]) -> Problem:
     """One error of pydantic in our words."""
     kind, origin = error["type"], document.origin(place)
-    record = _innermost(record, place)
+    record = _innermost(record, place, document)
     if kind == "missing" and isinstance(place[-1], int):
         array, size = place[:-1], place[-1] + 1
         what = f"must have {size} elements, got {show(error['input'])}"
@@ -244,6 +244,15 @@ def _problem(document: Document, place: KeyPath, error: Mapping[str, Any], recor
     context = error.get("ctx", {})
     if kind == "value_error":
         return Problem(origin, dotted(place), str(context["error"]))
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        known = [name.strip("' ") for name in error["ctx"].get("expected_tags", "").split(",") if name]
+        given = error["ctx"].get("tag")
+        path, told = (*place, "kind"), f" {show(given)}" if given else ""
+        what = f"unknown kind{told}" if given else "required key is missing"
+        listed = f"; known: {' or '.join(map(show, known))}" if known else ""
+        return Problem(
+            document.origin(path), dotted(path), what + listed, nearest(given, known) if given else ()
+        )
     what, candidates = _expected(error), ()
     if kind in ("literal_error", "choices") and isinstance(error["input"], str):
         candidates = nearest(error["input"], re.findall("'(.*?)'", context["expected"]))
@@ -255,10 +264,15 @@ def _expected(error: Mapping[str, Any]) -> str:
     return _EXPECTED[kind].format(**error.get("ctx", {})) if kind in _EXPECTED else error["msg"]
 
 
-def _innermost(record: type[Section], place: KeyPath) -> type[Section]:
+def _innermost(record: type[Section], place: KeyPath, document: Document) -> type[Section]:
     """The record of the table that holds the key at ``place``: of the section, or of a table inside it."""
+    values: Any = document.values.get(str(place[0])) if place else None
     for part in place[1:-1]:
+        values = values.get(part) if isinstance(values, dict) else None
+        kind = values.get("kind") if isinstance(values, dict) else None
+        kinds = record.tables_of_kinds().get(str(part), {})
         record = {**record.tables(), **record.arrays_of_tables()}.get(str(part), record)
+        record = kinds[kind] if kind in kinds else record
     return record
 
 

@@ -18,6 +18,7 @@ from ..errors import NumericalError
 from ..physics.exact import FullSummation, all_configurations
 from ..physics.quench import Quench
 from ..vmc.dynamics import Evolution, Flight
+from ..vmc.ensembles import symmetries_of
 from .cost import Cost, flip_flops, network_flops, seconds_for
 from .inputs import economy_of
 from .stage import Context, Stage
@@ -142,7 +143,7 @@ def estimate(spec: Spec) -> Cost:
     sweeps = options.sweeps or sampling.sweeps
     rows, each = options.samples, sweeps * sampling.evaluations(n) + connected
     if options.full_summation:
-        rows, each = 2**n, connected
+        rows, each = max(1, 2**n // len(symmetries_of(state))), connected
     parts = 2 if state.complex_amplitude else 1
     evaluations = 5 * _STEPS_PER_TIME * options.duration
     if options.method == "ptvmc":

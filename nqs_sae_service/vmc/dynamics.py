@@ -23,7 +23,7 @@ from ..physics.quench import product_configuration
 from ..sampling import process_of
 from ..sampling.exact import Exact
 from ..states import LogPsi, State, Wavefunction
-from .ensembles import Ensembles, Sampled, Summed
+from .ensembles import Ensembles, Sampled, Summed, symmetries_of
 from .estimators import measure
 from .infidelity import bring_onto, path_to
 from .statistics import mean_and_error
@@ -133,12 +133,18 @@ class Evolution:
         """Onto the product state of the options. Raises NumericalError where the network cannot be that."""
         start, n = self.options.start, self.lattice.n_sites
         up = None if start == "x" else product_configuration(self.lattice, start)
+        group = symmetries_of(self.motion.state)
+        if up is not None and (up[group.permutations] * group.flips[:, None] != up).any():
+            raise NumericalError(
+                f"the network cannot be the product state {start}: it has symmetries that this state has not; leave out "
+                "state.symmetry, or choose a kind of state without them"
+            )
         for product, wanted in path_to(up, n, close_enough(self.options), self.motion.hamiltonian.rotated):
             infidelity = self.onto(flight, product, wanted)
             if infidelity > _REFUSED_INFIDELITY:
                 raise NumericalError(
-                    f"the network does not reach the product state {start} (infidelity {infidelity:.1e}): "
-                    "choose a state that breaks the symmetries which this one has, or a larger one"
+                    f"the network does not reach the product state {start} (infidelity {infidelity:.1e}): choose a larger one, "
+                    "or another kind of state"
                 )
         flight.start_infidelity = infidelity
 

@@ -113,14 +113,22 @@ def test_a_quench_summed_in_full(tmp_path):
 
 @pytest.mark.parametrize("method", ["tdvp", "ptvmc"])
 def test_a_quench_from_samples(tmp_path, method):
-    _, found = run(tmp_path, f"dynamics.method={method}", "dynamics.step=0.02", "dynamics.order=3")
+    options = ("dynamics.duration=0.1", "dynamics.step=0.02", "dynamics.infidelity=1e-6", "dynamics.order=3")
+    _, found = run(tmp_path, f"dynamics.method={method}", *options)
     distance = abs(found["observable_mean"] - found["observable_exact"])
     assert (distance < 4 * found["observable_error"] + 5e-3).all()
     assert (found["observable_error"] < 0.02).all()
-    assert (found["infidelity"] < 1e-3).all()
+    assert (found["infidelity"] < 5e-3).all()
 
 
-@pytest.mark.parametrize("sets", [(), FULL, ("dynamics.method=ptvmc",), ("dynamics.imaginary=true",)])
+@pytest.mark.parametrize(
+    "sets",
+    [
+        FULL,
+        ("dynamics.method=ptvmc", "dynamics.duration=0.1", "dynamics.infidelity=1e-6"),
+        ("dynamics.duration=0.1",),
+    ],
+)
 def test_stopped_and_continued_it_ends_with_the_same_bits(tmp_path, sets):
     context, whole = run(tmp_path, *sets)
     for share in (0.3, 0.7):
@@ -167,9 +175,7 @@ def test_a_step_that_collapses_ends_it_with_what_there_is(tmp_path, monkeypatch)
 def test_a_product_state_that_the_network_cannot_be_is_refused(tmp_path):
     """A network that does not see translations has no Neel state."""
     context = Context(tmp_path, (*FULL, 'dynamics.start="neel"', "dynamics.method=ptvmc"))
-    with pytest.raises(
-        NumericalError, match=r"does not reach the product state neel .* breaks the symmetries"
-    ):
+    with pytest.raises(NumericalError, match="cannot be the product state neel: it has symmetries"):
         dynamics.run(context)
 
 
@@ -177,7 +183,7 @@ def test_the_chain_has_it_only_where_it_is_wanted(tmp_path):
     path = tmp_path / "quench.toml"
     path.write_text(SPEC)
     with_it = load_spec(path)[0].spec
-    without = load_spec(path, ["dynamics.duration=0"])[0].spec
+    without = load_spec(path, ["dynamics.duration=0", "ground_state.steps=3"])[0].spec
     assert STAGES["dynamics"].wanted(with_it)
     assert not STAGES["dynamics"].wanted(without)
     assert with_it.final_hamiltonian.h == 1.0
