@@ -272,7 +272,7 @@ def _innermost(record: type[Section], place: KeyPath, document: Document) -> typ
         kind = values.get("kind") if isinstance(values, dict) else None
         kinds = record.tables_of_kinds().get(str(part), {})
         record = {**record.tables(), **record.arrays_of_tables()}.get(str(part), record)
-        record = kinds[kind] if kind in kinds else record
+        record = kinds.get(str(kind), record)
     return record
 
 

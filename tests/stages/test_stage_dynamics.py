@@ -37,7 +37,7 @@ duration = 0.3
 every = 0.1
 samples = 512
 measurements = 4096
-cutoff = 1e-6
+cutoff = 1e-4
 tolerance = 1e-3
 observables = ["sigma_x", "correlation_0_1"]
 [dynamics.hamiltonian]
@@ -113,7 +113,13 @@ def test_a_quench_summed_in_full(tmp_path):
 
 @pytest.mark.parametrize("method", ["tdvp", "ptvmc"])
 def test_a_quench_from_samples(tmp_path, method):
-    options = ("dynamics.duration=0.1", "dynamics.step=0.02", "dynamics.infidelity=1e-6", "dynamics.order=3")
+    options = (
+        "dynamics.duration=0.06",
+        "dynamics.every=0.03",
+        "dynamics.step=0.02",
+        "dynamics.infidelity=1e-6",
+        "dynamics.order=3",
+    )
     _, found = run(tmp_path, f"dynamics.method={method}", *options)
     distance = abs(found["observable_mean"] - found["observable_exact"])
     assert (distance < 4 * found["observable_error"] + 5e-3).all()
@@ -126,7 +132,7 @@ def test_a_quench_from_samples(tmp_path, method):
     [
         FULL,
         ("dynamics.method=ptvmc", "dynamics.duration=0.1", "dynamics.infidelity=1e-6"),
-        ("dynamics.duration=0.1",),
+        ("dynamics.duration=0.04", "dynamics.every=0.02"),
     ],
 )
 def test_stopped_and_continued_it_ends_with_the_same_bits(tmp_path, sets):
