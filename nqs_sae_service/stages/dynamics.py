@@ -160,6 +160,11 @@ def estimate(spec: Spec) -> Cost:
     return Cost(seconds_for(flops), disk, memory)
 
 
+def wanted(spec: Spec) -> bool:
+    """Whether the spec has a dynamics."""
+    return spec.dynamics.wanted
+
+
 STAGE = Stage(
     name="dynamics",
     reads=("lattice", "hamiltonian", "state", "sampling", "dynamics"),
@@ -167,5 +172,5 @@ STAGE = Stage(
     version=1,
     run=run,
     estimate=estimate,
-    wanted=lambda spec: spec.dynamics.wanted,
+    wanted=wanted,
 )
