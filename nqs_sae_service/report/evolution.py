@@ -116,7 +116,8 @@ def distances(dataset: xr.Dataset) -> dict[str, Peak]:
 def dynamics_section(run: Run) -> Section:
     """Everything about the stage."""
     dataset, asked = run.stages["dynamics"], run.section("dynamics")
-    tables = [_table(dataset, asked), *_observables(dataset)]
+    after = _hamiltonian(asked.get("hamiltonian"), run.section("hamiltonian"))
+    tables = [_table(dataset, asked, after), *_observables(dataset)]
     return Section("Dynamics", dynamics_verdicts(dataset, asked), tables, ("evolution", "drift"))
 
 
@@ -127,17 +128,17 @@ def dynamics_verdicts(dataset: xr.Dataset, asked: Mapping[str, Any]) -> list[Ver
         before = f" before {clock(float(asked['duration']))}" if _is_number(asked.get("duration")) else ""
         text = f"The evolution ended{before}, at {ended}. What was recorded until then is shown."
         verdicts.append(Verdict("fault", text))
-    verdicts += [_reached(dataset), _energy(dataset), _distance(dataset)]
+    verdicts += [_reached(dataset, asked), _energy(dataset), _distance(dataset)]
     return verdicts
 
 
-def _reached(dataset: xr.Dataset) -> Verdict:
+def _reached(dataset: xr.Dataset, asked: Mapping[str, Any]) -> Verdict:
     times, steps = axis(dataset, "time"), series(dataset, "steps", "time")
     if not times.size:
         return Verdict("open", "Dynamics: no time was recorded.")
     taken = f" in {steps[-1]:.0f} steps" if math.isfinite(steps[-1]) else ""
     name, peak, (adding, total) = _missed(dataset)
-    text = f"Dynamics: {_method(dataset)} from {_start(dataset)} to {clock(times[-1])}{taken}"
+    text = f"Dynamics: {_method(dataset)} from {_start(dataset, asked)} to {clock(times[-1])}{taken}"
     if peak.known:
         text += f"; {name} at most {number(peak.value, 2)} at {clock(peak.time)}, {number(total, 2)} {adding}"
     step = _shortest(dataset)
@@ -217,12 +218,13 @@ def _method(dataset: xr.Dataset) -> str:
     return f"{METHODS.get(method, method)} in {'imaginary' if imaginary(dataset) else 'real'} time"
 
 
-def _start(dataset: xr.Dataset) -> str:
-    start = str(dataset.attrs.get("start_state", "the state before"))
-    return STARTS.get(start, start)
+def _start(dataset: xr.Dataset, asked: Mapping[str, Any]) -> str:
+    """The state at time 0, as the spec calls it or, without one, the stage file."""
+    start = str(asked.get("start", dataset.attrs.get("start_state")))
+    return STARTS.get(start, "the state before")
 
 
-def _table(dataset: xr.Dataset, asked: Mapping[str, Any]) -> Table:
+def _table(dataset: xr.Dataset, asked: Mapping[str, Any], after: str) -> Table:
     """What was evolved, and the largest errors with the times at which they occur."""
     name, missed, (adding, total) = _missed(dataset)
     times, steps = axis(dataset, "time"), series(dataset, "steps", "time")
@@ -230,10 +232,10 @@ def _table(dataset: xr.Dataset, asked: Mapping[str, Any]) -> Table:
     if _is_number(asked.get("duration")) and dataset.attrs.get("ended"):
         reached += f" of {asked['duration']:g}"
     infidelity = attribute(dataset, "start_infidelity")
-    start = _start(dataset) + (f" (infidelity {number(infidelity, 2)})" if infidelity > 0 else "")
+    start = _start(dataset, asked) + (f" (infidelity {number(infidelity, 2)})" if infidelity > 0 else "")
     rows = [
         ("start", start, NOTHING),
-        ("Hamiltonian after", _hamiltonian(asked.get("hamiltonian")), NOTHING),
+        ("Hamiltonian after", after, NOTHING),
         ("method", _method(dataset), NOTHING),
         ("duration", reached, NOTHING),
         ("recorded times", str(times.size), NOTHING),
@@ -262,14 +264,16 @@ def _peak_row(name: str, peak: Peak, digits: int = 0) -> tuple[str, str, str]:
     return name, value, f"{peak.time:g}"
 
 
-def _hamiltonian(record: Any) -> str:
-    """A table of the spec as ``tfim, h = 0.5``."""
-    if not isinstance(record, dict):
+def _hamiltonian(after: Any, before: Mapping[str, Any]) -> str:
+    """The Hamiltonian after the quench by what has changed, ``tfim, h = 0.5 (before: 1.0)``."""
+    if not isinstance(after, dict):
         return NOTHING
-    others = [
-        f"{plain(key)} = {value}" for key, value in record.items() if key != "kind" and value is not None
-    ]
-    return ", ".join([str(record.get("kind", "")), *others]).strip(", ")
+    kind, same = str(after.get("kind", "")), after.get("kind") == before.get("kind")
+    changed = {key: value for key, value in after.items() if key != "kind" and before.get(key) != value}
+    if not same:
+        return ", ".join([kind, *(f"{plain(key)} = {value}" for key, value in changed.items())])
+    was = [f"{plain(key)} = {value} (before: {before.get(key, 'default')})" for key, value in changed.items()]
+    return ", ".join([kind, *was]) if was else f"{kind}, unchanged"
 
 
 def _observables(dataset: xr.Dataset) -> list[Table]:

@@ -31,6 +31,7 @@ ORIGIN = {
     "key": "0123abcd",
     "seed": 1,
     "host": "node-<7>",
+    "start": "2026-11-26T15:23:23+00:00",
     "sections": '{"lattice": {"length": 40}}',
 }
 
@@ -219,7 +220,9 @@ TIMES = np.round(np.linspace(0, 2, 21), 12)
 HELD_OUT = (np.arange(21) % 4 == 2).astype(np.int8)
 LAST_TRAINING = 2.0
 STEERED = (0.5, 1.5)
-QUENCH_SPEC = SPEC + '\n[dynamics]\nduration = 2.0\nhamiltonian = {kind = "tfim", h = 0.5}\n'
+QUENCH_SPEC = (
+    SPEC + '\n[dynamics]\nduration = 2.0\nstart = "ground_state"\nhamiltonian = {kind = "tfim", h = 0.5}\n'
+)
 PER_TIME = {
     "observables": ("value", "mean", "error", "r_hat", "exact", "simple_function_r2"),
     "sae": ("energy_recovered", "infidelity"),

@@ -92,7 +92,7 @@ def test_table_of_dynamics_holds_the_numbers_of_the_file(quenched_run: Path) -> 
     with xr.open_dataset(quenched_run / "dynamics.nc") as stored:
         integrated = float((stored.tdvp_error * 0.1).sum())
         largest = float(stored.tdvp_error.max())
-    assert values["Hamiltonian after"]["value"] == "tfim, h = 0.5"
+    assert values["Hamiltonian after"]["value"] == "tfim, h = 0.5 (before: 1.0)"
     assert float(values["TDVP error"]["value"]) == pytest.approx(largest, rel=1e-2)
     assert float(values["TDVP error, integrated"]["value"]) == pytest.approx(integrated, rel=1e-2)
     assert (values["steps"]["value"], values["recorded times"]["value"]) == ("180", "21")
@@ -228,7 +228,8 @@ def test_a_run_without_exact_values(make_quenched: Factory) -> None:
 
 
 def test_imaginary_time_has_no_drift(make_quenched: Factory) -> None:
-    directory = make_quenched(stages=("dynamics",), change=relaxing)
+    spec = '[dynamics]\nduration = 2.0\nstart = "neel"\n'
+    directory = make_quenched(stages=("dynamics",), change=relaxing, spec=spec)
     reached, energy, _ = said(section(directory, "Dynamics"))
     assert reached.startswith("Dynamics: projected t-VMC in imaginary time from the Neel state to t = 2")
     assert "step infidelity at most" in reached

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ..evolution import drift, imaginary
 from ..values import axis, labels, plain, series
-from .style import BLUE, RED, above, band, bars, known, legend_above, used, whole_decades
+from .style import BLUE, RED, above, band, bars, columns_of, known, legend_above, used, whole_decades
 
 ROUNDING = 1e-6  # an observable that varies less stays as it is
 
@@ -28,7 +28,7 @@ def observables_figure(dataset: xr.Dataset) -> Figure | None:
     ]
     if not names:
         return None
-    columns = min(3, len(names))
+    columns = columns_of(len(names))
     rows = math.ceil(len(names) / columns)
     figure = Figure(figsize=(max(7.0, 3.6 * columns), 0.8 + 2.5 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, squeeze=False)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ..followed import Course, courses
 from ..values import plain
-from .style import BLUE, CONTROLS, FEATURE, GREY, band, legend_above, paired, used, wrapped
+from .style import BLUE, CONTROLS, FEATURE, GREY, band, columns_of, legend_above, paired, used, wrapped
 
 TIME = "time after the quench (1/J)"
 WANTED = 0.92  # |r| of the best features of a ground state
@@ -51,7 +51,7 @@ def _arranged(found: list[Course]) -> tuple[list[Course], int]:
         )
         for name in observables
     ]
-    return best, min(3, len(best))
+    return best, columns_of(len(best))
 
 
 def _draw_course(axes: Axes, course: Course) -> None:

@@ -85,6 +85,11 @@ def log_axis(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
+def columns_of(count: int) -> int:
+    """Columns of a grid of so many panels that leaves few places empty."""
+    return 2 if count == 4 else min(3, count)
+
+
 def used(panels: np.ndarray, count: int, x_label: str) -> list[Axes]:
     """The first ``count`` of a grid of panels that share an x axis, named below each column; the others are removed."""
     every = list(panels.ravel())
