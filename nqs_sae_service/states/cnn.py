@@ -1,6 +1,6 @@
 """A residual convolutional network on any lattice with axes, as bricks (in the spirit of Chen & Heyl, arXiv:2302.01941).
 
-    sigma -> convolution -> L blocks -> sum over tokens -> LayerNorm -> head -> log psi
+    sigma -> convolution -> L blocks -> sum over tokens -> LayerNorm -> head -> log psi       (or a local head, ``head.py``)
 
 A token is a unit cell. A convolution maps the k x k cells around a token, seen along the axes of the lattice, to its channels;
 periodic axes wrap, beyond open ones is zero. A block adds conv(GELU(conv(LayerNorm(x)))) to the residual stream; LayerNorm,
@@ -21,12 +21,15 @@ from pydantic import Field
 from ..spec.section import Finding, Section
 from .ansatz import Ansatz
 from .fused import Fused
-from .head import head
+from .head import head, local_head
 from .primitives import Add, Brick, Dense, Gelu, LayerNorm, Neighbours
 from .state import State
 
 if TYPE_CHECKING:
     from ..physics.lattices import Lattice
+
+
+_SMALL = 0.2  # of the usual bound
 
 
 class Cnn(Ansatz):
@@ -38,6 +41,11 @@ class Cnn(Ansatz):
         3, description="unit cells along an axis that a convolution sees, or [b, c] along both; odd numbers"
     )
     blocks: int = Field(2, ge=1, le=64, description="residual blocks of two convolutions")
+    head: Literal["pooled", "local"] = Field(
+        "pooled",
+        description="pooled: log psi from the sum over tokens; local: log psi is a sum over tokens itself, for dynamics",
+        json_schema_extra={"neutral": True},
+    )
     amplitude: Literal["positive", "complex"] = Field("positive", description="psi > 0, or psi with a phase")
     precision: Literal["float32", "float64"] = Field(
         "float32", description="precision of the network; energies are float64"
@@ -76,7 +84,8 @@ class Cnn(Ansatz):
     def layer_names(self) -> tuple[str, ...]:
         """Public names of the places in the network, from the input to the output."""
         blocks = range(1, self.blocks + 1)
-        return ("embedding", *(f"{kind}_{i}" for i in blocks for kind in ("conv", "residual")), "head")
+        places = [f"{kind}_{i}" for i in blocks for kind in ("conv", "residual")]
+        return ("embedding", *places, *(["head"] if self.head == "pooled" else []))
 
     def residual_names(self) -> tuple[str, ...]:
         """The residual stream after each block."""
@@ -98,7 +107,7 @@ class Cnn(Ansatz):
             dtype=np.dtype(self.precision),
             complex_amplitude=self.amplitude == "complex",
             sites=np.arange(lattice.n_sites).reshape(-1, lattice.basis),
-            initial=lambda name, shape, generator: _initial(name, shape, generator, self.blocks),
+            initial=lambda name, shape, generator: _initial(name, shape, generator, self.blocks, self.head),
             fuse=_fuse,
             fused_layers=("embedding", *self.residual_names()),
             invariances=lattice.translations() if lattice.periodic else None,
@@ -139,11 +148,14 @@ def _bricks(record: Cnn, around: np.ndarray, basis: int) -> Iterator[Brick]:
         yield Dense(f"{c}.second", (f"{c}.h",), c, places * d, d)
         yield Add(f"{c}.add", (stream, c), f"residual_{i}")
         stream = f"residual_{i}"
-    yield from head(stream, d, record.amplitude == "complex")
+    last = head if record.head == "pooled" else local_head
+    yield from last(stream, d, record.amplitude == "complex")
 
 
-def _initial(name: str, shape: tuple[int, ...], generator: np.random.Generator, blocks: int) -> np.ndarray:
-    """Glorot-uniform weights, unit gains, zero biases; what a block adds is scaled by 1 / sqrt(blocks)."""
+def _initial(
+    name: str, shape: tuple[int, ...], generator: np.random.Generator, blocks: int, head: str
+) -> np.ndarray:
+    """Glorot-uniform weights, unit gains, zero biases; what a block adds is scaled by 1 / sqrt(blocks), a local head small."""
     role = name.rpartition(".")[2]
     if role == "gain":
         return np.ones(shape)
@@ -152,4 +164,6 @@ def _initial(name: str, shape: tuple[int, ...], generator: np.random.Generator, 
     bound = math.sqrt(6 / sum(shape))
     if name.endswith(".second.weight"):
         bound /= math.sqrt(blocks)
+    if head == "local" and role == "weight" and name.startswith("head."):
+        bound *= _SMALL
     return generator.uniform(-bound, bound, size=shape)

@@ -54,7 +54,7 @@ class Weights(NamedTuple):
     term: np.ndarray  # (K, 2^P, d): what a window at a place adds to the first convolution
     head: np.ndarray  # (1 or 2, d, d), gain of the LayerNorm before included
     head_bias: np.ndarray  # (1 or 2, d)
-    head_gain: np.ndarray  # (1 or 2, d)
+    head_gain: np.ndarray  # (1 or 2, d); empty for a local head
     head_shift: np.ndarray  # (1 or 2, d)
 
 
@@ -197,7 +197,9 @@ def _add_last(w, l, s):
 
 @njit()
 def _head(w, s, phase):
-    """(log|psi|, phase of psi) from ``summed``; the phase only if it is wanted."""
+    """(log|psi|, phase of psi) from ``summed``, or from x by a local head; the phase only if it is wanted."""
+    if not len(w.head_gain):
+        return _local_head(w, s, phase)
     d = s.unit.shape[1]
     normalise(s.summed, s.unit)
     for p in range(len(w.head)):
@@ -218,6 +220,28 @@ def _head(w, s, phase):
 
 
 @njit()
+def _local_head(w, s, phase):
+    """The same, a term for every token: 4 T d^2 FLOPs with a phase. Overwrites h and g."""
+    tokens, d = s.x.shape
+    gemm(False, False, 1.0, s.x, w.head[0], 0.0, s.h[:tokens])
+    if len(w.head) == 2:
+        gemm(False, False, 1.0, s.x, w.head[1], 0.0, s.g[:tokens])
+    real, imaginary, twice = 0.0, 0.0, s.part[2, 0]
+    for t in range(tokens):
+        a, b = s.h[t], s.part[1, 0]
+        for c in range(d):
+            a[c] += w.head_bias[0, c]
+        if len(w.head) == 2:
+            for c in range(d):
+                b[c] = s.g[t, c] + w.head_bias[1, c]
+                twice[c] = _f4(2) * b[c]
+        real += log_modulus_of_cosh(a, twice, s.channel[0])
+        if phase and len(w.head) == 2:
+            imaginary += phase_of_cosh(a, b, s.channel)
+    return real, imaginary
+
+
+@njit()
 def _log_psi(w, sigma, s, phase):
     """(log|psi|, phase) of one configuration sigma (N,)."""
     known = len(w.stream) > 0
@@ -227,7 +251,7 @@ def _log_psi(w, sigma, s, phase):
         _embed(w, sigma, s)
     depth = len(w.first)
     for l in range(depth):
-        _block(w, l, s, known and l == 0, l == depth - 1)
+        _block(w, l, s, known and l == 0, l == depth - 1 and len(w.head_gain) > 0)
     return _head(w, s, phase)
 
 
@@ -268,7 +292,7 @@ def amplitudes_from(w, stream, depth, real, imaginary):
             copy_rows(stream[b], s.x)
             _sum_tokens(s.x, s.summed[0])
             for l in range(depth, len(w.first)):
-                _block(w, l, s, False, l == len(w.first) - 1)
+                _block(w, l, s, False, l == len(w.first) - 1 and len(w.head_gain) > 0)
             real[b], imaginary[b] = _head(w, s, True)
 
 
@@ -348,17 +372,25 @@ def pack(state: State, parameters: np.ndarray) -> Weights:
         "last": last,
         "stream": stream,
         "term": term,
-        "head": np.stack([w["head.norm.gain"][:, None] * w[f"head.{part}.weight"] for part in parts]),
-        "head_bias": np.stack(
-            [w["head.norm.bias"] @ w[f"head.{part}.weight"] + w[f"head.{part}.bias"] for part in parts]
-        ),
-        "head_gain": np.stack([w[f"head.{part}_norm.gain"] for part in parts]),
-        "head_shift": np.stack([w[f"head.{part}_norm.bias"] for part in parts]),
+        **_head_arrays(w, parts, d),
     }
     single = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in arrays.items()}
     runs, run_starts = _runs(windows, d)
     sites = padded[windows].reshape(tokens, -1)
     return Weights(windows=windows, sites=sites, runs=runs, run_starts=run_starts, **single)
+
+
+def _head_arrays(w: dict[str, np.ndarray], parts: list[str], d: int) -> dict[str, np.ndarray]:
+    weight, bias = (np.stack([w[f"head.{part}.{role}"] for part in parts]) for role in ("weight", "bias"))
+    if "head.norm.gain" not in w:
+        none = np.zeros((0, d))
+        return {"head": weight, "head_bias": bias, "head_gain": none, "head_shift": none}
+    return {
+        "head": w["head.norm.gain"][:, None] * weight,
+        "head_bias": w["head.norm.bias"] @ weight + bias,
+        "head_gain": np.stack([w[f"head.{part}_norm.gain"] for part in parts]),
+        "head_shift": np.stack([w[f"head.{part}_norm.bias"] for part in parts]),
+    }
 
 
 def _table(weight: np.ndarray, bias: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -468,9 +468,9 @@ class SumTokens(Brick):
 
 @dataclass(frozen=True)
 class LogCosh(Brick):
-    """log psi = sum over channels of log cosh(a), or of log cosh(a + i b) with a second input: (n, 1, width) -> (n,).
+    """log psi = sum over channels (and tokens) of log cosh(a), or of log cosh(a + i b) with a second input.
 
-    The sum over channels is taken in double precision. No overflow: log cosh z = z + log(1 + e^(-2z)) - log 2
+    (n, token, width) -> (n,). The sum is taken in double precision. No overflow: log cosh z = z + log(1 + e^(-2z)) - log 2
     for Re z >= 0.
     """
 

@@ -28,6 +28,7 @@ LATTICE = {
 }
 EVERYWHERE = pytest.mark.parametrize("name", LATTICE)
 BOTH = pytest.mark.parametrize("amplitude", ["positive", "complex"])
+HEADS = pytest.mark.parametrize("head", ["pooled", "local"])
 
 
 def network(name, amplitude="complex", **options):
@@ -77,6 +78,12 @@ def formula(lattice, w, sigma, complex_amplitude):
         u = {cell: v * (1 + np.tanh(np.sqrt(2 / np.pi) * (v + 0.044715 * v**3))) / 2 for cell, v in u.items()}
         u = convolve(u, w[f"{c}.second.weight"], w[f"{c}.second.bias"])
         x = {cell: x[cell] + u[cell] for cell in cells}
+    parts = ["real", "imaginary"] if complex_amplitude else ["real"]
+    if "head.norm.gain" not in w:  # a local head
+        mapped = [{c: v @ w[f"head.{p}.weight"] + w[f"head.{p}.bias"] for c, v in x.items()} for p in parts]
+        return np.prod(
+            [np.cosh(mapped[0][c] + (1j * mapped[1][c] if complex_amplitude else 0)) for c in cells]
+        )
     z = normalised(sum(x.values()), w["head.norm.gain"], w["head.norm.bias"])
     parts = [
         normalised(
@@ -84,23 +91,25 @@ def formula(lattice, w, sigma, complex_amplitude):
             w[f"head.{p}_norm.gain"],
             w[f"head.{p}_norm.bias"],
         )
-        for p in (["real", "imaginary"] if complex_amplitude else ["real"])
+        for p in parts
     ]
     return np.prod(np.cosh(parts[0] + (1j * parts[1] if complex_amplitude else 0)))
 
 
 @EVERYWHERE
 @BOTH
-def test_the_bricks_are_the_formula(name, amplitude):
-    state, sigma = network(name, amplitude), spins(4, name)
+@HEADS
+def test_the_bricks_are_the_formula(name, amplitude, head):
+    state, sigma = network(name, amplitude, head=head), spins(4, name)
     psi = state.bind(random_parameters(state))
     exact = [formula(LATTICE[name], psi.weights, s, state.complex_amplitude) for s in sigma]
     np.testing.assert_allclose(np.exp(psi.log_psi(sigma)), exact, rtol=1e-10)
 
 
 @EVERYWHERE
-def test_per_sample_gradients_match_finite_differences(name):
-    state, step = network(name, channels=3, blocks=1 if name == "kagome" else 2), 1e-5
+@HEADS
+def test_per_sample_gradients_match_finite_differences(name, head):
+    state, step = network(name, channels=3, blocks=1 if name == "kagome" else 2, head=head), 1e-5
     p, sigma = random_parameters(state), spins(2, name)
     exact = state.bind(p).per_sample_gradients(sigma)
     numeric = np.empty_like(exact)
@@ -149,9 +158,10 @@ def test_an_open_lattice_has_no_translations_to_be_invariant_under():
 
 @EVERYWHERE
 @BOTH
-def test_the_fused_twin_equals_the_bricks(name, amplitude):
+@HEADS
+def test_the_fused_twin_equals_the_bricks(name, amplitude, head):
     """With a table of windows (ring, torus, triangular) and without, with places outside and without."""
-    state, sigma = network(name, amplitude, channels=8), spins(37, name)
+    state, sigma = network(name, amplitude, channels=8, head=head), spins(37, name)
     psi = state.bind(random_parameters(state, np.float32))
     assert (len(psi.fused.weights.stream) > 0) == (name in ("ring", "torus", "triangular"))
     np.testing.assert_allclose(np.exp(psi.log_psi(sigma) - psi.reference.log_psi(sigma)), 1, atol=3e-4)
@@ -183,9 +193,10 @@ def test_bits_depend_neither_on_the_neighbours_nor_on_the_threads():
         numba.set_num_threads(threads)
 
 
-def test_walks_make_the_decisions_of_the_plain_loop():
+@HEADS
+def test_walks_make_the_decisions_of_the_plain_loop(head):
     """Singles, stretches and exchanges; the same random numbers, the plain loop with the twin's log psi."""
-    state, generator = network("torus"), np.random.default_rng(4)
+    state, generator = network("torus", head=head), np.random.default_rng(4)
     psi = state.bind(random_parameters(state, np.float32))
     fast, plain = spins(20, "torus"), spins(20, "torus")
     log_fast, log_plain = psi.log_psi(fast), psi.log_psi(plain)
@@ -215,9 +226,10 @@ def test_no_samples():
 
 
 @BOTH
+@HEADS
 @pytest.mark.parametrize("name", ["torus", "cylinder"])
-def test_the_jacobian_sums_over_shared_weights(name, amplitude):
-    state, sigma = network(name, amplitude), spins(40, name)
+def test_the_jacobian_sums_over_shared_weights(name, amplitude, head):
+    state, sigma = network(name, amplitude, head=head), spins(40, name)
     psi = state.bind(random_parameters(state))
     o = psi.per_sample_gradients(sigma)
     o = (o - o.mean(axis=0)) / np.sqrt(len(sigma))
@@ -228,7 +240,7 @@ def test_the_jacobian_sums_over_shared_weights(name, amplitude):
     np.testing.assert_allclose(gram, o @ o.T, atol=1e-11)
     np.testing.assert_allclose(product, o @ vector, atol=1e-11)
     np.testing.assert_allclose(jacobian.transposed_product(y), o.T @ y, atol=1e-11)
-    assert "conv_2.second" in jacobian.rank_one
+    assert ("conv_2.second" in jacobian.rank_one) == (head == "pooled")
 
 
 def test_float32_jacobians_are_as_good_as_their_rounding():
