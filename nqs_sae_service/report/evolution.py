@@ -68,7 +68,7 @@ class Peak:
     def size(self, unit: str = "") -> str:
         """``|value| ± error at t = 0.3``, and of which observable."""
         whose = f" ({self.observable})" if self.observable else ""
-        return f"{with_error(abs(self.value), self.error)}{unit}{whose} at {clock(self.time)}"
+        return f"{_measured(abs(self.value), self.error)}{unit}{whose} at {clock(self.time)}"
 
     def judged(self, limit: float) -> Kind:
         """Good when even two standard errors more are within the limit, bad when ``BEYOND`` fewer are not."""
@@ -260,7 +260,7 @@ def _peak_row(name: str, peak: Peak, digits: int = 0) -> tuple[str, str, str]:
     """Quantity, value and time; ``digits`` of a number without an error."""
     if not peak.known:
         return name, NOTHING, NOTHING
-    value = number(peak.value, digits) if digits else with_error(peak.value, peak.error)
+    value = number(peak.value, digits) if digits else _measured(peak.value, peak.error)
     return name, value, f"{peak.time:g}"
 
 
@@ -290,6 +290,11 @@ def _observables(dataset: xr.Dataset) -> list[Table]:
         rows.append((name, first, last, number(float(exact[-1]), 6), *_peak_row(name, peak)[1:]))
     columns = ("observable", "first", "last", "exact", "distance", "at t")
     return [Table("Observables after the quench", columns, rows, definitions=OBSERVABLES)] if rows else []
+
+
+def _measured(value: float, error: float) -> str:
+    """A difference with its error; without one, to a few digits."""
+    return with_error(value, error) if error > 0 else number(value, 3)
 
 
 def _count(steps: np.ndarray) -> str:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from .findings import JUDGEMENTS
 from .moments import clock, held_out
 from .numbers import NOTHING, number
 from .records import Kind, Section, Table, Verdict
 from .values import attribute, axis, cell, finite, index, labels, plain, series
 
+WITHOUT_JUDGEMENT = ("undefined", "SAE not informative")  # how sentences begin that judge nothing
 FOLLOWED = {
     "feature": "the feature with the largest mean |r| over the training times, on the select chains",
     "lowest |r|": "of this feature on the test chains, over the held-out times, with its bootstrap interval at that time",
@@ -111,7 +111,7 @@ def followed_section(dataset: xr.Dataset) -> Section | None:
 
 
 def _verdict(course: Course) -> Verdict:
-    """The stage's own sentence, coloured by how it begins, else by the interval of |r| beside the best control."""
+    """The stage's own sentence, coloured by the interval of |r| beside the best control; good only where it says so too."""
     kind = _judged(course)
     if not course.verdict:
         name, lowest = course.best_control
@@ -119,12 +119,13 @@ def _verdict(course: Course) -> Verdict:
             f"{course.layer}, {course.observable}: feature {course.feature}, |r| on held-out times at least "
         )
         return Verdict(kind, f"{text}{_weakest(course)}; the best control, {name}, {number(lowest, 3)}.")
-    judged = next((known for start, known in JUDGEMENTS.items() if course.verdict.startswith(start)), kind)
-    if course.verdict.startswith("no better") and judged == "good":
-        judged = "open"
+    if course.verdict.startswith(WITHOUT_JUDGEMENT):
+        kind = "note"
+    elif kind == "good" and not course.verdict.startswith("followed"):
+        kind = "open"
     named = course.layer in course.verdict and course.observable in course.verdict
     return Verdict(
-        judged, course.verdict if named else f"{course.layer}, {course.observable}: {course.verdict}"
+        kind, course.verdict if named else f"{course.layer}, {course.observable}: {course.verdict}"
     )
 
 

@@ -289,7 +289,7 @@ def followed_features(rng: np.random.Generator) -> xr.Dataset:
     r[..., 1] *= -1
     controls = rng.uniform(0.3, 0.8, (6, 3)) * (1 - 0.1 * TIMES)[:, None, None, None] * np.ones((2, 1, 1))
     controls = controls + 0.02 * rng.normal(size=controls.shape)
-    chosen, words = [[3, 17, 5], [17, 4, 9]], ["feature found", "no better than controls"]
+    chosen, words = [[3, 17, 5], [17, 4, 9]], ["followed", "no better than controls"]
     sentences = [
         [f"{words[i]}: <feature> {chosen[i][j]} & {OBSERVABLES[j]} through time" for j in range(3)]
         for i in range(2)

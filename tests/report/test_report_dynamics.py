@@ -104,7 +104,7 @@ def test_table_of_dynamics_holds_the_numbers_of_the_file(quenched_run: Path) -> 
 def test_followed_features_lead_with_their_verdicts(quenched_run: Path) -> None:
     found = section(quenched_run, "Features through time")
     sentences = said(found)
-    assert sentences["residual_1, sigma_x: feature found: <feature> 5 & sigma_x through time"] == "good"
+    assert sentences["residual_1, sigma_x: followed: <feature> 5 & sigma_x through time"] == "good"
     assert list(sentences.values()) == ["good"] * 3 + ["open"] * 3
     (table,) = found.tables
     assert table.title == "Followed features at 5 held-out times of 21 (95% intervals)"
@@ -134,6 +134,21 @@ def test_without_sentences_the_intervals_decide(make_quenched: Factory) -> None:
     assert next(iter(found)).startswith(
         "residual_1, abs_magnetization: feature 3, |r| on held-out times at least 0.9"
     )
+
+
+def test_a_sentence_that_judges_nothing_is_a_note_and_one_without_evidence_is_open(
+    make_quenched: Factory,
+) -> None:
+    def weak(dataset: xr.Dataset) -> xr.Dataset:
+        if "followed_verdict" not in dataset:
+            return dataset
+        words = [["followed: 3", "not followed throughout: 17", "undefined: 5"]] * 2
+        low = dataset.followed_low.where(dataset.observable != "abs_magnetization", 0.1)
+        return dataset.assign(followed_verdict=(("layer", "observable"), words), followed_low=low)
+
+    found = said(section(make_quenched(stages=("features",), change=weak), "Features through time"))
+    kinds = [kind for text, kind in found.items() if text.startswith("residual_1")]
+    assert kinds == ["open", "open", "note"]
 
 
 def test_what_knows_no_time_shows_the_last_training_time(quenched_run: Path, make_quenched: Factory) -> None:
@@ -262,7 +277,7 @@ def test_terminal_shows_sections_after_the_verdicts(quenched_run: Path) -> None:
         "Dynamics: TDVP",
         "Energy drift: at most",
         "Exact evolution:",
-        "feature found:",
+        "followed:",
     )
     places = [
         text.index(part) for part in (*order, "Followed features at 5", "turning feature", "exact energy")

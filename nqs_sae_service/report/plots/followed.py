@@ -43,7 +43,7 @@ def _arranged(found: list[Course]) -> tuple[list[Course], int]:
     layers = list(dict.fromkeys(course.layer for course in found))
     observables = list(dict.fromkeys(course.observable for course in found))
     whole = len(found) == len(layers) * len(observables)
-    if whole and len(layers) <= MOST_ROWS and len(observables) <= MOST_COLUMNS:
+    if whole and 1 < len(layers) <= MOST_ROWS and len(observables) <= MOST_COLUMNS:
         return found, len(observables)
     best = [
         max(
