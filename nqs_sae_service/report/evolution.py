@@ -213,6 +213,11 @@ def _shortest(dataset: xr.Dataset) -> Peak:
     return Peak(float(sizes[index]), math.nan, float(times[index]))
 
 
+def replaced(dataset: xr.Dataset) -> bool:
+    """Whether the evolution begins with another state than that of the stage before: what that was does not matter then."""
+    return dataset.attrs.get("start_state", "ground_state") in set(STARTS) - {"ground_state"}
+
+
 def _method(dataset: xr.Dataset) -> str:
     method = str(dataset.attrs.get("method", "followed"))
     return f"{METHODS.get(method, method)} in {'imaginary' if imaginary(dataset) else 'real'} time"

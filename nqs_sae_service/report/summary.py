@@ -15,7 +15,7 @@ from typing import Any
 import xarray as xr
 
 from . import findings, quality
-from .evolution import dynamics_section
+from .evolution import dynamics_section, replaced
 from .followed import courses, followed_section
 from .moments import at_time, last_training_time, settled, shown_times, when
 from .numbers import NOTHING, number, with_error
@@ -42,7 +42,8 @@ def summarise(found: Run | Sweep) -> Summary:
     stages = settled(found.stages)
     verdicts, tables = _state_verdicts(found), []
     if "ground_state" in stages:
-        verdicts += quality.ground_state_verdicts(stages["ground_state"])
+        if not replaced(stages.get("dynamics", xr.Dataset())):
+            verdicts += quality.ground_state_verdicts(stages["ground_state"])
         tables += quality.ground_state_tables(stages["ground_state"])
     if "observables" in stages:
         verdicts += quality.observable_verdicts(found.stages["observables"])
