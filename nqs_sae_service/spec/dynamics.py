@@ -102,8 +102,8 @@ class Dynamics(Section):
 
     @property
     def times(self) -> tuple[float, ...]:
-        """The recorded times, 0 and ``duration`` among them."""
-        count = math.ceil(self.duration / self.every - 1e-9)
+        """The recorded times, 0 and ``duration`` among them; not more than a spec may ask for."""
+        count = min(math.ceil(self.duration / self.every - 1e-9), MOST_TIMES)
         return (*(round(self.every * i, 12) for i in range(count)), self.duration)
 
     def after(self, before: Any) -> Any:
