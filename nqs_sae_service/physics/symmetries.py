@@ -22,7 +22,6 @@ pi before.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -38,7 +37,10 @@ if TYPE_CHECKING:
 IRREPS = ("A1", "A2", "B1", "B2")
 MAX_ELEMENTS = 8192
 _CLOSE = 1e-9
-_CONFIGURATIONS, _SPINS = 8, 2**22  # on which an operator is compared with its image; those that they lead to, about
+_CONFIGURATIONS, _SPINS = (
+    8,
+    2**22,
+)  # on which an operator is compared with its image; those that they lead to, about
 
 
 class NoRepresentation(UserError):
@@ -261,17 +263,19 @@ def _rows(operator: Operator, sigma: np.ndarray) -> list[tuple[np.ndarray, np.nd
 
 
 def _same(row, image, permutation: np.ndarray, flip: int) -> bool:
-    def summed(configurations: np.ndarray, elements: np.ndarray) -> dict[bytes, complex]:
-        sums: dict[bytes, complex] = {}
-        for configuration, element in zip(configurations.astype(np.int8), elements, strict=True):
-            key = configuration.tobytes()
-            sums[key] = sums.get(key, 0.0) + complex(element)
-        return sums
+    """Whether a row, moved, is the image; configurations are told apart by random sums over their spins."""
+    weights = np.random.default_rng(1).integers(-(2**40), 2**40, len(permutation))
 
-    wanted = summed(row[0][:, permutation] * np.int8(flip), row[1])
-    found = summed(*image)
-    scale = max(1.0, max(map(abs, wanted.values())))
-    return all(
-        math.isclose(abs(found.get(key, 0.0) - wanted.get(key, 0.0)), 0.0, abs_tol=1e-9 * scale)
-        for key in wanted | found
-    )
+    def summed(configurations: np.ndarray, elements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        names, place = np.unique(configurations.astype(np.int64) @ weights, return_inverse=True)
+        sums = np.zeros(len(names), np.complex128)
+        np.add.at(sums, place.reshape(-1), elements)
+        return names, sums
+
+    wanted, found = summed(row[0][:, permutation] * np.int8(flip), row[1]), summed(*image)
+    names = np.union1d(wanted[0], found[0])
+    difference = np.zeros(len(names), np.complex128)
+    difference[np.searchsorted(names, wanted[0])] += wanted[1]
+    difference[np.searchsorted(names, found[0])] -= found[1]
+    scale = max(1.0, float(np.abs(wanted[1]).max()))
+    return bool(np.abs(difference).max() <= 1e-9 * scale)
