@@ -263,19 +263,25 @@ def _rows(operator: Operator, sigma: np.ndarray) -> list[tuple[np.ndarray, np.nd
 
 
 def _same(row, image, permutation: np.ndarray, flip: int) -> bool:
-    """Whether a row, moved, is the image; configurations are told apart by random sums over their spins."""
-    weights = np.random.default_rng(1).integers(-(2**40), 2**40, len(permutation))
-
-    def summed(configurations: np.ndarray, elements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        names, place = np.unique(configurations.astype(np.int64) @ weights, return_inverse=True)
-        sums = np.zeros(len(names), np.complex128)
-        np.add.at(sums, place.reshape(-1), elements)
-        return names, sums
-
-    wanted, found = summed(row[0][:, permutation] * np.int8(flip), row[1]), summed(*image)
+    """Whether a row, moved, is the image; configurations are told apart by random sums over their spins (exact in float64)."""
+    weights = np.random.default_rng(1).integers(-(2**40), 2**40, len(permutation)).astype(np.float64)
+    moved = np.empty_like(weights)
+    moved[permutation] = flip * weights
+    wanted, found = _summed(*row, moved), _summed(*image, weights)
     names = np.union1d(wanted[0], found[0])
     difference = np.zeros(len(names), np.complex128)
     difference[np.searchsorted(names, wanted[0])] += wanted[1]
     difference[np.searchsorted(names, found[0])] -= found[1]
     scale = max(1.0, float(np.abs(wanted[1]).max()))
     return bool(np.abs(difference).max() <= 1e-9 * scale)
+
+
+def _summed(
+    configurations: np.ndarray, elements: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Names of distinct configurations, ascending, and the sums of their elements."""
+    blocks = np.array_split(configurations, 1 + configurations.size // _SPINS)
+    names, place = np.unique(np.concatenate([block @ weights for block in blocks]), return_inverse=True)
+    sums = np.zeros(len(names), np.complex128)
+    np.add.at(sums, place.reshape(-1), elements)
+    return names, sums
