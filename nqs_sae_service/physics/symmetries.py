@@ -267,7 +267,7 @@ def _same(row, image, permutation: np.ndarray, flip: int) -> bool:
     weights = np.random.default_rng(1).integers(-(2**40), 2**40, len(permutation)).astype(np.float64)
     moved = np.empty_like(weights)
     moved[permutation] = flip * weights
-    wanted, found = _summed(*row, moved), _summed(*image, weights)
+    wanted, found = _summed(row[0], row[1], moved), _summed(image[0], image[1], weights)
     names = np.union1d(wanted[0], found[0])
     difference = np.zeros(len(names), np.complex128)
     difference[np.searchsorted(names, wanted[0])] += wanted[1]
