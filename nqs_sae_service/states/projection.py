@@ -90,6 +90,9 @@ class Projection:
         return namespace(sigma).concatenate([self.log_mean(v) for _, v in self.over_copies(evaluate, sigma)])
 
 
+_COMMUTING: dict[tuple[str, ...], bool] = {}
+
+
 class ProjectedTwin:
     """The fast twin of a projected state: that of the bare network on all copies."""
 
@@ -256,6 +259,9 @@ class Symmetry(Section):
                 {"momentum": self.momentum} if key == "translations" else {}
             )
             known = known.model_copy(update=update | ({"irrep": self.irrep} if key == "point_group" else {}))
-            if known.wanted and not commutes(operator, known.group(lattice)):
+            place = tuple(r.model_dump_json() for r in (known, hamiltonian, sections["lattice"]))
+            if place not in _COMMUTING:  # the points of a sweep ask again and again
+                _COMMUTING[place] = not known.wanted or commutes(operator, known.group(lattice))
+            if not _COMMUTING[place]:
                 yield Finding(key, "the Hamiltonian does not have this symmetry: leave it out")
                 return
