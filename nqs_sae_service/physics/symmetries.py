@@ -37,10 +37,8 @@ if TYPE_CHECKING:
 IRREPS = ("A1", "A2", "B1", "B2")
 MAX_ELEMENTS = 8192
 _CLOSE = 1e-9
-_CONFIGURATIONS, _SPINS = (
-    8,
-    2**22,
-)  # on which an operator is compared with its image; those that they lead to, about
+_CONFIGURATIONS = 8  # on which an operator is compared with its image
+_SPINS = 2**22  # of configurations that are named at a time
 
 
 class NoRepresentation(UserError):
@@ -239,8 +237,9 @@ def _distinct(group: Symmetries) -> Symmetries:
 
 def commutes(operator: Operator, group: Symmetries) -> bool:
     """Whether an operator commutes with the group: <g s|O|g s'> = <s|O|s'> for the generators g and a few random s, all s'."""
-    count = min(_CONFIGURATIONS, 1 + _SPINS // (operator.n_sites * (operator.n_connected + 1)))
-    sigma = np.random.default_rng(0).choice(np.array([-1, 1], np.int8), size=(count, operator.n_sites))
+    sigma = np.random.default_rng(0).choice(
+        np.array([-1, 1], np.int8), size=(_CONFIGURATIONS, operator.n_sites)
+    )
     rows = _rows(operator, sigma)
     for g in group.generators:
         permutation, flip = group.permutations[g], group.flips[g]

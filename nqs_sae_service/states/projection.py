@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -88,9 +89,6 @@ class Projection:
     def log_psi(self, evaluate: Callable[[Array], Array], sigma: Array) -> Array:
         """log psi_sym (n, ...) where ``evaluate`` gives log psi (rows, ...) of the bare network."""
         return namespace(sigma).concatenate([self.log_mean(v) for _, v in self.over_copies(evaluate, sigma)])
-
-
-_COMMUTING: dict[tuple[str, ...], bool] = {}
 
 
 class ProjectedTwin:
@@ -249,7 +247,7 @@ class Symmetry(Section):
         hamiltonian: Any = sections.get("hamiltonian")
         if hamiltonian is None or any(hamiltonian.findings(sections)):
             return
-        operator, known = hamiltonian.build(lattice), Symmetry()
+        known = Symmetry()
         for key in (
             "translations",
             "point_group",
@@ -259,9 +257,13 @@ class Symmetry(Section):
                 {"momentum": self.momentum} if key == "translations" else {}
             )
             known = known.model_copy(update=update | ({"irrep": self.irrep} if key == "point_group" else {}))
-            place = tuple(r.model_dump_json() for r in (known, hamiltonian, sections["lattice"]))
-            if place not in _COMMUTING:  # the points of a sweep ask again and again
-                _COMMUTING[place] = not known.wanted or commutes(operator, known.group(lattice))
-            if not _COMMUTING[place]:
+            if known.wanted and not _is_symmetry(known, hamiltonian, sections["lattice"]):
                 yield Finding(key, "the Hamiltonian does not have this symmetry: leave it out")
                 return
+
+
+@lru_cache(maxsize=256)
+def _is_symmetry(known: Symmetry, hamiltonian: Any, geometry: Any) -> bool:
+    """Whether the Hamiltonian of a record has it on a lattice: asked once for all points of a sweep."""
+    lattice = geometry.build()
+    return commutes(hamiltonian.build(lattice), known.group(lattice))
