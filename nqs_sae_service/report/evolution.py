@@ -87,6 +87,7 @@ def largest(values: np.ndarray, errors: np.ndarray, times: np.ndarray) -> Peak:
 
 
 def imaginary(dataset: xr.Dataset) -> bool:
+    """Whether the evolution is one in imaginary time."""
     return attribute(dataset, "imaginary") > 0
 
 

@@ -128,14 +128,17 @@ class _Programme:
             fresh += len(self.scales) * calls
         return np.asarray([reweighting + fresh * self._resamples(d) for d in range(len(DIRECTIONS))])
 
+    @cached_property
+    def _total(self) -> int:
+        return len(self.layers) * len(self.targets) * int(self._ticks_of.sum())
+
     def _ticks_done(self) -> int:
         return int((self.results["done"] * self._ticks_of).sum())
 
     def tick(self, message: str) -> None:
         """One unit of work is done."""
         self.ticks += 1
-        total = len(self.layers) * len(self.targets) * int(self._ticks_of.sum())
-        self.context.tick(min(self.ticks, total), total, message, lambda: self.results)
+        self.context.tick(min(self.ticks, self._total), self._total, message, lambda: self.results)
 
     def turn(self, layer: int, target: int) -> None:
         """All directions of one layer and target, the feature first."""
@@ -164,8 +167,7 @@ class _Programme:
                 mean[at][-len(found) :], infidelity[at] = found, reached
 
     def _tick_later(self) -> None:
-        total = len(self.layers) * len(self.targets) * int(self._ticks_of.sum())
-        self.context.tick(total, total, "evolving on", lambda: self.results)
+        self.context.tick(self._total, self._total, "evolving on", lambda: self.results)
 
     def _directions(self, layer: int, target: int) -> dict[str, Direction]:
         """The feature and its controls, as far as they exist."""

@@ -17,13 +17,12 @@ from ..engine.devices import HOST, Device
 from ..engine.economy import DEFAULT, Economy
 from ..engine.random import Stream
 from ..errors import NumericalError
-from ..physics.exact import all_configurations
 from ..physics.observables import make_observable
 from ..physics.quench import product_configuration
 from ..sampling import process_of
 from ..sampling.exact import Exact
 from ..states import LogPsi, State, Wavefunction
-from .ensembles import Ensembles, Sampled, Summed, symmetries_of
+from .ensembles import Ensembles, Sampled, Summed, normalised, symmetries_of
 from .estimators import measure
 from .infidelity import bring_onto, path_to
 from .statistics import mean_and_error
@@ -54,7 +53,10 @@ RECORDED = (
 
 @dataclass
 class Flight:
-    """Where the evolution is; everything that its next step needs, and what was recorded on the way."""
+    """Where the evolution is; everything that its next step needs, and what was recorded on the way.
+
+    ``interval`` (4,): since the last record the number of steps, and the sums of their lengths, errors and ranks.
+    """
 
     theta: np.ndarray
     walkers: np.ndarray
@@ -63,9 +65,7 @@ class Flight:
     length: float = 0.0
     steps: int = 0
     start_infidelity: float = 0.0
-    interval: np.ndarray = field(
-        default_factory=lambda: np.zeros(4)
-    )  # steps, and sums of length, error, rank
+    interval: np.ndarray = field(default_factory=lambda: np.zeros(4))
     times: list[float] = field(default_factory=list)
     records: dict[str, list[np.ndarray]] = field(default_factory=lambda: {name: [] for name in RECORDED})
 
@@ -191,14 +191,13 @@ class Evolution:
         ensembles = self._ensembles(flight)
         room = target - flight.time
         advance = self.method.step(flight.theta, min(flight.length, room), ensembles)
-        cut = advance.length >= room - _ROUNDING and advance.next_length < flight.length
-        if (
-            not cut or advance.length >= flight.length
-        ):  # a step cut short by the target says little about the next
+        arrived = advance.length >= room - _ROUNDING
+        # A step cut short by the target says little about the next one.
+        if not arrived or advance.next_length >= flight.length or advance.length >= flight.length:
             flight.length = advance.next_length
         flight.theta, flight.steps = advance.theta, flight.steps + 1
         self._moved_on(flight, ensembles)
-        flight.time = target if advance.length >= room - _ROUNDING else flight.time + advance.length
+        flight.time = target if arrived else flight.time + advance.length
         flight.interval = flight.interval + np.asarray(
             [1, advance.length, advance.error * advance.length, advance.rank * advance.length]
         )
@@ -248,16 +247,11 @@ class Evolution:
         self, psi: Wavefunction, flight: Flight
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Exact means, and independent samples for chains to start from."""
-        put, n = self.device.put, self.lattice.n_sites
-        sigma = put(all_configurations(n))
-        if self.fixed is not None:
-            sigma = sigma[sigma.sum(axis=1) == self.fixed]
-        log_psi = psi.log_psi(sigma)
-        weights = np.exp(2 * (to_host(log_psi.real) - float(log_psi.real.max())))
+        process = Exact(self.lattice.n_sites, self.options.seed, Stream.DYNAMICS_MEASUREMENT, self.fixed)
+        chains = process.start(psi, self.device.put(flight.walkers), len(flight.times))
+        sigma, log_psi = self.device.put(process.configurations), chains.all_log_psi
+        weights = to_host(normalised(2 * log_psi.real))
         values = to_host(measure(psi, self.observables, sigma, log_psi, self.economy)).real
-        possible = weights > 0
-        mean = weights[possible] @ values[possible] / weights.sum()
-        process = Exact(n, self.options.seed, Stream.DYNAMICS_MEASUREMENT, self.fixed)
-        chains = process.start(psi, put(flight.walkers), len(flight.times))
+        mean = weights[weights > 0] @ values[weights > 0]
         process.sweep(psi, chains)
         return mean, np.zeros_like(mean), to_host(chains.sigma).copy()

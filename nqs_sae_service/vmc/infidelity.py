@@ -44,10 +44,11 @@ _FAR = 1e-10  # a ratio, in place of zero
 _LONGEST = 0.5  # step, as a length in the metric of the states
 _LEAST, _START, _MOST = 1e-9, 1e-4, 1e2  # damping, in units of the mean eigenvalue of the metric
 _EASE, _HARDEN = 0.25, 8.0
-_STALLED, _PATIENCE = (
-    0.995,
-    3,
-)  # an iteration that leaves more of the infidelity gains nothing; how many of them are tried
+_STALLED = 0.995  # an iteration that leaves more of the infidelity gains nothing
+_PATIENCE = 3  # so many of these are tried
+_TINY = float(np.finfo(np.float64).tiny)
+_PATH_INFIDELITY = 0.05  # from one product state of the path to the next
+_SHARE = 0.01  # of the distance from the end of the path, at which a state on it is left
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class _System:
     """The damped least-squares problem |A d - b|^2 + damping |d|^2, A (rows, n_parameters)."""
 
     def __init__(self, a: Array, b: Array):
-        self.xp, self.a = namespace(a), a
+        self.xp = namespace(a)
         self.small = a.shape[0] <= a.shape[1]
         if self.small:
             self.wide = a.astype(self.xp.float64)
@@ -152,16 +153,12 @@ class _System:
         """d (n_parameters,), shortened to the longest step."""
         xp, diagonal = self.xp, self.xp.arange(len(self.matrix))
         matrix = self.matrix.copy()
-        matrix[diagonal, diagonal] += damping * float(xp.trace(matrix)) / len(matrix) + _tiny(matrix)
+        matrix[diagonal, diagonal] += damping * float(xp.trace(matrix)) / len(matrix) + _TINY
         solution = xp.linalg.solve(matrix, self.rhs)
         moved = self.matrix @ solution
         length = math.sqrt(abs(float(moved @ moved if self.small else solution @ moved)))
         direction = self.wide.T @ solution if self.small else solution
         return to_host(direction) * min(1.0, _LONGEST / max(length, 1e-300))
-
-
-def _tiny(matrix: Array) -> float:
-    return float(np.finfo(np.float64).tiny)
 
 
 @dataclass
@@ -242,7 +239,3 @@ def path_to(
 
 def _tilts(tilt: float, up: np.ndarray) -> np.ndarray:
     return np.where(up > 0, tilt, math.pi - tilt)
-
-
-_PATH_INFIDELITY = 0.05  # from one state of the path to the next
-_SHARE = 0.01  # of the distance from the end of the path, at which a state on it is left

@@ -15,7 +15,7 @@ import numpy as np
 from ..engine.devices import HOST, Device
 from ..engine.economy import DEFAULT, Economy
 from ..states import State, Wavefunction
-from .ensembles import Ensembles, derivatives
+from .ensembles import Ensemble, Ensembles, derivatives
 from .estimators import local_values
 from .evolution import Velocity, adaptive_step, projected_velocity
 from .infidelity import Factor, Remembered, bring_onto, coefficients
@@ -26,10 +26,8 @@ if TYPE_CHECKING:
 
 Array = Any
 
-_HALVINGS, _WELL = (
-    4,
-    30.0,
-)  # of a step of projections; an infidelity so many times the one wanted is good enough
+_HALVINGS = 4  # of a step of projections
+_WELL = 30.0  # an infidelity so many times the one wanted is good enough
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,11 @@ class Motion:
         """The wave function with parameters (n_parameters,) float64, in the precision of the network, on the device."""
         return self.state.bind(self.device.put(theta.astype(self.state.dtype)))
 
+    def local_energy(self, psi: Wavefunction, ensemble: Ensemble) -> Array:
+        """E_loc (n,) on the configurations of an ensemble of psi."""
+        (local,) = local_values(psi, [self.hamiltonian], ensemble.sigma, ensemble.log_psi, self.economy)
+        return local
+
 
 @dataclass(frozen=True)
 class Tdvp:
@@ -94,7 +97,7 @@ class Tdvp:
         motion.tick()
         psi = motion.bind(theta)
         ensemble = ensembles.of(psi)
-        (local,) = local_values(psi, [motion.hamiltonian], ensemble.sigma, ensemble.log_psi, motion.economy)
+        local = motion.local_energy(psi, ensemble)
         motion.tick()
         return projected_velocity(
             derivatives(psi, ensemble.sigma),
@@ -116,17 +119,19 @@ class Ptvmc:
     def step(self, theta: np.ndarray, longest: float, ensembles: Ensembles) -> Advance:
         """A step of at most the length of the spec: halved, some times, where the network does not follow."""
         options, length = self.options, min(self.options.step, longest)
+        energy = self._energy(theta, ensembles)
         for halvings in range(_HALVINGS + 1):
-            moved, infidelity = self._moved(theta, length, ensembles)
+            moved, infidelity = self._moved(theta, length, energy, ensembles)
             if infidelity <= _WELL * options.infidelity * options.order or halvings == _HALVINGS:
                 break
             length /= 2
         return Advance(moved, length, min(options.step, 2 * length), infidelity, float("nan"))
 
-    def _moved(self, theta: np.ndarray, length: float, ensembles: Ensembles) -> tuple[np.ndarray, float]:
-        """Parameters after a step, and its infidelity."""
+    def _moved(
+        self, theta: np.ndarray, length: float, energy: float, ensembles: Ensembles
+    ) -> tuple[np.ndarray, float]:
+        """Parameters after a step from a state of this energy, and its infidelity."""
         motion, options, infidelity = self.motion, self.options, 0.0
-        energy = self._energy(theta, ensembles)
         for coefficient in coefficients(length, options.order):
             target = Factor(motion.bind(theta), motion.hamiltonian, coefficient, energy, motion.economy)
             projected = bring_onto(
@@ -143,10 +148,9 @@ class Ptvmc:
         return theta, infidelity
 
     def _energy(self, theta: np.ndarray, ensembles: Ensembles) -> float:
-        psi, motion = self.motion.bind(theta), self.motion
+        psi = self.motion.bind(theta)
         ensemble = ensembles.of(psi)
-        (local,) = local_values(psi, [motion.hamiltonian], ensemble.sigma, ensemble.log_psi, motion.economy)
-        return float((ensemble.weights @ local).real)
+        return float((ensemble.weights @ self.motion.local_energy(psi, ensemble)).real)
 
 
 METHODS: dict[str, Callable[[Motion, Dynamics], Method]] = {"tdvp": Tdvp, "ptvmc": Ptvmc}
