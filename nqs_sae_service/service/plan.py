@@ -30,7 +30,8 @@ STORE = ".store"
 class Step:
     """One stage of one point. ``wanted`` is False beyond ``--until``; ``runs`` tells whether it will be computed.
 
-    ``sources`` are the files besides the spec that it starts from, by their keys in the spec.
+    ``upstream`` holds the keys of the stages that it reads, by their names; ``sources`` are the files besides the spec that it
+    starts from, by their keys in the spec.
     """
 
     stage: Stage
@@ -41,6 +42,7 @@ class Step:
     forced: bool
     reason: str
     cost: Cost
+    upstream: Mapping[str, str]
     sources: Mapping[str, Source] = field(default_factory=dict)
 
 
@@ -105,9 +107,8 @@ def _plan_point(
     for name, stage in chain.items():
         read = {section: getattr(spec, section) for section in stage.reads}
         sections = canonical_json(read)
-        key = stage_key(
-            name, stage.version, read, {above: keys[above] for above in stage.upstream if above in keys}
-        )
+        upstream = {above: keys[above] for above in stage.upstream if above in chain}
+        key = stage_key(name, stage.version, read, upstream)
         keys[name] = key
         again = name in forced and key not in claimed
         runs = name in wanted and key not in claimed and (again or not store.has(name, key))
@@ -126,7 +127,7 @@ def _plan_point(
             claimed[key] = point.run
             _check_fit(point, stage, own)
         cost = stage.estimate(point.spec)
-        steps.append(Step(stage, key, sections, name in wanted, runs, again, reason, cost, own))
+        steps.append(Step(stage, key, sections, name in wanted, runs, again, reason, cost, upstream, own))
     return PointPlan(point, directory, store, tuple(steps))
 
 

@@ -299,8 +299,7 @@ class _Run:
         store, name, spec = self.plan.store, step.stage.name, self.plan.point.spec
         checkpoint = store.checkpoint(name, step.key)
         began, start = time.monotonic(), now()
-        chain = {each.stage.name for each in self.plan.steps}
-        files = {above: self._file(above) for above in step.stage.upstream if above in chain}
+        files = {above: self._file(above) for above in step.upstream}
         for place, source in step.sources.items():
             source.refuse_change(self.plan.point.run)
             if source.stage_file:

@@ -64,14 +64,8 @@ def _missing(plans: Sequence[PointPlan]) -> dict[Need, list[int]]:
 
 def _upstream(plans: Sequence[PointPlan]) -> dict[Need, list[Need]]:
     """What each key is made from."""
-    upstream = {}
-    for plan in plans:
-        keys = {step.stage.name: step.key for step in plan.steps}
-        for step in plan.steps:
-            upstream[step.stage.name, step.key] = [
-                (above, keys[above]) for above in step.stage.upstream if above in keys
-            ]
-    return upstream
+    steps = [step for plan in plans for step in plan.steps]
+    return {(step.stage.name, step.key): list(step.upstream.items()) for step in steps}
 
 
 def _wave(
