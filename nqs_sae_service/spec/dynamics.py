@@ -57,6 +57,13 @@ class Dynamics(Section):
         le=10_000,
         description="sweeps between them, and after every step; default: sampling.sweeps",
     )
+    exponent: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="b: the samples are of |psi|^(2b) and reweighted; with b < 1 they visit configurations near zeros of psi",
+        json_schema_extra={"neutral": True},
+    )
     measurements: int = Field(
         16384,
         ge=2,
@@ -145,6 +152,9 @@ class Dynamics(Section):
             count = getattr(self, key)
             if not self.full_summation and count % sampling.chains:
                 yield Finding(key, f"{count} must be a multiple of sampling.chains = {sampling.chains}")
+        if self.exponent < 1 and sampling.method == "direct":
+            what = 'this state is drawn directly, from |psi|^2: leave it out, or set sampling.method = "metropolis"'
+            yield Finding("exponent", what)
         fixed = sampling.fixed_magnetization
         if fixed is None:
             return

@@ -175,10 +175,13 @@ class Evolution:
         if self.summed is not None:
             return self.summed
         sampling = self.sampling
-        process = process_of(sampling, self.lattice, self.options.seed, Stream.DYNAMICS, self.economy)
-        draws = self.options.samples // sampling.chains
+        options = self.options
+        process = process_of(
+            sampling, self.lattice, options.seed, Stream.DYNAMICS, self.economy, options.exponent
+        )
+        draws, sweeps = options.samples // sampling.chains, options.sweeps or sampling.sweeps
         walkers = self.device.put(flight.walkers)
-        return Sampled(process, walkers, draws, self.options.sweeps or sampling.sweeps, flight.sweeps)
+        return Sampled(process, walkers, draws, sweeps, flight.sweeps, options.exponent)
 
     def _moved_on(self, flight: Flight, ensembles: Ensembles) -> None:
         """The walkers follow the flight."""
@@ -233,6 +236,9 @@ class Evolution:
         sampling, options = self.sampling, self.options
         process = process_of(sampling, self.lattice, options.seed, Stream.DYNAMICS_MEASUREMENT, self.economy)
         chains = process.start(psi, self.device.put(flight.walkers), flight.sweeps)
+        if options.exponent < 1:  # the walkers are those of another distribution
+            for _ in range(sampling.burn_in):
+                process.sweep(psi, chains)
         values = []
         for _ in range(options.measurements // sampling.chains):
             self.tick()

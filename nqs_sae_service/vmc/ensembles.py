@@ -2,7 +2,9 @@
 
 Both give an ``Ensemble`` for any psi. Samples are drawn once and reweighted, by |psi'|^2 / |psi|^2, for the psi' that follow,
 as long as their effective number allows it: until ``move_on`` two velocities, or two infidelities, differ by what differs in
-psi and not by noise, and what was computed on the configurations stays true.
+psi and not by noise, and what was computed on the configurations stays true. They are of |psi|^(2 b): with b < 1 they visit
+configurations near zeros of psi, which samples of |psi|^2 do not see although the state that psi has to become may be large
+there (Misery et al., arXiv:2507.05352).
 
 ``Summed`` needs one configuration of every orbit of the symmetries that psi and the Hamiltonian share: those of an orbit have
 the same |psi| and the same local energy, and derivatives of log psi that differ by a constant at most.
@@ -58,22 +60,27 @@ class Ensembles(Protocol):
 
 
 class Sampled:
-    """``draws`` samples of every chain, ``sweeps`` apart, from ``walkers`` that have ``done`` so many sweeps."""
+    """``draws`` samples of every chain, ``sweeps`` apart, from ``walkers`` that have ``done`` so many sweeps.
+
+    The ``process`` samples |psi|^(2 ``exponent``).
+    """
 
     sampled = True
 
-    def __init__(self, process: Process, walkers: Array, draws: int, sweeps: int, done: int = 0):
-        self.process, self.draws, self.sweeps = process, draws, sweeps
+    def __init__(
+        self, process: Process, walkers: Array, draws: int, sweeps: int, done: int = 0, exponent: float = 1.0
+    ):
+        self.process, self.draws, self.sweeps, self.exponent = process, draws, sweeps, exponent
         self.walkers, self.done = walkers, done
         self._drawn: Ensemble | None = None
 
     def of(self, psi: Wavefunction) -> Ensemble:
-        """Samples of |psi|^2, or of one of its predecessors with weights."""
+        """Samples with the weights of |psi|^2, drawn for psi or for one of its predecessors."""
         drawn = self._drawn
         if drawn is not None:
             log_psi = psi.log_psi(drawn.sigma)
-            weights = normalised(2 * (log_psi.real - drawn.log_psi.real))
-            if _ENOUGH * len(weights) * float(weights @ weights) < 1:
+            weights = normalised(2 * (log_psi.real - self.exponent * drawn.log_psi.real))
+            if _ENOUGH * float(weights @ weights) < float(drawn.weights @ drawn.weights):
                 return Ensemble(drawn.sigma, log_psi, weights)
         self._drawn, _ = self._draw(psi)
         return self._drawn
@@ -87,7 +94,7 @@ class Sampled:
         chains = self.process.start(psi, self.walkers, self.done)
         sigma, log_psi = self.process.draws(psi, chains, self.draws, self.sweeps)
         sigma, log_psi = sigma.reshape(-1, sigma.shape[-1]), log_psi.reshape(-1)
-        return Ensemble(sigma, log_psi, normalised(0.0 * log_psi.real)), chains
+        return Ensemble(sigma, log_psi, normalised(2 * (1 - self.exponent) * log_psi.real)), chains
 
 
 class Summed:
