@@ -6,7 +6,7 @@
 A network, its dictionary, its controls and its directions stand fixed. Every replica draws Metropolis chains anew and computes
 what the stages print, by the functions of the stages: means with standard errors (1.96 of them are the interval) and percentile
 intervals. The share of the replicas whose interval holds the true value should be 0.95. Chains are as many as a spec's test
-chains, draws follow each other closely (one sweep apart), so that they are correlated. Results: ``benchmarks/results/intervals.md``.
+chains; draws are one sweep apart, so that they are correlated. Results: ``benchmarks/results/intervals.md``.
 """
 
 from __future__ import annotations
@@ -190,7 +190,9 @@ def measure_coverage(experiment: Experiment, chains: int, replicas: int) -> dict
 
 def main() -> None:
     """Run and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--replicas", type=int, default=1000)
     parser.add_argument("--chains", default="60,240", help="numbers of chains, each a table column")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/intervals.md")
@@ -202,9 +204,9 @@ def main() -> None:
     lines = [
         "# Coverage of the 95 % intervals",
         "",
-        f"{date.today()}, {arguments.replicas} replicas, {DRAWS} draws a chain one sweep apart, 12 sites. Share of the replicas "
-        f"whose interval holds the sum over all configurations: mean (smallest to largest) over the numbers of a kind. One number "
-        f"alone scatters by {noise:.3f}.",
+        f"{date.today()}, {arguments.replicas} replicas, {DRAWS} draws a chain one sweep apart, 12 sites. Share of the "
+        "replicas whose interval holds the sum over all configurations: mean (smallest to largest) over the numbers of a "
+        f"kind. One number alone scatters by {noise:.3f}.",
         "",
         "| interval of | numbers | " + " | ".join(f"{c} chains" for c in columns) + " |",
         "|---|---|" + "---|" * len(columns),

@@ -162,6 +162,24 @@ SCHEMA: dict[str, dict[str, Variable]] = {
         "untrained_pearson": _v(
             "layer initialisation observable", "the untrained control, each initialisation"
         ),
+        "partial_pearson": _v(
+            "layer feature observable",
+            "partial correlation beyond the simple functions of observables.nc, test chains; NaN where they leave nothing",
+        ),
+        "beyond_feature": _v(
+            "layer observable", "feature with the largest |partial correlation| on select chains"
+        ),
+        "beyond_pearson": _v("layer observable", "its partial correlation on test chains"),
+        "beyond_control": _v(
+            "layer observable", "control with the largest |partial correlation|, test chains"
+        ),
+        "beyond_control_pearson": _v(
+            "layer control observable",
+            "partial correlation of the control, its candidate chosen by it; test chains",
+        ),
+        "beyond_gain": _v("layer observable", "|beyond_pearson| minus that of the best control, test chains"),
+        "beyond_gain_low": _v("layer observable", "lower end of its paired-bootstrap interval"),
+        "beyond_gain_high": _v("layer observable", "upper end of its paired-bootstrap interval"),
         "stability": _v(
             "layer feature", "mean cosine with the matched feature of the other dictionary seeds"
         ),

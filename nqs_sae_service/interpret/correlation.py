@@ -13,6 +13,8 @@ A bootstrap replica weights the chains with multinomial counts, and r of the rep
 sums alone. The same counts serve every feature and every control, so that differences are paired. A
 permutation leaves Var f and Var O as they are, so that all permutations of a block are one matrix product.
 
+The partial correlation beyond some functions of the input is the r of what their least-squares fits leave of f and of O.
+
 Corner cases: a feature that is constant on the given samples (dead, or no more than rounding) has r = 0 and p
 = 1, and is no test in the count of q; an observable that is constant or not finite has NaN throughout.
 """
@@ -28,6 +30,7 @@ from scipy.stats import false_discovery_control, rankdata
 Array = NDArray[np.float64]
 
 BLOCK = 2**22  # elements of a temporary (32 MiB): fixed, because block shapes can touch the last bit
+EXPLAINED = 1e-6  # of its standard deviation: a rest below that is rounding (f is float32)
 TIE = 1e-12  # permutations whose |r| equals the measured one but for rounding count as at least as large
 ROUNDING = 4  # a deviation below this many eps of the given type is rounding of a constant
 
@@ -72,6 +75,25 @@ def spearman(f: ArrayLike, o: ArrayLike, tick: Callable[[], object] = lambda: No
         r[block] = pearson(ranks, targets)
         tick()
     return r * _defined(o)
+
+
+def beyond(x: ArrayLike, design: ArrayLike) -> Array:
+    """What the least-squares fit of the functions ``design`` (chain, draw, P) leaves of x (chain, draw, K), same shape.
+
+    Zeros where that is no more than rounding. The design should contain a constant.
+    """
+    x, design = np.asarray(x), np.asarray(design, np.float64)
+    d = np.linalg.qr(design.reshape(-1, design.shape[-1]) / np.abs(design).max(axis=(0, 1)).clip(min=1e-300))[
+        0
+    ]
+    flat = x.reshape(len(d), -1)
+    rest = np.empty(flat.shape)
+    for block in _blocks(flat.shape[1], len(d)):
+        part = flat[:, block].astype(np.float64)
+        part -= part.mean(axis=0)
+        left = part - d @ (d.T @ part)
+        rest[:, block] = left * (left.std(axis=0) > EXPLAINED * part.std(axis=0))
+    return rest.reshape(x.shape)
 
 
 def chain_counts(n_chains: int, n_replicas: int, rng: np.random.Generator) -> Array:

@@ -36,6 +36,12 @@ FEATURES = {
     "q": "q-value: chance of a false discovery, from permutations of whole chains, over features and observables",
     "stability": "mean |cosine| of the decoder row with its match in the dictionaries of the other seeds",
 }
+BEYOND = {
+    "feature": "the feature with the largest |partial r| on the select chains",
+    "partial r": "its r with the observable, on test chains, once the simple functions of the input are taken out of both",
+    "best control": "the control with the largest |partial r|, its candidate chosen in the same way",
+    "gain": "|partial r| of the feature minus that of the best control, with the paired-bootstrap interval",
+}
 CONTROLS = {
     "best feature": "the feature of the table above",
     "untrained": "the same pipeline on untrained networks",
@@ -86,16 +92,28 @@ def feature_tables(dataset: xr.Dataset) -> list[Table]:
     """The best feature of every layer and observable; below it, feature and controls side by side."""
     confidence = attribute(dataset, "confidence")
     level = "" if math.isnan(confidence) else f" ({confidence:.0%} intervals)"
-    best, beside = [], []
+    best, beyond, beside = [], [], []
     for layer in labels(dataset, "layer"):
         ratio = number(cell(dataset, "participation_ratio", layer=layer), 3)
         heading = f"{layer} (participation ratio {ratio})"
         best += [(heading, *_best(dataset, layer, name)) for name in labels(dataset, "observable")]
+        beyond += [
+            (str(layer), *_beyond(dataset, layer, name))
+            for name in labels(dataset, "observable")
+            if "beyond_pearson" in dataset
+        ]
         beside += [(str(layer), *row) for row in _beside(dataset, layer)]
     observables = [str(name) for name in labels(dataset, "observable")]
     at = when(dataset, " at ")
     tables = [
         Table(f"Features{at}{level}", ("layer", "observable", *FEATURES), best, 1, FEATURES),
+        Table(
+            f"Beyond simple functions of the input{at}{level}",
+            ("layer", "observable", *BEYOND),
+            beyond,
+            1,
+            BEYOND,
+        ),
         Table(
             f"Features and controls{at}, r on test chains{level}",
             ("layer", "r of", *observables),
@@ -118,6 +136,22 @@ def _best(dataset: xr.Dataset, layer: Any, observable: Any) -> tuple[str, ...]:
         with_interval(*(cell(dataset, name, **at) for name in GAIN), sign=True),
         number(cell(dataset, "q_value", **at, feature=feature), 2),
         number(cell(dataset, "stability", layer=layer, feature=feature), 3),
+    )
+
+
+def _beyond(dataset: xr.Dataset, layer: Any, observable: Any) -> tuple[str, ...]:
+    at = {"layer": layer, "observable": observable}
+    feature = index(cell(dataset, "beyond_feature", **at))
+    control = _text(dataset, "beyond_control", at)
+    names = ("beyond_gain", "beyond_gain_low", "beyond_gain_high")
+    return (
+        str(observable),
+        NOTHING if feature < 0 else str(feature),
+        number(cell(dataset, "beyond_pearson", **at), 3),
+        NOTHING
+        if control == NOTHING
+        else f"{control} {number(cell(dataset, 'beyond_control_pearson', **at, control=control), 3)}",
+        with_interval(*(cell(dataset, name, **at) for name in names), sign=True),
     )
 
 

@@ -4,6 +4,9 @@ Chains are split three ways. Dictionaries, principal components and regressions 
 the select chains the best feature and the best candidate of every control are chosen; every number comes from the
 test chains. The dictionary of the first ``sae.seeds`` is reported, the others measure how stable it is.
 
+The same is asked once more beyond the simplest functions of the input (``physics/observables/simple.py``): by partial
+correlations, with feature and candidates chosen anew.
+
 After a quench all that is asked anew at every time, with components and regressions fitted on the train chains of the training
 times together; and of every observable one feature, chosen on the training times, is followed through all of them.
 """
@@ -25,6 +28,7 @@ from ..interpret import controls, correlation
 from ..interpret.gain import Gain, gain_over_controls
 from ..interpret.series import Average, Load, RowMoments, Rows, per_sample, pooled_moments, row_moments
 from ..interpret.verdict import Evidence, verdict
+from ..physics.observables import simple_functions
 from ..sae.dictionary import Dictionary
 from ..sae.inputs import Held
 from ..sae.metrics import density, participation_ratio_of, stability
@@ -136,6 +140,22 @@ class _Experiment:
         }
 
     @cached_property
+    def simple(self) -> dict[str, NDArray[np.float64]]:
+        """The simplest functions of the input (chain, draw, function) of the select and the test chains."""
+        lattice, fixed = self.context.spec.lattice.build(), self.context.spec.sampling.fixed_magnetization
+        design = {}
+        for part in ("select", "test"):
+            sigma = self.spins(self.split[part], slice(None))
+            functions = simple_functions(lattice, sigma.reshape(-1, sigma.shape[-1]), fixed is not None)
+            design[part] = functions.reshape(*sigma.shape[:2], -1)
+        return design
+
+    @cached_property
+    def beyond(self) -> dict[str, NDArray[np.float64]]:
+        """What these leave of the observables (chain, draw, observable)."""
+        return {part: correlation.beyond(self.observed[part], design) for part, design in self.simple.items()}
+
+    @cached_property
     def state(self) -> Any:
         return self.context.spec.state.build(self.context.spec.lattice.build())
 
@@ -233,24 +253,42 @@ class _Layer:
 
     def candidates(self, name: str, average: Average, rows: Callable[[str], Rows], count: int) -> _Candidates:
         """As many as ``count``, averages of rows of the layer."""
-        r = correlation.pearson(
-            per_sample(average, rows("select"), count), self.experiment.observed["select"]
-        )
-        return _Candidates(name, r, per_sample(average, rows("test"), count))
+        series = {part: per_sample(average, rows(part), count) for part in ("select", "test")}
+        return _Candidates.of(name, series, self.experiment)
 
 
 @dataclass(frozen=True)
 class _Candidates:
-    """What a control offers: r (candidate, observable) on the select chains, series (chain, draw, candidate) on test chains."""
+    """What a control offers: r and partial r (candidate, observable) on the select chains, series on the test chains.
+
+    ``test`` (chain, draw, candidate).
+    """
 
     name: str
     select: NDArray
+    partial: NDArray
     test: NDArray
+
+    @classmethod
+    def of(cls, name: str, series: dict[str, NDArray], experiment: _Experiment) -> _Candidates:
+        """From the ``series`` (chain, draw, candidate) on select and test chains."""
+        rest = correlation.beyond(series["select"], experiment.simple["select"])
+        return cls(
+            name,
+            correlation.pearson(series["select"], experiment.observed["select"]),
+            correlation.pearson(rest, experiment.beyond["select"]),
+            series["test"],
+        )
 
     @property
     def chosen(self) -> NDArray:
         """The series (chain, draw, observable) of the best candidate on the select chains."""
         return controls.chosen(self.test, controls.strongest(self.select))
+
+    @property
+    def chosen_beyond(self) -> NDArray:
+        """The same by partial r."""
+        return controls.chosen(self.test, controls.strongest(self.partial))
 
 
 def run(context: Context) -> xr.Dataset:
@@ -295,13 +333,14 @@ def _tables(layer: _Layer) -> Tables:
         part: per_sample(dictionary.token_mean, layer.trained(part), dictionary.n_features)
         for part in ("select", "test")
     }
-    select = correlation.pearson(f["select"], experiment.observed["select"])
-    best = controls.strongest(select)
+    features = _Candidates.of(FEATURE, f, experiment)
+    best = controls.strongest(features.select)
     experiment.progress.begin(layer.name, "controls")
-    names, series, offers = [], [], []
+    names, series, series_beyond, offers = [], [], [], []
     for offer in _controls(layer, f):
         names.append(offer.name)
         series.append(offer.chosen)
+        series_beyond.append(offer.chosen_beyond)
         if experiment.fitted:
             offers.append((offer.select, correlation.pearson(offer.test, experiment.observed["test"])))
     gain = gain_over_controls(
@@ -313,8 +352,9 @@ def _tables(layer: _Layer) -> Tables:
     )
     tables = _correlations(layer, f["test"]) | _compared(experiment, names, gain)
     tables |= {"best_feature": best, "best_pearson": controls.of_chosen(tables["pearson"], best)}
+    tables |= _beyond(experiment, features, names, np.stack(series_beyond))
     if experiment.fitted:
-        offers.insert(0, (select, tables["pearson"]))
+        offers.insert(0, (features.select, tables["pearson"]))
         tables |= {
             name: np.concatenate(parts)
             for name, parts in zip(OFFERED, zip(*offers, strict=True), strict=True)
@@ -339,11 +379,14 @@ def _controls(layer: _Layer, f: dict[str, NDArray]) -> Iterator[_Candidates]:
     along = controls.linear_average(principal, moments.mean)
     yield layer.candidates("pca", along, layer.trained, width)
     own = np.eye(len(experiment.observables))  # the regression of an observable is the only candidate for it
-    yield _Candidates("raw_spins", own, experiment.raw_spins)
+    yield _Candidates("raw_spins", own, own, experiment.raw_spins)
     yield layer.candidates("random_direction", random, layer.trained, features)
-    partner, observed = experiment.partner, experiment.observed["select"]
-    r = correlation.pearson(f["select"], observed[partner["select"]])
-    yield _Candidates("shuffled", r, f["test"][partner["test"]])
+    partner = experiment.partner
+    shuffled = {
+        "select": f["select"][np.argsort(partner["select"])],
+        "test": f["test"][partner["test"]],
+    }
+    yield _Candidates.of("shuffled", shuffled, experiment)
 
 
 def _correlations(layer: _Layer, f: NDArray) -> Tables:
@@ -380,6 +423,29 @@ def _compared(experiment: _Experiment, names: list[str], gain: Gain) -> Tables:
         "gain": gain.value,
         "gain_low": gain.low,
         "gain_high": gain.high,
+    }
+
+
+def _beyond(experiment: _Experiment, features: _Candidates, names: list[str], series: NDArray) -> Tables:
+    """Partial correlations with all features, and the best feature by them beside the controls' ``series``."""
+    design, o = experiment.simple["test"], experiment.beyond["test"]
+    f = correlation.beyond(features.test, design)
+    best = controls.strongest(features.partial)
+    gain = gain_over_controls(
+        controls.chosen(f, best),
+        np.stack([correlation.beyond(control, design) for control in series]),
+        o,
+        experiment.counts,
+        experiment.context.spec.features.confidence,
+    )
+    compared = _compared(experiment, names, gain)
+    partial = correlation.pearson(f, o)
+    return {
+        "partial_pearson": partial,
+        "beyond_feature": best,
+        "beyond_pearson": controls.of_chosen(partial, best),
+        "beyond_control": compared["best_control"],
+        **{f"beyond_{name}": compared[name] for name in ("control_pearson", "gain", "gain_low", "gain_high")},
     }
 
 
@@ -467,7 +533,7 @@ STAGE = Stage(
     name="features",
     reads=("lattice", "state", "sae", "features"),
     upstream=("dynamics", "samples", "observables", "activations", "sae"),
-    version=1,
+    version=2,
     run=run,
     estimate=estimate,
 )

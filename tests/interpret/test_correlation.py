@@ -192,3 +192,27 @@ def test_random_numbers_follow_the_seed():
         np.testing.assert_array_equal(make(9, 5, generator(1)), make(9, 5, generator(1)))
         assert np.any(make(9, 5, generator(1)) != make(9, 5, generator(2)))
     assert np.all(np.sort(correlation.chain_permutations(9, 5, generator(1)), axis=1) == np.arange(9))
+
+
+def test_partial_correlation_is_that_of_the_regressions_rests():
+    rng = np.random.default_rng(5)
+    design = np.stack([np.ones((6, 40)), *(rng.normal(size=(2, 6, 40)))], axis=-1)
+    design[..., 2] *= 1e-4  # scales do not matter
+    hidden = rng.normal(size=(6, 40, 1))
+    f = design @ rng.normal(size=(3, 4)) + hidden + 0.5 * rng.normal(size=(6, 40, 4))
+    o = design @ rng.normal(size=(3, 2)) - hidden
+    found = correlation.pearson(correlation.beyond(f, design), correlation.beyond(o, design))
+    d, f, o = design.reshape(-1, 3), f.reshape(-1, 4), o.reshape(-1, 2)
+    rest_f, rest_o = (x - d @ np.linalg.lstsq(d, x, rcond=None)[0] for x in (f, o))
+    np.testing.assert_allclose(found, np.corrcoef(rest_f.T, rest_o.T)[:4, 4:], atol=1e-10)
+    assert np.all(found < -0.8)
+
+
+def test_nothing_lies_beyond_the_functions_themselves():
+    """What is left of them is rounding, and must not correlate with anything."""
+    rng = np.random.default_rng(6)
+    design = np.stack([np.ones((6, 40)), *(1e3 * rng.normal(size=(2, 6, 40)))], axis=-1)
+    explained = (design @ rng.normal(size=(3, 3))).astype(np.float32)
+    rest = correlation.beyond(explained, design)
+    assert not rest.any()
+    assert np.isnan(correlation.pearson(rng.normal(size=(6, 40, 2)), rest)).all()
