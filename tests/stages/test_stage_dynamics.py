@@ -111,9 +111,10 @@ def test_a_quench_summed_in_full(tmp_path):
     assert "ended" not in found.attrs
 
 
-@pytest.mark.parametrize("method", ["tdvp", "ptvmc"])
-def test_a_quench_from_samples(tmp_path, method):
+@pytest.mark.parametrize(("method", "exponent"), [("tdvp", 1.0), ("ptvmc", 1.0), ("ptvmc", 0.5)])
+def test_a_quench_from_samples(tmp_path, method, exponent):
     options = (
+        f"dynamics.exponent={exponent}",
         "dynamics.duration=0.06",
         "dynamics.every=0.03",
         "dynamics.step=0.02",
@@ -132,7 +133,7 @@ def test_a_quench_from_samples(tmp_path, method):
     [
         FULL,
         ("dynamics.method=ptvmc", "dynamics.duration=0.1", "dynamics.infidelity=1e-6"),
-        ("dynamics.duration=0.04", "dynamics.every=0.02"),
+        ("dynamics.duration=0.04", "dynamics.every=0.02", "dynamics.exponent=0.7"),
     ],
 )
 def test_stopped_and_continued_it_ends_with_the_same_bits(tmp_path, sets):

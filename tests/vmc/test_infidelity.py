@@ -55,9 +55,9 @@ def onto(target, state, theta, infidelity=1e-8, iterations=200, ensembles=None):
     return bring_onto(target, state, theta, ensembles, infidelity, iterations, np.asarray)
 
 
-def sampled(state, draws=16, sweeps=3, chains=256):
-    process = process_of(Sampling(chains=chains), LATTICE, 1, Stream.DYNAMICS)
-    return Sampled(process, process.random_chains(chains), draws, sweeps)
+def sampled(state, draws=16, sweeps=3, chains=256, exponent=1.0):
+    process = process_of(Sampling(chains=chains), LATTICE, 1, Stream.DYNAMICS, exponent=exponent)
+    return Sampled(process, process.random_chains(chains), draws, sweeps, exponent=exponent)
 
 
 @pytest.mark.parametrize("kind", list(NETWORKS))
@@ -207,9 +207,10 @@ def test_the_path_ends_at_the_product_state(up):
         assert 1 - states[-1].probability[there][0] == pytest.approx(1e-4, rel=0.01)
 
 
-def test_samples_are_reweighted_until_they_no_longer_stand_for_psi():
+@pytest.mark.parametrize("exponent", [1.0, 0.5])
+def test_samples_are_reweighted_until_they_no_longer_stand_for_psi(exponent):
     state, theta = built("cnn")
-    ensembles = sampled(state)
+    ensembles = sampled(state, exponent=exponent)
     first = ensembles.of(state.bind(theta))
     near = ensembles.of(state.bind(theta * 1.01))
     assert near.sigma is first.sigma
@@ -221,15 +222,22 @@ def test_samples_are_reweighted_until_they_no_longer_stand_for_psi():
     assert ensembles.of(state.bind(theta)).sigma is not first.sigma
 
 
-def test_weighted_samples_give_the_means_of_the_new_state():
+@pytest.mark.parametrize("exponent", [1.0, 0.5])
+def test_weighted_samples_give_the_means_of_the_new_state(exponent):
     state, theta = built("cnn")
-    ensembles = sampled(state, draws=64)
-    ensembles.of(state.bind(theta))
+    theta = theta + 0.3 * np.random.default_rng(2).normal(size=theta.shape)  # far from |psi| = const
+    ensembles = sampled(state, draws=64, exponent=exponent)
+    here = state.bind(theta)
     other = state.bind(theta + 0.02 * np.random.default_rng(1).normal(size=theta.shape))
-    ensemble = ensembles.of(other)
-    values = ensemble.sigma[:, 0] * ensemble.sigma[:, 1]
-    exact = summed(other).expectation(EVERYTHING[:, 0] * EVERYTHING[:, 1])
-    assert abs(ensemble.weights @ values - exact) < 4 / np.sqrt(len(values) / 3)
+    for psi in (here, other):
+        ensemble = ensembles.of(psi)
+        values = ensemble.sigma[:, 0] * ensemble.sigma[:, 1]
+        exact = summed(psi).expectation(EVERYTHING[:, 0] * EVERYTHING[:, 1])
+        assert abs(ensemble.weights @ values - exact) < 4 / np.sqrt(len(values) / 3)
+    weights = ensembles.of(here).weights
+    assert (np.ptp(weights) > 0) == (exponent < 1)
+    spread = summed(here).probability
+    assert spread.max() > 2 * spread.min()
 
 
 def test_a_psi_that_is_nan_everywhere_is_refused():
