@@ -252,7 +252,7 @@ SCHEMA: dict[str, dict[str, Variable]] = {
         "energy_force": _v("layer feature", "dE / d scale at scale 1", "J"),
         "energy_force_error": _v("layer feature", "its standard error", "J"),
         "attribution": _v(
-            "layer method feature quantity",
+            "layer predictor feature quantity",
             "effect of the feature, from its mean activation: root mean square over samples, or on an expectation value",
         ),
         "completeness_error": _v(
@@ -267,17 +267,18 @@ SCHEMA: dict[str, dict[str, Variable]] = {
             "layer ablation ablated quantity", "its standard error, for expectation values"
         ),
         "ablation_attribution": _v(
-            "layer method ablation ablated quantity", "the same effect by attribution, from the same baseline"
+            "layer predictor ablation ablated quantity",
+            "the same effect by attribution, from the same baseline",
         ),
         "ablation_infidelity": _v(
             "layer ablation ablated", "1 - fidelity of the ablated state with the original one"
         ),
         "ablation_ess": _v("layer ablation ablated", "effective sample size as a share of the samples"),
         "agreement": _v(
-            "layer method ablation quantity",
+            "layer predictor ablation quantity",
             "Pearson correlation of attribution with ablation: over samples and features, or over features",
         ),
-        "rank_agreement": _v("layer method ablation quantity", "Spearman correlation of the same pairs"),
+        "rank_agreement": _v("layer predictor ablation quantity", "Spearman correlation of the same pairs"),
         "source_layer": _v("edge", "layer that the edge comes from"),
         "source_feature": _v("edge", "feature that the edge comes from, -1 where there is none"),
         "target_layer": _v("edge", "layer that the edge leads to"),
@@ -314,7 +315,7 @@ COORDINATES: dict[str, tuple[str, str]] = {
     "target": ("observable that the feature was chosen for", "1"),
     "direction": ("what is turned: the feature or one of its controls", "1"),
     "scale": ("factor on the feature's activation; 1 is the original state", "1"),
-    "method": ("how attribution predicts the effect of a feature", "1"),
+    "predictor": ("how the effect of a feature is predicted", "1"),
     "ablation": ("what the activations of an ablated feature are replaced by", "1"),
     "ablated": ("place among the ablated features", "1"),
     "quantity": ("what is affected: sample by sample, or as an expectation value (mean_...)", "1"),

@@ -62,7 +62,7 @@ class DecodedLayer:
         return f @ self.dictionary.decoder
 
     def along(self, gradient: Array, chosen: np.ndarray | None = None) -> Array:
-        """d_i . gradient (n, row, feature) for a gradient (n, token, width); of a pooled layer every token gets the same push."""
+        """d_i . gradient (n, row, feature) of a gradient (n, token, width); where pooled every token gets the same push."""
         decoder = self.dictionary.decoder if chosen is None else self.dictionary.decoder[chosen]
         rows = gradient.sum(axis=1, keepdims=True) if self.pooled else gradient
         return times_real(rows, decoder.T)

@@ -1,4 +1,4 @@
-"""How much of log psi, of the local energy, of an expectation value is due to a feature: attribution, and ablation as the truth.
+"""How much of log psi, of the local energy, of an expectation value is due to a feature: attribution, held against ablation.
 
 Ablation replaces the activations f_ti of one feature by a baseline b_ti and lets the rest of the network run:
 
@@ -38,12 +38,12 @@ from .expectation import from_ratios
 from .steering import change
 
 ABLATIONS = ("zero", "mean", "resample")
-METHODS = ("gradient", "integrated", "activation")
+PREDICTORS = ("gradient", "integrated", "activation")
 
 
 @dataclass(frozen=True, eq=False)
 class Ablated:
-    """psi with one of the ``features`` (m,) at a time held at ``baseline`` (row or 1, m): log psi has a trailing axis for it."""
+    """psi with one of the ``features`` (m,) at a time held at ``baseline`` (row or 1, m): a trailing axis of log psi."""
 
     psi: Wavefunction
     at: DecodedLayer

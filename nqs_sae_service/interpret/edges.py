@@ -65,7 +65,7 @@ def edge_effect(
 
 
 def strongest(weight: np.ndarray, count: int) -> np.ndarray:
-    """The ``count`` features with the largest |weight| (feature,), strongest first; -1 where there are no more non-zero ones."""
+    """The ``count`` features with the largest |weight| (feature,), strongest first; -1 where no more differ from 0."""
     order = np.argsort(-np.abs(weight), kind="stable")[:count]
     found = np.full(count, -1, np.int32)
     found[: len(order)] = np.where(weight[order] != 0, order, -1)

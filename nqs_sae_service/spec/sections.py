@@ -369,7 +369,7 @@ class Attribution(Section):
         64,
         ge=0,
         le=10**6,
-        description="features of each layer that are ablated: half with the largest metric, half drawn from the others; 0: none",
+        description="features of a layer that are ablated: half with the largest metric, half drawn from the others; 0: none",
     )
     ablation_samples: int = Field(
         512, ge=2, le=10**8, description="of the samples, those used for ablation and edges"

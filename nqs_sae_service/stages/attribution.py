@@ -19,7 +19,7 @@ from ..engine.arrays import to_host
 from ..interpret.atlas import DecodedLayer, atlas, local_tangents, tangents
 from ..interpret.attribution import (
     ABLATIONS,
-    METHODS,
+    PREDICTORS,
     Ablated,
     Effects,
     ablated,
@@ -114,7 +114,7 @@ class _Programme:
             "layer": len(self.layers),
             "feature": self.context.upstream["sae"].sizes["feature"],
             "observable": len(self.observables) - 1,
-            "method": len(METHODS),
+            "predictor": len(PREDICTORS),
             "quantity": len(self.quantities),
             "ablation": len(ABLATIONS),
             "ablated": self.options.ablated,
@@ -186,7 +186,7 @@ class _Programme:
             variables["target_observable"] = np.tile(within, len(self.layers) - 1)
         labels = {
             "layer": self.layers,
-            "method": METHODS,
+            "predictor": PREDICTORS,
             "quantity": self.quantities,
             "ablation": ABLATIONS,
             "observable": [o.name for o in self.observables[:-1]],
@@ -325,7 +325,7 @@ class _Layer:
         self._store((), attribution=sizes, completeness_error=self._integrated[1])
 
     def _ablation(self, kind: int) -> None:
-        """Ablated states beside what the three methods predict from the same baseline."""
+        """Ablated states beside what the three predictions predict from the same baseline."""
         if not self.programme.options.ablated or not len(self.chosen):
             return
         programme, born = self.programme, self.programme.fewer
@@ -341,7 +341,7 @@ class _Layer:
         truth = Effects.mean([effects for effects, _, _ in truths])
         baseline = sum(baselines[1:], baselines[0]) / np.float32(len(baselines))
         same = ABLATIONS[kind] == "mean"
-        methods = [
+        predictions = [
             self._gradient.of(self.chosen) if same else self._by_gradient(baseline, there),
             self._integrated[0].of(self.chosen),
             self._by_activation(baseline, there),
@@ -355,7 +355,7 @@ class _Layer:
             ablation_ess=np.mean([ess for _, _, ess in truths], axis=0),
         )
         self._store((kind, some, slice(sampled, None)), ablation_effect_error=truth.expected_error)
-        for m, effects in enumerate(methods):
+        for m, effects in enumerate(predictions):
             pearson, spearman = agreement(effects, truth)
             self._store((m, kind), agreement=pearson, rank_agreement=spearman)
             self._store((m, kind, some), ablation_attribution=effects.sizes)

@@ -1,4 +1,4 @@
-"""The atlas against full summation and finite differences on 12 sites: slopes, energy force, metric, of all features at once."""
+"""The atlas against full summation and finite differences on 12 sites: slopes, energy force and metric of all features."""
 
 from dataclasses import dataclass
 from functools import cached_property

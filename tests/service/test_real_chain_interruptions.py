@@ -64,6 +64,11 @@ scales = [0.5, 1.5]
 samples = 512
 draws = 2
 burn_in = 5
+[attribution]
+samples = 256
+ablated = 4
+ablation_samples = 64
+edges = 2
 [output]
 report = false
 figures = false

@@ -24,7 +24,7 @@ SITES, CHAINS, DRAWS = 6, 24, 20
 NAMES = ("magnetization", "half_chain_correlation", "sigma_x", "abs_magnetization")
 TIMES = [0.0, 0.1, 0.2, 0.3]
 LAYERS = ["embedding", "residual_1"]
-CHAIN = ("samples", "observables", "activations", "sae", "features")
+CHAIN = ("samples", "observables", "activations", "sae", "features", "attribution")
 SPEC = f"""
 name = "quench"
 [lattice]
@@ -66,6 +66,12 @@ untrained = 2
 [features]
 bootstrap = 50
 permutations = 30
+[attribution]
+samples = 96
+ablated = 4
+ablation_samples = 48
+edges = 2
+steps = 2
 """
 
 
