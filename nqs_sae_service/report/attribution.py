@@ -105,10 +105,9 @@ def _atlas_table(dataset: xr.Dataset, features: xr.Dataset) -> Table:
                 number(cell(dataset, "leverage", **at, feature=best), 3),
             )
             rows.append(row)
-    samples = number(attribute(dataset, "samples"), 6)
-    title = (
-        f"Atlas{when(dataset, ' at ')}: the feature that moves each observable furthest ({samples} samples)"
-    )
+    samples = attribute(dataset, "samples")
+    of = "" if math.isnan(samples) else f" ({samples:.0f} samples)"
+    title = f"Atlas{when(dataset, ' at ')}: the feature that moves each observable furthest{of}"
     return Table(title, ("layer", "observable", *ATLAS), rows, 1, ATLAS)
 
 

@@ -6,16 +6,21 @@ from functools import cached_property
 import numpy as np
 import pytest
 
+from nqs_sae_service.engine.economy import Economy
+from nqs_sae_service.engine.random import Stream
 from nqs_sae_service.interpret.atlas import DecodedLayer, atlas, local_tangents, tangents
 from nqs_sae_service.interpret.directions import FeatureDirection
-from nqs_sae_service.interpret.expectation import Exact
+from nqs_sae_service.interpret.expectation import Exact, reweighted
+from nqs_sae_service.interpret.steering import derivatives
 from nqs_sae_service.physics.exact import all_configurations
 from nqs_sae_service.physics.hamiltonians.tfim import Tfim
 from nqs_sae_service.physics.lattices import Chain
 from nqs_sae_service.physics.observables import make_observable
 from nqs_sae_service.sae.dictionary import Dictionary
+from nqs_sae_service.sampling import Metropolis, Moves
 from nqs_sae_service.states import Rbm, Transformer, Wavefunction
 from nqs_sae_service.states.projection import Symmetry
+from nqs_sae_service.vmc.estimators import measure
 
 SITES = 12
 LATTICE = Chain(kind="chain", length=SITES).build()
@@ -186,3 +191,38 @@ def test_a_projected_state_sums_over_its_copies():
     for i in np.argsort(-np.abs(g).max(axis=0))[:3]:
         direction = FeatureDirection(psi, at.layer, at.dictionary, i, at.dictionary.decoder[i], False)
         np.testing.assert_allclose(g[:, i], direction.tangent(ALL[::31]), rtol=0, atol=1e-12)
+
+
+def test_slopes_are_those_of_reweighted_curves_on_forty_sites():
+    """Predicted from one backward pass, measured by turning each feature: diagonal, off-diagonal, and the energy."""
+    lattice = Chain(kind="chain", length=40).build()
+    hamiltonian = Tfim(kind="tfim", h=1.0).build(lattice)
+    observables = tuple(make_observable(n, lattice, hamiltonian) for n in NAMES)
+    state = Transformer(patch=4, width=8, heads=2, layers=2).build(lattice)
+    noise = 0.4 * np.random.default_rng(7).normal(size=state.n_parameters)
+    psi = state.bind((state.initial_parameters(2) + noise).astype(np.float32))
+    sampler = Metropolis(40, Moves(0.1), 3, Stream.STEERING)
+    chains = sampler.start(psi, np.random.default_rng(2).choice(np.array([-1, 1], np.int8), (64, 40)))
+    drawn = []
+    for draw in range(20 + 16 * 3):
+        sampler.sweep(psi, chains)
+        if draw >= 20 and draw % 3 == 0:
+            drawn.append((chains.sigma.copy(), chains.log_psi.copy()))
+    sigma, log_psi = (np.ascontiguousarray(np.stack(part, axis=1)) for part in zip(*drawn, strict=True))
+    flat = sigma.reshape(-1, 40)
+    at = DecodedLayer("residual_1", dictionary(8), False)
+    g = tangents(psi, at, flat)[1].reshape(*log_psi.shape, -1)
+    values = measure(psi, observables, flat, log_psi.reshape(-1)).reshape(*log_psi.shape, -1)
+    found = atlas(g, values)
+    strengths = np.array([-0.2, -0.1, 0.0, 0.1, 0.2])
+    for i in np.argsort(-found.metric)[:2]:
+        push = at.dictionary.decoder[i].astype(np.float32)
+        turned = FeatureDirection(psi, at.layer, at.dictionary, i, push, False)
+        curve = reweighted(turned.family(strengths), observables, sigma, log_psi, Economy(), lambda _: None)
+        measured = derivatives(curve, strengths, 2)
+        difference = np.abs(measured.slope - found.slope[i])
+        assert np.all(difference < 4.5 * np.hypot(measured.slope_error, found.slope_error[i]))
+        diagonal = slice(0, 2)  # there both estimators are one sum over the same samples
+        near = 0.1 * np.abs(found.slope[i, diagonal]).max()
+        np.testing.assert_allclose(measured.slope[diagonal], found.slope[i, diagonal], rtol=0, atol=near)
+        assert np.any(np.abs(found.slope[i]) > 3 * found.slope_error[i])
