@@ -379,6 +379,9 @@ QUENCHED = BUILDERS | {
     "sae": lambda rng: over_time("sae", rng),
     "features": followed_features,
     "steering": steering_over_time,
+    "attribution": lambda rng: xr.concat(
+        [attribution(rng) for _ in TIMES], xr.DataArray(TIMES, dims="time", name="time"), data_vars="all"
+    ).assign_coords(held_out=("time", HELD_OUT)),
 }
 
 
