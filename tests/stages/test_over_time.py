@@ -420,7 +420,7 @@ def test_progress_only_grows(run, stage):
         assert run.ticks[stage][-1][2].startswith("t = 0.3: ")
 
 
-@pytest.mark.parametrize("stage", ["samples", "observables", "sae", "features"])
+@pytest.mark.parametrize("stage", ["samples", "observables", "sae", "features", "attribution"])
 @pytest.mark.parametrize("share", [0.4, 0.8])
 def test_a_stopped_stage_goes_on_with_the_same_bits(run, spec, tmp_path, stage, share):
     upstream = {name: run.files[name] for name in STAGES[stage].upstream if name in run.files}
