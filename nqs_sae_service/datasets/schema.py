@@ -254,6 +254,61 @@ SCHEMA: dict[str, dict[str, Variable]] = {
         ),
         "monotone_high": _v("layer target direction estimator", "upper end of that range"),
     },
+    "attribution": {
+        "slope": _v(
+            "layer feature observable", "d<O> / d scale of the feature at scale 1, 2 Re Cov(g, O_loc)"
+        ),
+        "slope_error": _v("layer feature observable", "its standard error"),
+        "leverage": _v(
+            "layer feature observable", "slope / sqrt(metric): NaN for a feature that does nothing"
+        ),
+        "metric": _v(
+            "layer feature",
+            "Var(g), g = d log psi / d scale: the infidelity grows as metric (scale - 1)^2 at first",
+        ),
+        "metric_error": _v("layer feature", "its standard error"),
+        "energy_force": _v("layer feature", "dE / d scale at scale 1", "J"),
+        "energy_force_error": _v("layer feature", "its standard error", "J"),
+        "attribution": _v(
+            "layer predictor feature quantity",
+            "effect of the feature, from its mean activation: root mean square over samples, or on an expectation value",
+        ),
+        "completeness_error": _v(
+            "layer",
+            "integrated gradients of log psi summed over features against what all features together do, relative, rms",
+        ),
+        "ablated_feature": _v(
+            "layer ablated", "the features that are ablated: largest metric first, then others; -1 for none"
+        ),
+        "ablation_effect": _v("layer ablation ablated quantity", "effect of the feature by ablation"),
+        "ablation_effect_error": _v(
+            "layer ablation ablated quantity", "its standard error, for expectation values"
+        ),
+        "ablation_attribution": _v(
+            "layer predictor ablation ablated quantity",
+            "the same effect by attribution, from the same baseline",
+        ),
+        "ablation_infidelity": _v(
+            "layer ablation ablated", "1 - fidelity of the ablated state with the original one"
+        ),
+        "ablation_ess": _v("layer ablation ablated", "effective sample size as a share of the samples"),
+        "agreement": _v(
+            "layer predictor ablation quantity",
+            "Pearson correlation of attribution with ablation: over samples and features, or over features",
+        ),
+        "rank_agreement": _v("layer predictor ablation quantity", "Spearman correlation of the same pairs"),
+        "source_layer": _v("edge", "layer that the edge comes from"),
+        "source_feature": _v("edge", "feature that the edge comes from, -1 where there is none"),
+        "target_layer": _v("edge", "layer that the edge leads to"),
+        "target_feature": _v("edge", "feature that the edge leads to, -1 where there is none"),
+        "target_observable": _v("edge", "observable whose best feature the target is"),
+        "weight": _v("edge", "mean of source activation x d (target activation) / d (source activation)"),
+        "weight_error": _v("edge", "its standard error"),
+        "edge_effect": _v(
+            "edge", "mean target activation minus that with the source set to zero (sums over tokens)"
+        ),
+        "edge_effect_error": _v("edge", "its standard error"),
+    },
 }
 
 # Dimensions and coordinates: what a label means, and its unit. Dimensions not listed in UNLABELLED always carry labels.
@@ -278,6 +333,11 @@ COORDINATES: dict[str, tuple[str, str]] = {
     "target": ("observable that the feature was chosen for", "1"),
     "direction": ("what is turned: the feature or one of its controls", "1"),
     "scale": ("factor on the feature's activation; 1 is the original state", "1"),
+    "predictor": ("how the effect of a feature is predicted", "1"),
+    "ablation": ("what the activations of an ablated feature are replaced by", "1"),
+    "ablated": ("place among the ablated features", "1"),
+    "quantity": ("what is affected: sample by sample, or as an expectation value (mean_...)", "1"),
+    "edge": ("edge from a feature to a feature of the next layer", "1"),
     "estimator": ("how expectations in the steered state are computed", "1"),
 }
 UNLABELLED = ("parameter", "width")  # positions in a vector that have no meaning of their own

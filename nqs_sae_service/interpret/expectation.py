@@ -115,7 +115,7 @@ def reweighted(
     log psi of ``family`` has a trailing axis (point).
     """
     log_family, value = on_samples(family, observables, sigma, economy, tick)
-    return _from_ratios(log_family - to_host(log_psi)[:, :, None], value)
+    return from_ratios(log_family - to_host(log_psi)[:, :, None], value)
 
 
 def on_samples(
@@ -136,8 +136,8 @@ def on_samples(
     return log_family, value
 
 
-def _from_ratios(log_ratio: np.ndarray, value: np.ndarray) -> Curve:
-    """log psi_s / psi (chain, draw, point) and values (chain, draw, point, observable)."""
+def from_ratios(log_ratio: np.ndarray, value: np.ndarray) -> Curve:
+    """Curve from log psi_s / psi (chain, draw, point) and values (chain, draw, point, observable) on samples of psi."""
     means, influences, infidelities, sizes = [], [], [], []
     for p in range(log_ratio.shape[-1]):
         weight = np.exp(2 * (log_ratio[..., p].real - log_ratio[..., p].real.max()))

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from ..datasets.files import replace_atomically
 from .moments import moment, settled, shown_times
+from .plots.attribution import agreement_figure, atlas_figure
 from .plots.correlations import correlation_figure
 from .plots.evolution import drift_figure, observables_figure
 from .plots.followed import followed_figure
@@ -65,6 +66,11 @@ def draw(found: Run | Sweep) -> dict[str, Figure]:
         followed = {"followed": followed_figure(found.stages["features"])} if "features" in stages else {}
         drawn = {name: figure for stage, data in stages.items() for name, figure in _of(stage, data).items()}
         drawn |= followed
+        if attributed := stages.get("attribution"):
+            drawn |= {
+                "atlas": atlas_figure(attributed, stages.get("features", xr.Dataset())),
+                "attribution": agreement_figure(attributed),
+            }
         return {name: figure for name, figure in drawn.items() if figure is not None}
 
 

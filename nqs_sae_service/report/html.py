@@ -46,6 +46,9 @@ CAPTIONS = {
     "scale of the feature; the scale 1 is the original state.",
     "steering": "Turning the feature, beside controls that disturb the state as much (matched infidelity). The energy "
     "axis is linear inside the shaded budget and logarithmic outside.",
+    "atlas": "Every feature: how far it moves an observable for a given disturbance of the state, and how well it follows it.",
+    "attribution": "Effects of single features: predicted by gradients, and measured by ablation. Sample by sample root mean "
+    "squares are shown, of expectation values the change itself.",
     "sweep_observables": "Observables against the swept parameter.",
     "sweep_correlations": "The best feature of the last layer and its best control against the swept parameter.",
 }

@@ -50,8 +50,8 @@ class Run:
 
     @property
     def missing(self) -> list[str]:
-        asked = (stage for stage in SCHEMA if stage != "dynamics" or self.evolves)
-        return [stage for stage in asked if stage not in self.stages]
+        asked = {"dynamics": self.evolves, "attribution": self.attributes}
+        return [stage for stage in SCHEMA if asked.get(stage, True) and stage not in self.stages]
 
     @property
     def evolves(self) -> bool:
@@ -60,6 +60,12 @@ class Run:
             return True
         duration = self.section("dynamics").get("duration")
         return isinstance(duration, (int, float)) and duration > 0
+
+    @property
+    def attributes(self) -> bool:
+        """Whether the spec asks for an attribution."""
+        samples = self.section("attribution").get("samples")
+        return isinstance(samples, (int, float)) and samples > 0
 
     def section(self, name: str) -> Mapping[str, Any]:
         """A section of the spec, empty when it is missing or cannot be read."""

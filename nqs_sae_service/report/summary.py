@@ -15,6 +15,7 @@ from typing import Any
 import xarray as xr
 
 from . import findings, quality
+from .attribution import attribution_section
 from .evolution import dynamics_section, replaced
 from .followed import courses, followed_section
 from .moments import at_time, last_training_time, settled, shown_times, when
@@ -65,7 +66,7 @@ def summarise(found: Run | Sweep) -> Summary:
 
 
 def _sections(run: Run) -> list[Section]:
-    """What a run has to say about time; nothing without dynamics."""
+    """What a run has to say about time, and about attribution; nothing where it has neither."""
     stages, sections = run.stages, []
     if "dynamics" in stages:
         sections.append(dynamics_section(run))
@@ -77,6 +78,11 @@ def _sections(run: Run) -> list[Section]:
             verdicts += _timed(findings.steering_verdicts(moment), moment)
             tables += findings.steering_tables(moment)
         sections.append(Section("Steering", verdicts, tables, ("steering", "later")))
+    shown = settled(stages)
+    if attributed := attribution_section(
+        shown.get("attribution", xr.Dataset()), shown.get("features", xr.Dataset())
+    ):
+        sections.append(attributed)
     return sections
 
 

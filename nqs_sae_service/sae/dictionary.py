@@ -125,6 +125,21 @@ class Dictionary:
             f = self._blocked(rows, lambda block: self.encode(block)[:, i])
         return f.reshape(x.shape[:-1])
 
+    def some(self, x: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        """Activations (..., m) of the features ``chosen`` (m,) on ``x`` (..., d), see ``feature``."""
+        rows, xp = x.reshape(-1, self.width), namespace(x)
+        if not self._sparse(x):
+            f = self._blocked(rows, lambda block: self.encode(block)[:, chosen])
+            return f.reshape(*x.shape[:-1], len(chosen))
+        values, indices = self.encode_sparse(rows)
+        column = xp.full(self.n_features + 1, -1)  # the last one for index -1: no feature
+        column[chosen] = xp.arange(len(chosen))
+        place = column[indices]
+        row, active = xp.nonzero(place >= 0)
+        f = xp.zeros((len(rows), len(chosen)), np.float32)
+        f[row, place[row, active]] = values[row, active]
+        return f.reshape(*x.shape[:-1], len(chosen))
+
     def token_mean(self, x: np.ndarray) -> np.ndarray:
         """Features averaged over tokens, (n, F), of ``x`` (n, token, d): a sample's activations when tokens are rows."""
         n_tokens = x.shape[1]

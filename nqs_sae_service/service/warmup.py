@@ -87,6 +87,13 @@ def reduced(point: Point, number: int) -> Point:
         },
         "features": {"bootstrap": 10, "permutations": 10},
         "steering": {"samples": 2 * _CHAINS, "draws": 2, "burn_in": 1, "scales": (0.9, 1.0, 1.1)},
+        "attribution": {
+            "samples": min(spec.attribution.samples, 2 * _CHAINS),
+            "ablated": 2,
+            "ablation_samples": _CHAINS,
+            "steps": 1,
+            "edges": 1,
+        },
         "output": {"report": number == 1, "figures": number == 1},
     }
     records = {name: getattr(spec, name).model_copy(update=change) for name, change in changes.items()}

@@ -22,6 +22,7 @@ from .section import Section, one_of
 from .sections import (
     DEFAULT_SEED,
     Activations,
+    Attribution,
     Engine,
     Features,
     GroundState,
@@ -88,6 +89,7 @@ class Spec(Heading):
     sae: Dictionary = Field(default_factory=lambda: default_record("sae"), description="the dictionary")
     features: Features = Field(default_factory=Features)
     steering: Steering = Field(default_factory=Steering)
+    attribution: Attribution = Field(default_factory=Attribution)
     engine: Engine = Field(default_factory=Engine)
     output: Output = Field(default_factory=Output)
 

@@ -354,6 +354,54 @@ class Steering(Section):
             yield from _among("layers", self.layers, "activations.layers", activations.layers)
 
 
+class Attribution(Section):
+    """What every feature does to the state, from gradients, held against ablation; none while samples is 0."""
+
+    seed: StageSeed = DEFAULT_SEED
+    samples: int = Field(
+        0,
+        ge=0,
+        le=10**8,
+        description="Born samples of the test chains for slopes, metric and energy forces of all features; 0: no attribution",
+    )
+    layers: tuple[str, ...] = Field((), max_length=1000, description="layers; empty: activations.layers")
+    ablated: int = Field(
+        64,
+        ge=0,
+        le=10**6,
+        description="features of a layer that are ablated: half with the largest metric, half drawn from the others; 0: none",
+    )
+    ablation_samples: int = Field(
+        512, ge=2, le=10**8, description="of the samples, those used for ablation and edges"
+    )
+    steps: int = Field(4, ge=1, le=1000, description="points on the path of the integrated gradients")
+    edges: int = Field(
+        10,
+        ge=0,
+        le=10**6,
+        description="strongest edges from the layer before into the best feature of every observable; 0: none",
+    )
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is an attribution at all."""
+        return self.samples > 0
+
+    def resolved(self, sections: Mapping[str, Section]) -> Section:
+        activations = sections.get("activations")
+        if self.layers or not isinstance(activations, Activations):
+            return self
+        return self.model_copy(update={"layers": activations.layers})
+
+    def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
+        yield from repeated("layers", self.layers)
+        activations = sections.get("activations")
+        if isinstance(activations, Activations):
+            yield from _among("layers", self.layers, "activations.layers", activations.layers)
+        if self.samples == 1:
+            yield Finding("samples", "one sample has no covariance: at least 2, or 0 for no attribution")
+
+
 def _without_mean(names: tuple[str, ...], sections: Mapping[str, Section]) -> dict[str, str]:
     """Those of the observables whose mean in another state says nothing, and why."""
     geometry: Any = sections.get("lattice")

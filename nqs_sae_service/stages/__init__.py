@@ -1,11 +1,31 @@
 """The stages, upstream ones first: each is a spec section, a module here, and a NetCDF file."""
 
-from . import activations, dynamics, features, ground_state, observables, sae, samples, steering
+from . import (
+    activations,
+    attribution,
+    dynamics,
+    features,
+    ground_state,
+    observables,
+    sae,
+    samples,
+    steering,
+)
 from .stage import Context, Stage
 
 STAGES: dict[str, Stage] = {
     module.STAGE.name: module.STAGE
-    for module in (ground_state, dynamics, samples, observables, activations, sae, features, steering)
+    for module in (
+        ground_state,
+        dynamics,
+        samples,
+        observables,
+        activations,
+        sae,
+        features,
+        steering,
+        attribution,
+    )
 }
 
 __all__ = ["STAGES", "Context", "Stage"]

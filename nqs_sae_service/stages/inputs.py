@@ -11,6 +11,7 @@ import xarray as xr
 from ..engine.arrays import to_host
 from ..engine.economy import Economy
 from ..engine.ranks import ALONE, Ranks
+from ..physics.observables import WITHOUT_MEAN, Observable, make_observable
 from ..states import State, Wavefunction
 from ..states.fused import ALIGNMENT
 from .stage import Context
@@ -49,6 +50,24 @@ def born_samples(samples: xr.Dataset, complex_amplitude: bool) -> tuple[np.ndarr
     return samples["configuration"].values, log_psi if complex_amplitude else np.ascontiguousarray(
         log_psi.real
     )
+
+
+def tested(samples: xr.Dataset, wanted: int, complex_amplitude: bool) -> tuple[np.ndarray, np.ndarray]:
+    """About ``wanted`` samples of the test chains, evenly spaced draws of every chain: see ``born_samples``."""
+    test = samples.isel(chain=np.flatnonzero(samples["split"].values == "test"))
+    chains, draws = test.sizes["chain"], test.sizes["draw"]
+    each = max(1, min(draws, wanted // chains))
+    kept = np.unique(np.linspace(0, draws - 1, each).round().astype(int))
+    return born_samples(test.isel(draw=kept), complex_amplitude)
+
+
+def measured(spec: Spec) -> tuple[Observable, ...]:
+    """The observables of the spec that have a mean, and the energy last."""
+    lattice = spec.lattice.build()
+    hamiltonian = spec.final_hamiltonian.build(lattice)
+    chosen = [make_observable(name, lattice, hamiltonian) for name in spec.observables.names]
+    energy = make_observable("local_energy", lattice, hamiltonian)
+    return (*(o for o in chosen if o.kind not in WITHOUT_MEAN), energy)
 
 
 def aligned_samples(elements: int, elements_each: int) -> int:

@@ -20,11 +20,10 @@ from ..interpret.bench import ESTIMATORS, POOLED, Bench, Slopes
 from ..interpret.directions import DIRECTIONS, Direction, FeatureDirection, JastrowDial, random_unit_vector
 from ..interpret.expectation import REWEIGHTING_CALL, Curve, FreshSampling
 from ..physics.hamiltonians import MAX_SITES_DIAGONALISED
-from ..physics.observables import WITHOUT_MEAN, make_observable
 from ..sae.dictionary import Dictionary
 from ..sampling import process_of
 from .cost import Cost, network_flops, seconds_for
-from .inputs import born_samples, economy_of, projection_attributes, trained
+from .inputs import economy_of, measured, projection_attributes, tested, trained
 from .later import Later, later_numbers
 from .over_time import At, everywhere
 from .stage import Context, Stage
@@ -56,17 +55,10 @@ def run(context: Context) -> xr.Dataset:
 def _bench(context: Context) -> Bench:
     """The trained state with all observables that have a mean, the energy last."""
     spec, psi = context.spec, trained(context)
-    lattice = spec.lattice.build()
-    hamiltonian = spec.final_hamiltonian.build(lattice)
-    chosen = [make_observable(name, lattice, hamiltonian) for name in spec.observables.names]
-    observables = [o for o in chosen if o.kind not in WITHOUT_MEAN]
-    samples = context.upstream["samples"]
-    test = samples.isel(chain=np.flatnonzero(samples["split"].values == "test"))
-    sigma, log_psi = born_samples(test, psi.state.complex_amplitude)
-    chains, draws = log_psi.shape
-    wanted = max(1, min(draws, spec.steering.samples // chains))
-    kept = np.unique(np.linspace(0, draws - 1, wanted).round().astype(int))
-    process = process_of(spec.sampling, lattice, spec.steering.seed, Stream.STEERING, economy_of(spec))
+    sigma, log_psi = tested(context.upstream["samples"], spec.steering.samples, psi.state.complex_amplitude)
+    process = process_of(
+        spec.sampling, spec.lattice.build(), spec.steering.seed, Stream.STEERING, economy_of(spec)
+    )
     fresh = FreshSampling(
         process,
         spec.sampling.chains,
@@ -75,10 +67,9 @@ def _bench(context: Context) -> Bench:
         spec.sampling.sweeps,
         economy_of(spec),
     )
-    energy = make_observable("local_energy", lattice, hamiltonian)
     put = context.device.put
-    born = put(np.ascontiguousarray(sigma[:, kept])), put(np.ascontiguousarray(log_psi[:, kept]))
-    return Bench(psi, (*observables, energy), *born, fresh, context.device)
+    born = put(np.ascontiguousarray(sigma)), put(np.ascontiguousarray(log_psi))
+    return Bench(psi, measured(spec), *born, fresh, context.device)
 
 
 class _Programme:

@@ -196,6 +196,26 @@ class Tape:
                 deltas[name] = deltas[name] + delta if name in deltas else delta
         return deltas
 
+    def pull(self, layer: str, cotangent: Array, until: str) -> Array:
+        """d (sum of ``cotangent`` times the activations of ``layer``) / d x of the layer ``until`` before it.
+
+        Arrays (rows, token, channel); samples never mix. Zero where ``layer`` does not depend on the other.
+        """
+        deltas = {layer: cotangent}
+        for brick in reversed(self.state.bricks):
+            if brick.output == until:
+                break
+            if brick.output not in deltas:
+                continue
+            x = tuple(self.edges[name] for name in brick.inputs)
+            for name, delta in zip(
+                brick.inputs,
+                brick.backward(self.weights, x, self.edges[brick.output], deltas[brick.output]),
+                strict=True,
+            ):
+                deltas[name] = deltas[name] + delta if name in deltas else delta
+        return deltas[until] if until in deltas else namespace(cotangent).zeros_like(self.edges[until])
+
     def gradients(self, deltas: dict[str, Array], total: bool = False) -> Iterator[tuple[slice, Array]]:
         """Per-sample parameter gradients, array by array: (place in the flat vector, (n, size)); (size,) when summed."""
         for brick in self.state.bricks:

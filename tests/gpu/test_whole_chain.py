@@ -14,7 +14,16 @@ from nqs_sae_service.spec import load_spec
 from nqs_sae_service.vmc.reconfiguration import natural_step, solve_shifted
 from nqs_sae_service.vmc.training import Trainer, Training
 
-STAGES = ("ground_state", "samples", "observables", "activations", "sae", "features", "steering")
+STAGES = (
+    "ground_state",
+    "samples",
+    "observables",
+    "activations",
+    "sae",
+    "features",
+    "steering",
+    "attribution",
+)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

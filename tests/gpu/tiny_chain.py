@@ -50,6 +50,11 @@ scales = [0.5, 1.5]
 samples = 64
 draws = 2
 burn_in = 2
+[attribution]
+samples = 64
+ablated = 4
+ablation_samples = 32
+edges = 2
 [output]
 report = false
 figures = false

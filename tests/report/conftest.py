@@ -213,7 +213,61 @@ def activations(rng: np.random.Generator) -> xr.Dataset:
     return labelled("activations", variables, {"layer": LAYERS})
 
 
-BUILDERS = {f.__name__: f for f in (ground_state, samples, observables, activations, sae, features, steering)}
+def attribution(rng: np.random.Generator) -> xr.Dataset:
+    """Gradients agree with ablation, the bare activation does not; one feature less is ablated in the second layer."""
+    quantities = ["log_abs_psi", "local_energy", *(f"mean_{name}" for name in (*OBSERVABLES, "energy"))]
+    metric = rng.uniform(0.01, 0.2, (2, FEATURES))
+    metric[1, 7] = 0
+    slope = rng.normal(0, 0.1, (2, FEATURES, 3))
+    with np.errstate(divide="ignore"):
+        leverage = np.where(metric[..., None] > 0, slope / np.sqrt(metric)[..., None], np.nan)
+    effect = np.abs(rng.normal(0, 0.1, (2, 3, 6, len(quantities))))
+    effect[1, :, -1] = np.nan
+    agreement = np.broadcast_to(np.array([0.97, 0.91, 0.12])[:, None, None], (2, 3, 3, len(quantities)))
+    edges = 2 * 3
+    variables = {
+        "slope": slope,
+        "slope_error": np.full(slope.shape, 0.002),
+        "leverage": leverage,
+        "metric": metric,
+        "metric_error": np.full(metric.shape, 0.003),
+        "energy_force": rng.normal(0, 1e-3, (2, FEATURES)),
+        "energy_force_error": np.full(metric.shape, 1e-3),
+        "attribution": rng.normal(0, 0.1, (2, 3, FEATURES, len(quantities))),
+        "completeness_error": [1e-3, 2e-4],
+        "ablated_feature": [[3, 17, 5, 1, 2, 8], [17, 4, 9, 0, 2, -1]],
+        "ablation_effect": effect,
+        "ablation_effect_error": 0.1 * effect,
+        "ablation_attribution": effect[:, None] * np.array([1.02, 0.9, 0.3])[:, None, None, None],
+        "ablation_infidelity": np.full((2, 3, 6), 0.02),
+        "ablation_ess": np.full((2, 3, 6), 0.9),
+        "agreement": agreement,
+        "rank_agreement": agreement - 0.02,
+        "source_layer": np.repeat([LAYERS[0]], edges),
+        "source_feature": [3, 17, 5, 2, 1, -1],
+        "target_layer": np.repeat([LAYERS[1]], edges),
+        "target_feature": [17, 17, 4, 4, 9, -1],
+        "target_observable": np.repeat(OBSERVABLES, 2),
+        "weight": [0.5, -0.2, 0.31, 0.1, 0.07, np.nan],
+        "weight_error": np.full(edges, 0.01),
+        "edge_effect": [0.52, -0.19, 0.3, 0.12, 0.07, np.nan],
+        "edge_effect_error": np.full(edges, 0.01),
+    }
+    coords = {
+        "layer": LAYERS,
+        "feature": np.arange(FEATURES),
+        "observable": OBSERVABLES,
+        "predictor": ["gradient", "integrated", "activation"],
+        "quantity": quantities,
+        "ablation": ["zero", "mean", "resample"],
+    }
+    return labelled("attribution", variables, coords, {"samples": 4096})
+
+
+BUILDERS = {
+    f.__name__: f
+    for f in (ground_state, samples, observables, activations, sae, features, steering, attribution)
+}
 
 
 TIMES = np.round(np.linspace(0, 2, 21), 12)
@@ -325,6 +379,9 @@ QUENCHED = BUILDERS | {
     "sae": lambda rng: over_time("sae", rng),
     "features": followed_features,
     "steering": steering_over_time,
+    "attribution": lambda rng: xr.concat(
+        [attribution(rng) for _ in TIMES], xr.DataArray(TIMES, dims="time", name="time"), data_vars="all"
+    ).assign_coords(held_out=("time", HELD_OUT)),
 }
 
 

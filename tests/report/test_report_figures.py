@@ -14,7 +14,10 @@ from nqs_sae_service.report.figures import draw, render
 from nqs_sae_service.report.reading import read
 
 Factory = Callable[..., Path]
-NAMES = ["energy", "sae", "correlations", "steering_abs_magnetization", "steering_half_chain_correlation"]
+NAMES = [
+    *("energy", "sae", "correlations", "steering_abs_magnetization", "steering_half_chain_correlation"),
+    *("atlas", "attribution"),
+]
 
 
 def blank(dataset: xr.Dataset) -> xr.Dataset:
@@ -81,6 +84,22 @@ def test_steering_shows_estimators_controls_budget_and_tangent(drawn: dict[str, 
     assert rise == pytest.approx(0.05)
     low, high = figure.axes[2].get_ylim()
     assert low < -2e-4 < 2e-4 < high
+
+
+def test_the_atlas_shows_every_feature_and_the_one_that_follows_best(drawn: dict[str, Figure]) -> None:
+    figure = drawn["atlas"]
+    assert len(figure.axes) == 2 * 3
+    assert labels_of(figure) == {"feature", "the largest |r|"}
+    every, best = figure.axes[1].lines
+    assert len(every.get_xdata()) == 24
+    np.testing.assert_allclose(best.get_xdata(), [0.83])
+
+
+def test_effects_stand_beside_the_line_of_equal_ones(drawn: dict[str, Figure]) -> None:
+    figure = drawn["attribution"]
+    assert labels_of(figure) == {"zero", "mean", "resample", "equal"}
+    for line in figure.axes[0].lines[:3]:
+        np.testing.assert_allclose(line.get_ydata(), 1.02 * line.get_xdata())
 
 
 def test_text_does_not_overlap(

@@ -147,6 +147,35 @@ def test_a_slope_off_its_prediction_and_chains_that_disagree_are_faults(make_run
     assert sum("3 sigma apart" in text for text in faults) == 4
 
 
+def test_attribution_is_judged_by_ablation_and_by_the_bare_activation(
+    whole_run: Path, make_run: Factory
+) -> None:
+    (section,) = summarise(read(whole_run)).sections
+    assert section.title == "Attribution"
+    assert [verdict.kind for verdict in section.verdicts] == ["good", "good"]
+    assert "r = 0.970 (the bare activation: 0.12)" in section.verdicts[0].text
+    agreement, atlas, edges = section.tables
+    assert len(agreement.rows) == 2 * 3 * 3
+    assert agreement.rows[0][:3] == ("residual_1", "zero, gradient", "0.97 (0.95)")
+    assert len(atlas.rows) == 2 * 3
+    assert "(4096 samples)" in atlas.title
+    assert [row[1] for row in edges.rows] == [f"residual_1, feature {i}" for i in (3, 17, 5, 2, 1)]
+    assert edges.rows[0][2:] == ("0.500 ± 0.010", "0.520 ± 0.010")
+
+    def worse(dataset: xr.Dataset) -> xr.Dataset:
+        return dataset.assign(agreement=1 - dataset["agreement"]) if "agreement" in dataset else dataset
+
+    (spoilt,) = summarise(read(make_run("worse", change=worse))).sections
+    assert [verdict.kind for verdict in spoilt.verdicts] == ["bad", "bad"]
+
+
+def test_attribution_is_missing_only_where_it_is_asked_for(make_run: Factory) -> None:
+    others = tuple(stage for stage in read(make_run()).stages if stage != "attribution")
+    assert read(make_run("without", others)).missing == []
+    asked = 'name = "x"\n[attribution]\nsamples = 512\n'
+    assert read(make_run("asked", others, spec=asked)).missing == ["attribution"]
+
+
 def test_a_partial_run_says_what_is_missing(make_run: Factory) -> None:
     status = {"state": "running", "stage": "features", "progress": 0.42}
     text = " ".join(shown(make_run(stages=("ground_state", "sae"), status=status)).split())

@@ -49,6 +49,10 @@ learning_rate = 0.15
 final_samples = 1024
 [samples]
 count = 256
+[attribution]
+samples = 64
+ablated = 2
+ablation_samples = 16
 [engine]
 threads = 1
 [output]

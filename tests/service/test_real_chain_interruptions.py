@@ -64,6 +64,11 @@ scales = [0.5, 1.5]
 samples = 512
 draws = 2
 burn_in = 5
+[attribution]
+samples = 256
+ablated = 4
+ablation_samples = 64
+edges = 2
 [output]
 report = false
 figures = false
@@ -266,7 +271,7 @@ def test_editing_steering_runs_steering_alone(spec, undisturbed):
 def test_adding_an_observable_does_not_retrain_the_dictionaries(spec, undisturbed):
     results = undisturbed.parent
     names = "observables.names=['magnetization', 'abs_magnetization', 'half_chain_correlation', 'sigma_x', 'domain_walls']"
-    assert set(reasons(spec, results, names)) == {"observables", "features", "steering"}
+    assert set(reasons(spec, results, names)) == {"observables", "features", "steering", "attribution"}
     (directory,) = compute(spec, results, "name='wider'", names, until="features")
     for stage in ("ground_state", "samples", "activations", "sae"):
         assert (directory / f"{stage}.nc").samefile(undisturbed / f"{stage}.nc")

@@ -11,7 +11,9 @@ from nqs_sae_service.service.waves import waves
 from nqs_sae_service.spec import load_spec
 from nqs_sae_service.stages import STAGES
 
-CHAIN = [name for name in STAGES if name != "dynamics"]  # of a spec that asks for no dynamics
+CHAIN = [
+    name for name in STAGES if name not in ("dynamics", "attribution")
+]  # of a spec that asks for neither
 
 GRID = "[sweep.grid]\n'samples.seed' = [1, 2]\n'steering.draws' = [2, 3]\n"
 

@@ -65,6 +65,11 @@ scales = [0.0, 0.6, 0.8, 1.2, 1.4]
 samples = 2048
 draws = 4
 burn_in = 5
+[attribution]
+samples = 2048
+ablated = 8
+ablation_samples = 512
+edges = 3
 [output]
 report = false
 figures = false

@@ -24,7 +24,7 @@ SITES, CHAINS, DRAWS = 6, 24, 20
 NAMES = ("magnetization", "half_chain_correlation", "sigma_x", "abs_magnetization")
 TIMES = [0.0, 0.1, 0.2, 0.3]
 LAYERS = ["embedding", "residual_1"]
-CHAIN = ("samples", "observables", "activations", "sae", "features")
+CHAIN = ("samples", "observables", "activations", "sae", "features", "attribution")
 SPEC = f"""
 name = "quench"
 [lattice]
@@ -66,6 +66,12 @@ untrained = 2
 [features]
 bootstrap = 50
 permutations = 30
+[attribution]
+samples = 96
+ablated = 4
+ablation_samples = 48
+edges = 2
+steps = 2
 """
 
 
@@ -414,7 +420,7 @@ def test_progress_only_grows(run, stage):
         assert run.ticks[stage][-1][2].startswith("t = 0.3: ")
 
 
-@pytest.mark.parametrize("stage", ["samples", "observables", "sae", "features"])
+@pytest.mark.parametrize("stage", ["samples", "observables", "sae", "features", "attribution"])
 @pytest.mark.parametrize("share", [0.4, 0.8])
 def test_a_stopped_stage_goes_on_with_the_same_bits(run, spec, tmp_path, stage, share):
     upstream = {name: run.files[name] for name in STAGES[stage].upstream if name in run.files}
