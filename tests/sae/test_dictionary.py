@@ -7,10 +7,10 @@ from nqs_sae_service.datasets.schema import labelled
 from nqs_sae_service.sae.dictionary import Dictionary, select_topk
 
 
-def make(kind="topk", k=4, n_features=40, width=6, seed=0):
+def make(kind="topk", n_features=40, width=6, seed=0):
     rng = np.random.default_rng(seed)
     shapes = ((n_features, width), (n_features, width), (n_features,), (width,))
-    return Dictionary(kind, k, *(rng.standard_normal(shape).astype(np.float32) for shape in shapes))
+    return Dictionary(kind, 4 if kind == "topk" else 0, *(rng.standard_normal(shape).astype(np.float32) for shape in shapes))
 
 
 def dense(values, indices, n_features):
