@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 from .batchtopk import BatchTopK
+from .components import Ica, Pca
+from .frozen import FrozenDecoder, FrozenEncoder, SoftFrozenDecoder
 from .gated import Gated
 from .jumprelu import JumpRelu
 from .matryoshka import Matryoshka
@@ -20,6 +22,24 @@ KINDS: dict[str, type[SaeSection]] = {
     "matryoshka": Matryoshka,
     "gated": Gated,
     "jumprelu": JumpRelu,
+    "frozen-decoder": FrozenDecoder,
+    "soft-frozen-decoder": SoftFrozenDecoder,
+    "frozen-encoder": FrozenEncoder,
+    "pca": Pca,
+    "ica": Ica,
 }
-
-__all__ = ["KINDS", "BatchTopK", "Gated", "JumpRelu", "Matryoshka", "ReluL1", "SaeSection", "TopK"]
+__all__ = [
+    "KINDS",
+    "BatchTopK",
+    "FrozenDecoder",
+    "FrozenEncoder",
+    "Gated",
+    "Ica",
+    "JumpRelu",
+    "Matryoshka",
+    "Pca",
+    "ReluL1",
+    "SaeSection",
+    "SoftFrozenDecoder",
+    "TopK",
+]

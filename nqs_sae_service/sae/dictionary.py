@@ -26,6 +26,7 @@ from ..engine.devices import Device
 if TYPE_CHECKING:
     import xarray as xr
 
+ARRAYS = ("encoder", "decoder", "encoder_bias", "decoder_bias", "threshold")  # the last one where there is one
 BLOCK_ELEMENTS = 2**24  # of a dense (rows, F) array: nothing larger is held by the blocked methods
 
 
@@ -75,7 +76,7 @@ class Dictionary:
 
     def on(self, device: Device) -> Dictionary:
         """The dictionary with its arrays on a device, for activations that are there."""
-        arrays = (self.encoder, self.decoder, self.encoder_bias, self.decoder_bias, self.threshold)
+        arrays = (getattr(self, name) for name in ARRAYS)
         return Dictionary(self.kind, self.k, *(a if a is None else device.put(a) for a in arrays))
 
     @property
@@ -173,7 +174,5 @@ class Dictionary:
 
     @classmethod
     def _read(cls, ds: xr.Dataset, prefix: str) -> Dictionary:
-        names = ["encoder", "decoder", "encoder_bias", "decoder_bias"]
-        names += ["threshold"] if prefix + "threshold" in ds else []
-        arrays = (_plain(ds[prefix + name].values) for name in names)
+        arrays = (_plain(ds[prefix + name].values) for name in ARRAYS if prefix + name in ds)
         return cls(str(ds.attrs["kind"]), int(ds.attrs.get("k", 0)), *arrays)

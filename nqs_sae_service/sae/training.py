@@ -151,7 +151,7 @@ class _Trainee:
 
 def _by_feature(name: str) -> bool:
     """Whether an array of a trainee has a row for every feature."""
-    return not name.endswith(("decoder_bias", "history"))
+    return not name.endswith(("decoder_bias", "covariance", "rotation", "history"))
 
 
 class Training:
