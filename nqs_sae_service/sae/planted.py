@@ -44,7 +44,7 @@ class Regime:
 
 
 REGIMES = {
-    "easy": Regime(active=3.0),
+    "easy": Regime(active=3.0, width=64),
     "Zipf": Regime(active=3.0, zipf=1.0),
     "hierarchy": Regime(active=3.0, children=3),
     "correlated": Regime(active=3.0, correlation=0.7),
