@@ -106,4 +106,6 @@ def _bound(values: Any, wanted: int, ranks: Ranks) -> np.float32:
 
 
 def _largest(values: Any, n: int) -> Any:
-    return namespace(values).partition(values, len(values) - n)[len(values) - n :] if len(values) > n else values
+    return (
+        namespace(values).partition(values, len(values) - n)[len(values) - n :] if len(values) > n else values
+    )

@@ -7,9 +7,10 @@ largest are active, as in ``topk.py``: a linear code with the sparsity of a dict
     ica    x = sum_j s_j a_j with s as independent as can be, d = a / |a|, c = |a| s (Hyvarinen 1999, FastICA):
            w_j <- <y g(w_j . y)> - <g'(w_j . y)> w_j, then W <- (W W^T)^(-1/2) W;  y = <x x^T>^(-1/2) x, g = tanh
 
-<x x^T> is that of all inputs seen so far. Each step of ica is one iteration on its batch; over the second half of the steps W is
-averaged, so that what remains is noise of many batches, not of one. Of F features fewer than two per component, only the first
-components are kept; more are left empty (zero). Every rank computes all components and keeps its share of the features.
+<x x^T> is that of all inputs seen so far. Each step of ica is one iteration on its batch; over the second half of the steps W
+is averaged, so that what remains is noise of many batches, not of one. With fewer than two features a component only the first
+components are kept; with more the rest stays empty (zero). Every rank computes all components and keeps its share of the
+features.
 """
 
 from __future__ import annotations
@@ -103,8 +104,10 @@ class ComponentsLearner:
         self.record, self.own, xp = record, ranks.share(record.features), namespace(sample)
         width, n = sample.shape[1], self.own.stop - self.own.start
         rotation = xp.asarray(nearest_rotation(generator.standard_normal((width, width))))
-        arrays = [xp.zeros(shape, np.float32) for shape in ((n, width), (n, width), (n,), (width,))]
-        self.parameters = ComponentsParameters(*arrays, xp.zeros((width, width)), rotation)
+        encoder, decoder = (xp.zeros((n, width), np.float32) for _ in range(2))
+        biases = xp.zeros(n, np.float32), xp.zeros(width, np.float32)
+        covariance = xp.zeros((width, width))
+        self.parameters = ComponentsParameters(encoder, decoder, *biases, covariance, rotation)
 
     def step(
         self, x: np.ndarray, progress: float, dead: np.ndarray, adam: Adam, learning_rate: float
@@ -115,9 +118,7 @@ class ComponentsLearner:
         wide = rows.astype(np.float64)
         covariance = to_host(p.covariance) + wide.T @ wide / len(x)
         averaged = before - round(before * AVERAGED / progress) if progress > AVERAGED else 0
-        rotation = self.record.turned(
-            to_host(p.rotation), covariance / adam.steps, wide, 1 / (1 + averaged)
-        )
+        rotation = self.record.turned(to_host(p.rotation), covariance / adam.steps, wide, 1 / (1 + averaged))
         encoder, decoder = halves(covariance / adam.steps, rotation, self.record.features)
         found = (encoder[self.own], decoder[self.own], covariance, rotation)
         for name, array in zip(("encoder", "decoder", "covariance", "rotation"), found, strict=True):
@@ -135,9 +136,7 @@ class ComponentsLearner:
         return Parameters(p.encoder, p.decoder, p.encoder_bias, p.decoder_bias)
 
 
-def halves(
-    covariance: np.ndarray, rotation: np.ndarray, n_features: int
-) -> tuple[np.ndarray, np.ndarray]:
+def halves(covariance: np.ndarray, rotation: np.ndarray, n_features: int) -> tuple[np.ndarray, np.ndarray]:
     """Encoder and decoder (F, d) float32 of the components that ``rotation`` (d, d) makes of whitened inputs, both signs.
 
     The longest components come first.

@@ -26,7 +26,13 @@ from ..engine.devices import Device
 if TYPE_CHECKING:
     import xarray as xr
 
-ARRAYS = ("encoder", "decoder", "encoder_bias", "decoder_bias", "threshold")  # the last one where there is one
+ARRAYS = (
+    "encoder",
+    "decoder",
+    "encoder_bias",
+    "decoder_bias",
+    "threshold",
+)  # the last one where there is one
 BLOCK_ELEMENTS = 2**24  # of a dense (rows, F) array: nothing larger is held by the blocked methods
 
 
@@ -76,8 +82,8 @@ class Dictionary:
 
     def on(self, device: Device) -> Dictionary:
         """The dictionary with its arrays on a device, for activations that are there."""
-        arrays = (getattr(self, name) for name in ARRAYS)
-        return Dictionary(self.kind, self.k, *(a if a is None else device.put(a) for a in arrays))
+        arrays = (getattr(self, name) for name in ARRAYS if getattr(self, name) is not None)
+        return Dictionary(self.kind, self.k, *map(device.put, arrays))
 
     @property
     def n_features(self) -> int:

@@ -87,7 +87,7 @@ class FrozenLearner(TopKLearner):
 
 
 def hold_within(rows: np.ndarray, start: np.ndarray, cosine: float) -> None:
-    """Turn unit ``rows`` (F, d) in place, as little as possible, until each has at least this ``cosine`` with unit ``start``."""
+    """Turn unit ``rows`` (F, d) in place, no further than needed, to at least this ``cosine`` with unit ``start`` (F, d)."""
     xp = namespace(rows)
     along = (rows * start).sum(axis=1, keepdims=True)
     across = rows - along * start

@@ -95,9 +95,7 @@ class JumpReluLearner:
         )
 
 
-def scale_of_z(
-    encoder: np.ndarray, encoder_bias: np.ndarray, x: np.ndarray, ranks: Ranks = ALONE
-) -> float:
+def scale_of_z(encoder: np.ndarray, encoder_bias: np.ndarray, x: np.ndarray, ranks: Ranks = ALONE) -> float:
     """Root mean square of z = W_e x + b_e over inputs (n, d) and the features of all ``ranks``, without making z.
 
     From the moments of x: sum_i w_i <x x^T> w_i + 2 b_i w_i <x> + b_i^2; 2 n d^2 + 2 F d^2 operations. 1 where z vanishes.

@@ -22,21 +22,22 @@ from .dictionary import Dictionary
 from .training import unit_rows
 
 BLOCK = 4096  # inputs
+CHILD = 0.4  # how often a child fires when its parent does
 
 
 @dataclass(frozen=True)
 class Regime:
     """How the features of planted data fire.
 
-    ``active``: true features per input, on average before a hierarchy thins them out. ``zipf``: exponent of the rates.
-    ``children``: of every feature but the last ones, so many that fire only with it, in the place of as many others.
+    ``active``: true features per input, on average. ``zipf``: exponent of the rates. ``children``: features come in families of
+    a parent, which fires twice as often, and so many children, which fire only with it (and then with probability 0.4).
     ``correlation``: of the Gaussians that decide which features of a group of four fire. ``noise``: standard deviation of
-    every component of x; f_i is uniform on 0.5 ... 1.5.
+    every component of x; an active f_i is uniform on 0.5 ... 1.5.
     """
 
     features: int = 64
-    width: int = 32
-    active: float = 4.0
+    width: int = 48
+    active: float = 3.0
     zipf: float = 0.0
     children: int = 0
     correlation: float = 0.0
@@ -44,10 +45,10 @@ class Regime:
 
 
 REGIMES = {
-    "easy": Regime(active=3.0, width=64),
-    "Zipf": Regime(active=3.0, zipf=1.0),
-    "hierarchy": Regime(active=3.0, children=3),
-    "correlated": Regime(active=3.0, correlation=0.7),
+    "easy": Regime(),
+    "Zipf": Regime(zipf=1.0),
+    "hierarchy": Regime(children=3),
+    "correlated": Regime(correlation=0.7),
 }
 
 
@@ -58,6 +59,10 @@ class Planted:
     x: np.ndarray
     directions: np.ndarray
     features: np.ndarray
+
+    def part(self, rows: slice) -> Planted:
+        """Some of the inputs."""
+        return Planted(self.x[rows], self.directions, self.features[rows])
 
 
 class Score(NamedTuple):
@@ -91,7 +96,7 @@ def _firing(regime: Regime, n: int, generator: np.random.Generator) -> np.ndarra
         family = 1 + regime.children  # a parent and its children are neighbours
         parents = np.arange(regime.features) // family * family
         is_child = parents != np.arange(regime.features)
-        often = generator.random((n, regime.features)) < np.where(is_child, 0.4, np.minimum(rates * 2, 1))
+        often = generator.random((n, regime.features)) < np.where(is_child, CHILD, np.minimum(2 * rates, 1))
         fires = often & (often[:, parents] | ~is_child)
     return fires
 

@@ -77,9 +77,7 @@ def sparse_gradients(
     )
     errors, squares, target, bias = [], [], x, p.decoder_bias
     for group in groups:
-        target, squared = _rest(
-            target, p.decoder, bias, values, within(indices, group, n_features), ranks
-        )
+        target, squared = _rest(target, p.decoder, bias, values, within(indices, group, n_features), ranks)
         errors.append(target)
         squares.append(float(squared.sum()))
         bias = xp.zeros_like(bias)

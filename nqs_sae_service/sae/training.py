@@ -62,7 +62,9 @@ class History:
 class Learner(Protocol):
     """A dictionary in training, on centred and scaled inputs."""
 
-    parameters: Parameters
+    @property
+    def parameters(self) -> Parameters:
+        """What Adam moves, of this rank's features; more arrays than the four where the kind has them."""
 
     def step(
         self, x: np.ndarray, progress: float, dead: np.ndarray, adam: Adam, learning_rate: float
@@ -281,7 +283,7 @@ def normalisation(inputs: Inputs) -> tuple[np.ndarray, float]:
 
 def fold(parameters: Parameters, kind: str, k: int, mean: np.ndarray, scale: float) -> Dictionary:
     """The dictionary on raw inputs that does what ``parameters`` do on ``scale`` (x - ``mean``), in units of raw inputs."""
-    thresholded = isinstance(parameters, Thresholded)
+    threshold = parameters.threshold if isinstance(parameters, Thresholded) else None
     return Dictionary(
         kind,
         k,
@@ -289,7 +291,7 @@ def fold(parameters: Parameters, kind: str, k: int, mean: np.ndarray, scale: flo
         np.asarray(to_host(parameters.decoder), np.float32),
         (to_host(parameters.encoder_bias) / scale).astype(np.float32),
         (mean + to_host(parameters.decoder_bias) / scale).astype(np.float32),
-        (to_host(parameters.threshold) / scale).astype(np.float32) if thresholded else None,
+        None if threshold is None else (to_host(threshold) / scale).astype(np.float32),
     )
 
 

@@ -117,9 +117,7 @@ def test_a_step_on_a_batch_has_the_gradients_of_the_dense_formula(one_device, rn
     arguments = (x.astype(np.float64), 4, mask, 3, 1 / 32, True, sizes)
     loss, gradients, counts = topk_gradients(twin, *arguments)
     there = (one_device.put(x), 4, one_device.put(mask), 3, 1 / 32)
-    found, of_device, fired = sparse_gradients(
-        on(one_device, p), *there, choose=best_of_batch, groups=groups
-    )
+    found, of_device, fired = sparse_gradients(on(one_device, p), *there, choose=best_of_batch, groups=groups)
     assert found == pytest.approx(loss, rel=1e-5)
     np.testing.assert_array_equal(fired.get(), counts)
     for name, expected in vars(gradients).items():

@@ -26,7 +26,9 @@ RECORDS = {
     "relu-l1": ReluL1(kind="relu-l1", features=131, l1=5.0, **COMMON),
     "fewer features than ranks": TopK(kind="topk", features=2, k=2, **COMMON),
     **{
-        kind: KINDS[kind](kind=kind, features=37, **({"k": 4} if "k" in KINDS[kind].model_fields else {}), **COMMON)
+        kind: KINDS[kind](
+            kind=kind, features=37, **({"k": 4} if "k" in KINDS[kind].model_fields else {}), **COMMON
+        )
         for kind in list(KINDS)[2:]
     },
 }

@@ -11,7 +11,9 @@ from nqs_sae_service.sae.inputs import Held
 def make(kind="topk", n_features=12, width=5, seed=0):
     rng = np.random.default_rng(seed)
     shapes = ((n_features, width), (n_features, width), (n_features,), (width,))
-    return Dictionary(kind, 3 if kind == "topk" else 0, *(rng.standard_normal(shape).astype(np.float32) for shape in shapes))
+    return Dictionary(
+        kind, 3 if kind == "topk" else 0, *(rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    )
 
 
 def permuted(dictionary, order):

@@ -189,7 +189,9 @@ def test_inputs_without_anything_to_learn_are_refused(x, message):
         topk(steps=3).train(x, 1, silent)
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"pca", "ica"}))  # these have nothing that could diverge
+@pytest.mark.parametrize(
+    "kind", sorted(KINDS.keys() - {"pca", "ica"})
+)  # these have nothing that could diverge
 def test_divergence_is_an_error_with_a_remedy(kind, monkeypatch):
     x, _ = planted(n=300)
     record = KINDS[kind](kind=kind, steps=4, features=16)
