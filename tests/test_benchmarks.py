@@ -10,6 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import contest
 import cpu
+import planted
 import ranks
 import scaling
 from peers.protocol import Contender, ContenderFailed
@@ -124,3 +125,15 @@ def test_the_bytes_of_a_step_over_ranks_are_those_of_the_formulas(mpiexec):
         assert measured["received"][phase] == pytest.approx(expected[phase], rel=0.25)
     assert measured["received"]["sampling"] == 0
     assert measured["received"]["whole step"] == pytest.approx(sum(expected.values()), rel=0.25)
+
+
+@pytest.mark.parametrize(("kind", "lines"), [("pca", 1), ("jumprelu", 2)])
+def test_a_line_of_planted_features_for_every_setting(kind, lines, monkeypatch):
+    monkeypatch.setattr(planted, "TRAINING", 600)
+    monkeypatch.setattr(planted, "TEST", 100)
+    found = list(planted.rows(kind, planted.Regime(features=8, width=6), 2))
+    assert len(found) == lines
+    for line in found:
+        name, _, *numbers = line.strip("| ").split(" | ")
+        assert name == kind
+        assert all(abs(float(number)) < 20 for number in numbers)

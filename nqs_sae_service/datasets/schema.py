@@ -111,6 +111,9 @@ SCHEMA: dict[str, dict[str, Variable]] = {
         "decoder_bias": _v(
             "layer sae_seed width", "decoder bias, subtracted from the input and added to the output"
         ),
+        "threshold": _v(
+            "layer sae_seed feature", "what a pre-activation must exceed, of kinds that have thresholds"
+        ),
         "loss": _v("layer sae_seed step", "training loss per element of the scaled input", "1", True),
         "l0": _v("layer sae_seed step", "mean number of active features", "1", True),
         "dead_fraction": _v("layer sae_seed step", "share of features that have not fired lately", "1", True),
@@ -133,6 +136,7 @@ SCHEMA: dict[str, dict[str, Variable]] = {
         ),
         "untrained_encoder_bias": _v("layer initialisation feature", "its encoder bias"),
         "untrained_decoder_bias": _v("layer initialisation width", "its decoder bias"),
+        "untrained_threshold": _v("layer initialisation feature", "its thresholds"),
         "untrained_explained_variance": _v(
             "layer initialisation", "its explained variance on the select split"
         ),

@@ -2,9 +2,14 @@
 
     z = W_e (x - b_d) + b_e        f = act(z)        x_hat = W_d^T f + b_d
 
-with act(z) = ReLU(z), or for ``topk`` the ReLU of the k largest entries of z and zero elsewhere (Gao et al. 2024,
-arXiv:2406.04093; Templeton et al. 2024, Scaling Monosemanticity). The arrays act on raw activations: the centring and
-scaling of training are folded in. Where two pre-activations tie, the lower index wins.
+with one of three activations:
+
+    ReLU             f = max(z, 0)                                    (Templeton et al. 2024, Scaling Monosemanticity)
+    k largest        the ReLU of the k largest entries of z, else 0   (Gao et al. 2024, arXiv:2406.04093)
+    with thresholds  f = z where z > theta >= 0, else 0               (Rajamanoharan et al. 2024, arXiv:2407.14435)
+
+Whatever ``kind`` was trained ends as one of them. The arrays act on raw activations: the centring and scaling of training
+are folded in. Where two pre-activations tie, the lower index wins.
 """
 
 from __future__ import annotations
@@ -21,6 +26,13 @@ from ..engine.devices import Device
 if TYPE_CHECKING:
     import xarray as xr
 
+ARRAYS = (
+    "encoder",
+    "decoder",
+    "encoder_bias",
+    "decoder_bias",
+    "threshold",
+)  # the last one where there is one
 BLOCK_ELEMENTS = 2**24  # of a dense (rows, F) array: nothing larger is held by the blocked methods
 
 
@@ -55,7 +67,10 @@ def kernels_for(x: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Dictionary:
-    """Encoder and decoder rows (F, d), biases (F,) and (d,), float32; ``k`` is 0 for kinds without one."""
+    """Encoder and decoder rows (F, d), biases (F,) and (d,), float32.
+
+    ``k``: so many features are active at most; 0: any number. ``threshold`` (F,): what a pre-activation must exceed; None: 0.
+    """
 
     kind: str
     k: int
@@ -63,11 +78,12 @@ class Dictionary:
     decoder: np.ndarray
     encoder_bias: np.ndarray
     decoder_bias: np.ndarray
+    threshold: np.ndarray | None = None
 
     def on(self, device: Device) -> Dictionary:
         """The dictionary with its arrays on a device, for activations that are there."""
-        arrays = (self.encoder, self.decoder, self.encoder_bias, self.decoder_bias)
-        return Dictionary(self.kind, self.k, *(device.put(array) for array in arrays))
+        arrays = (getattr(self, name) for name in ARRAYS if getattr(self, name) is not None)
+        return Dictionary(self.kind, self.k, *map(device.put, arrays))
 
     @property
     def n_features(self) -> int:
@@ -81,18 +97,17 @@ class Dictionary:
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         """Features f (..., F) of activations ``x`` (..., d), dense, in the precision of ``x`` (float32 or float64)."""
-        xp = namespace(x)
         z = (x - self.decoder_bias) @ self.encoder.T + self.encoder_bias
-        f = xp.maximum(z, 0)
-        return xp.where(select_topk(z, self.k), f, x.dtype.type(0)) if self.kind == "topk" else f
+        f = self._exceeding(z, self.threshold)
+        return namespace(x).where(select_topk(z, self.k), f, x.dtype.type(0)) if self.k else f
 
     def encode_sparse(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The active features of ``x`` (n, d): values (n, k) float32 > 0 and indices (n, k) int32, ``topk`` only.
+        """The active features of ``x`` (n, d): values (n, k) float32 > 0 and indices (n, k) int32, where there is a ``k``.
 
         The fused kernel: equal to ``encode`` in float32 up to rounding, without an (n, F) array. Indices ascend
         along a row; where fewer than k pre-activations are positive the rest has value 0 and index -1.
         """
-        if self.kind != "topk":
+        if not self.k:
             raise ValueError(f"a {self.kind} dictionary has no fixed number of active features; use encode")
         k = min(self.k, self.n_features)
         return kernels_for(x).encode_topk(_plain(x), self.encoder, self.encoder_bias, self.decoder_bias, k)
@@ -115,9 +130,9 @@ class Dictionary:
     def feature(self, x: np.ndarray, i: int) -> np.ndarray:
         """Activation (...,) of feature ``i`` on ``x`` (..., d), never holding more than a block of the (n, F) features."""
         rows = x.reshape(-1, self.width)
-        if self.kind != "topk":
+        if not self.k:
             z = (rows - self.decoder_bias) @ self.encoder[i] + self.encoder_bias[i]
-            f = namespace(x).maximum(z, 0)
+            f = self._exceeding(z, None if self.threshold is None else self.threshold[i])
         elif self._sparse(x):
             k, biases = min(self.k, self.n_features), (self.encoder_bias, self.decoder_bias)
             f = kernels_for(x).feature_topk(_plain(rows), self.encoder, *biases, i, k)
@@ -152,7 +167,13 @@ class Dictionary:
         return scatter_mean(values.reshape(shape), indices.reshape(shape), n_tokens, self.n_features)
 
     def _sparse(self, x: np.ndarray) -> bool:
-        return self.kind == "topk" and x.dtype == np.float32
+        return bool(self.k) and x.dtype == np.float32
+
+    @staticmethod
+    def _exceeding(z: np.ndarray, threshold: np.ndarray | None) -> np.ndarray:
+        """The pre-activations that are features; zero for the others."""
+        xp = namespace(z)
+        return xp.maximum(z, 0) if threshold is None else xp.where(z > threshold, z, z.dtype.type(0))
 
     def _blocked(
         self, x: np.ndarray, function: Callable[[np.ndarray], np.ndarray], rows_each: int = 1
@@ -174,6 +195,5 @@ class Dictionary:
 
     @classmethod
     def _read(cls, ds: xr.Dataset, prefix: str) -> Dictionary:
-        names = ("encoder", "decoder", "encoder_bias", "decoder_bias")
-        arrays = (_plain(ds[prefix + name].values) for name in names)
+        arrays = (_plain(ds[prefix + name].values) for name in ARRAYS if prefix + name in ds)
         return cls(str(ds.attrs["kind"]), int(ds.attrs.get("k", 0)), *arrays)

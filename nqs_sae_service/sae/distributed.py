@@ -10,8 +10,9 @@ P ranks a step of a dictionary with F features, k of them active, needs, on each
 
 of which (P - 1) / P are sent, and memory for 6 F d / P numbers. The bytes depend neither on F nor on P: the larger the
 dictionary, the better it scales. The classical way, gradients of this rank's inputs summed over the ranks, sends 16 F d bytes
-a step and has the whole dictionary on every rank. Dense (ReLU) features need no candidates; the auxiliary loss of TopK needs
-everything once more, for its dead features.
+a step and has the whole dictionary on every rank. Dense (ReLU) features need no candidates, nested dictionaries a
+reconstruction each, a gate its own; the k n best of a batch are found among the k n best of every rank, sent to all. The
+auxiliary loss of TopK needs everything once more, for its dead features. Components (PCA, ICA) are computed by every rank.
 
 The k best features of an input are the same as on one rank, ties included. The reconstruction is summed in another order: one
 rank and several agree to rounding, float32.

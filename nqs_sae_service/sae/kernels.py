@@ -284,13 +284,13 @@ class Term:
     weight: float
     active: Sorted
 
-    def arrays(self):
-        """As the kernel takes them."""
-        active = self.active
-        return self.target, np.float32(self.weight), (active.start, active.rows, active.values)
+    def arrays(self, features):
+        """As the kernel takes them: what concerns these ``features``."""
+        start = self.active.start[features.start : features.stop + 1]
+        return self.target, np.float32(self.weight), (start, self.active.rows, self.active.values)
 
 
-def learn(x, terms, bias_gradient, parameters, moments, constants, unit, ranks=ALONE):
+def learn(x, groups, bias_gradient, parameters, moments, constants, unit, ranks=ALONE):
     """One Adam step, in place, with the gradients of the sum of two ``terms`` by the parameters of a sparse dictionary.
 
     Equals, with dense f and delta = weight (target W_d^T) where f is active: dW_d = weight f^T target,
@@ -298,21 +298,30 @@ def learn(x, terms, bias_gradient, parameters, moments, constants, unit, ranks=A
     ``rows.adam`` with ``constants`` and, for ``unit``, rows of W_d on the unit sphere: their gradient g loses its part along
     the row p, g - (g.p) p, before the step, and they are renormalised after it. Gradients are never stored: those of a feature
     stay in the cache until its step is done. ``parameters``, and ``moments``, a pair for each: W_e, W_d (F, d), b_e, b_d.
+    Features come in ``groups``, a slice of them and their two terms each, whose loss may differ.
     Where ``ranks`` share the features, these are the ones of this rank, and b_d is the same everywhere.
     Cost: 6 n k d operations and about 30 F d; reads two rows of length d per active entry, passes 48 F d bytes.
     """
-    encoder, decoder, encoder_bias, decoder_bias = parameters
-    m_bias, v_bias = moments[2]
+    through_encoder = np.zeros(x.shape[1])
+    for features, terms in groups:
+        through_encoder += _learn_features(x, features, terms, parameters, moments, constants, unit)
+    gradient = (bias_gradient + ranks.sum(through_encoder)).astype(np.float32)
+    _adam_rows(parameters[3], *moments[3], gradient, constants)
+
+
+def _learn_features(x, features, terms, parameters, moments, constants, unit):
+    """The step of some features; what they contribute to the gradient by b_d, - db_e W_e (d,) float64."""
+    encoder, decoder, encoder_bias = (array[features] for array in parameters[:3])
+    pairs = [array[features] for pair in moments[:3] for array in pair]
     partial = np.empty((-(-len(encoder) // CHUNK), x.shape[1]), np.float32)
     workers = min(len(partial), 8 * numba.get_num_threads())
     _learn(
-        *(x, *(array for term in terms for array in term.arrays()), decoder_bias),
+        *(x, *(array for term in terms for array in term.arrays(features)), parameters[3]),
         *(encoder.reshape(-1), decoder.reshape(-1), encoder_bias),
-        tuple(array.reshape(-1) for pair in moments[:2] for array in pair),
-        *((m_bias, v_bias), constants, unit, partial.reshape(-1), workers),
+        tuple(array.reshape(-1) for array in pairs[:4]),
+        *(tuple(pairs[4:]), constants, unit, partial.reshape(-1), workers),
     )
-    gradient = (bias_gradient + ranks.sum(partial.sum(axis=0, dtype=np.float64))).astype(np.float32)
-    _adam_rows(decoder_bias, *moments[3], gradient, constants)
+    return partial.sum(axis=0, dtype=np.float64)
 
 
 def adam_rows(parameter, mean, square, gradient, constants):

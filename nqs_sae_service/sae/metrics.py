@@ -86,7 +86,7 @@ def density(dictionary: Dictionary, inputs: Inputs, ranks: Ranks = ALONE) -> np.
     counts = np.zeros(dictionary.n_features, np.int64)
     for block in blocks(inputs):
         rows = block[ranks.share(len(block))]
-        if dictionary.kind == "topk":
+        if dictionary.k:
             _, indices = dictionary.encode_sparse(rows)
             counts += np.bincount(indices[indices >= 0], minlength=dictionary.n_features)
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,8 @@ Tick = Callable[[int, int, str], None]
 
 class SaeSection(Section):
     """Fields shared by all kinds of ``[sae]``. A kind adds its own and says how one step learns (``learner``)."""
+
+    thresholds: ClassVar[bool] = False  # whether features have one, kept as ``threshold``
 
     kind: str = Field(description="architecture of the dictionary")
     input: Literal["token", "pooled"] = Field(
@@ -55,6 +57,11 @@ class SaeSection(Section):
                 yield Finding(f"seeds[{position}]", f"{seed} is outside 0 ... 2^63 - 1")
             elif seed in self.seeds[:position]:
                 yield Finding(f"seeds[{position}]", f"{seed} appears twice")
+
+    @property
+    def active(self) -> int:
+        """Features that an input activates at most, where that is fixed; else 0."""
+        return 0
 
     def learner(self, parameters_seed: np.random.Generator, sample: np.ndarray, ranks: Ranks) -> Learner:
         """A freshly initialised dictionary that can take optimisation steps (each kind defines it).

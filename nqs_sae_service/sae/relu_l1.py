@@ -6,11 +6,12 @@ on centred inputs scaled to E|x|^2 = d. There is no constraint on lengths: the e
 linearly over the first 5 % of the steps. Near its optimum the penalty shrinks every effective activation by lambda / 2, while
 the inputs have length sqrt(d): the published lambda = 5 belongs to widths of thousands, narrow networks want less.
 
-Many features are active early on, so the step is dense: five matrix products, 10 n F d operations, in blocks of rows.
+Many features are active early on, so the step is dense (``dense.py``): five matrix products, 10 n F d operations.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -18,13 +19,11 @@ from pydantic import Field
 
 from ..engine.arrays import namespace
 from ..engine.ranks import ALONE, Ranks
+from .dense import WARM_UP, bias_in_convention, row_blocks
 from .record import SaeSection
 from .training import Adam, Parameters, unit_rows
 
-WARM_UP = 0.05  # share of the steps over which the penalty grows to its value
 DECODER_LENGTH = 0.1  # of the rows at the start
-BLOCK_ELEMENTS = 2**17  # of the dense (rows, F) features of a block: they stay in the cache
-BLOCK_ELEMENTS_ON_DEVICE = 2**25  # on a GPU a block has to be worth its launches
 
 
 class ReluL1(SaeSection):
@@ -48,8 +47,6 @@ class ReluL1(SaeSection):
 class ReluL1Learner:
     """A ReLU dictionary in training."""
 
-    k = 0
-
     def __init__(
         self, record: ReluL1, generator: np.random.Generator, sample: np.ndarray, ranks: Ranks = ALONE
     ) -> None:
@@ -70,10 +67,11 @@ class ReluL1Learner:
             adam.update(self.parameters, gradients, learning_rate)
         return loss / x.shape[1], counts
 
-    def finished(self) -> Parameters:
-        """See ``training.Learner``: W_e x + b_e = W_e (x - b_d) + (b_e + W_e b_d)."""
+    def finished(self, batches: Iterable[np.ndarray] = ()) -> Parameters:
+        """See ``training.Learner``."""
         p = self.parameters
-        return Parameters(p.encoder, p.decoder, p.encoder_bias + p.encoder @ p.decoder_bias, p.decoder_bias)
+        bias = bias_in_convention(p.encoder, p.encoder_bias, p.decoder_bias)
+        return Parameters(p.encoder, p.decoder, bias, p.decoder_bias)
 
 
 def relu_l1_gradients(
@@ -89,10 +87,7 @@ def relu_l1_gradients(
     lengths = xp.linalg.norm(p.decoder, axis=1)
     loss, counts, total_f = 0.0, xp.zeros(len(lengths), np.int64), xp.zeros_like(lengths)
     gradients = Parameters(*(xp.zeros_like(array) for array in vars(p).values()))
-    most = max(1, -(-int(ranks.sum(np.asarray([len(lengths)]))[0]) // ranks.size))  # features of a rank
-    size = max(64, (BLOCK_ELEMENTS if xp is np else BLOCK_ELEMENTS_ON_DEVICE) // most)
-    for first in range(0, len(x), size):
-        rows = x[first : first + size]
+    for rows in row_blocks(x, len(lengths), ranks):
         f = xp.maximum(rows @ p.encoder.T + p.encoder_bias, 0)
         error = rows - (ranks.sum(f @ p.decoder) + p.decoder_bias)
         loss += float((error**2).sum(dtype=np.float64)) / len(x)

@@ -11,8 +11,9 @@ factor, the least-squares best on the first batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import Field
@@ -28,11 +29,16 @@ from .training import Adam, Parameters, unit_rows
 if TYPE_CHECKING:
     from .kernels import Sorted, Term
 
+# Of ``encode``, which gives the best positive features of every input, k, the number of this rank's features and the ranks:
+# values and indices of the active ones, as ``kernels.encode_topk`` returns them.
+Choice: TypeAlias = Callable[
+    [Callable[[int], tuple[np.ndarray, np.ndarray]], int, int, Ranks], tuple[np.ndarray, np.ndarray]
+]
 
-class TopK(SaeSection):
-    """``[sae] kind = "topk"``: exactly (at most) k active features for every input."""
 
-    kind: Literal["topk"] = Field(description="k largest pre-activations, auxiliary loss for dead features")
+class SparseSection(SaeSection):
+    """Fields of the kinds with k active features per input."""
+
     k: int = Field(8, ge=1, le=4096, description="active features per input")
     k_aux: int | None = Field(
         None,
@@ -52,6 +58,16 @@ class TopK(SaeSection):
                 "k_aux", f"{self.k_aux} features of {self.features}: k_aux must not exceed features"
             )
 
+
+class TopK(SparseSection):
+    """``[sae] kind = "topk"``: exactly (at most) k active features for every input."""
+
+    kind: Literal["topk"] = Field(description="k largest pre-activations, auxiliary loss for dead features")
+
+    @property
+    def active(self) -> int:
+        return self.k
+
     def learner(
         self, generator: np.random.Generator, sample: np.ndarray, ranks: Ranks = ALONE
     ) -> TopKLearner:
@@ -60,30 +76,65 @@ class TopK(SaeSection):
 
 
 class TopKLearner:
-    """A TopK dictionary in training."""
+    """A TopK dictionary in training.
 
-    unit_decoder = True
+    ``choose`` selects the active features, ``sizes`` are those of the nested dictionaries whose losses are averaged.
+    """
 
     def __init__(
-        self, record: TopK, generator: np.random.Generator, sample: np.ndarray, ranks: Ranks = ALONE
+        self,
+        record: SparseSection,
+        generator: np.random.Generator,
+        sample: np.ndarray,
+        ranks: Ranks = ALONE,
+        choose: Choice | None = None,
+        sizes: Sequence[int] = (),
     ) -> None:
-        width = sample.shape[1]
-        self.k, self.aux_coefficient = record.k, record.aux_coefficient
-        self.k_aux = record.k_aux or max(1, round(width / 2))
-        xp = namespace(sample)
+        self.k, self.ranks, width, xp = record.k, ranks, sample.shape[1], namespace(sample)
         own = ranks.share(record.features)
         decoder = xp.asarray(unit_rows(generator, own.stop, width, own.start))
         self.parameters = Parameters(
-            decoder * best_length(decoder, self.k, sample, ranks),
+            decoder * best_length(decoder, record.k, sample, ranks),
             decoder,
             xp.zeros(len(decoder), np.float32),
             xp.zeros(width, np.float32),
         )
-        self.step = _step_for(sample)(self.parameters, self.k, self.k_aux, self.aux_coefficient, ranks)
+        k_aux = record.k_aux or max(1, round(width / 2))
+        groups = groups_of(sizes or (record.features,), own)
+        self.sparse_step = _step_for(sample)(
+            self.parameters, record.k, k_aux, record.aux_coefficient, ranks, choose or best_of_row, groups
+        )
 
-    def finished(self) -> Parameters:
+    def step(
+        self, x: np.ndarray, progress: float, dead: np.ndarray, adam: Adam, learning_rate: float
+    ) -> tuple[float, np.ndarray]:
+        """See ``training.Learner``."""
+        return self.sparse_step(x, progress, dead, adam, learning_rate)
+
+    def finished(self, batches: Iterable[np.ndarray] = ()) -> Parameters:
         """See ``training.Learner``."""
         return self.parameters
+
+
+def groups_of(sizes: Sequence[int], own: slice) -> list[slice]:
+    """What each dictionary of ``sizes``, ascending, adds to the one before, as places among a rank's ``own`` features."""
+    edges = [min(max(edge - own.start, 0), own.stop - own.start) for edge in (0, *sizes)]
+    return [slice(*pair) for pair in pairwise(edges)]
+
+
+def within(indices: np.ndarray, group: slice, n_features: int) -> np.ndarray:
+    """``indices`` with empty places (-1) for all that are not in the ``group`` of ``n_features`` features."""
+    if group == slice(0, n_features):
+        return indices
+    inside = (indices >= group.start) & (indices < group.stop)
+    return namespace(indices).where(inside, indices, np.int32(-1))
+
+
+def best_of_row(
+    encode: Callable[[int], tuple[np.ndarray, np.ndarray]], k: int, n_features: int, ranks: Ranks
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of every input: ``encode(k)`` has those of this rank's ``n_features``."""
+    return best_over_ranks(*encode(min(k, n_features)), k, ranks)
 
 
 def _step_for(x: np.ndarray) -> Any:
@@ -118,49 +169,79 @@ class SparseStep:
 
     The auxiliary loss is the same kernels on the dead features alone, with the error as target and no bias; it costs nothing
     while no feature is dead. It needs no memory that grows with the number of dead features.
+
+    With several ``groups`` of features the first term is the mean over the nested dictionaries that end with each. They are
+    decoded one after the other, each from the error of the one before: a group learns from the sum of the errors from its own
+    on, and all of them together cost what one does, apart from n d numbers a group (``matryoshka.py``).
     """
 
     def __init__(
-        self, parameters: Parameters, k: int, k_aux: int, aux_coefficient: float, ranks: Ranks = ALONE
+        self,
+        parameters: Parameters,
+        k: int,
+        k_aux: int,
+        aux_coefficient: float,
+        ranks: Ranks = ALONE,
+        choose: Choice = best_of_row,
+        groups: Sequence[slice] | None = None,
     ) -> None:
         from .encode import Scratch
 
         self.parameters, self.k, self.k_aux = parameters, k, k_aux
         self.aux_coefficient, self.ranks, self.scratch = aux_coefficient, ranks, Scratch()
+        self.choose, self.groups = choose, groups or [slice(0, len(parameters.encoder))]
 
     def __call__(
         self, x: np.ndarray, progress: float, dead: np.ndarray, adam: Adam, learning_rate: float
     ) -> tuple[float, np.ndarray]:
         """See ``training.Learner``."""
-        from .kernels import Term, learn
+        from .kernels import Term, learn, sort_by_feature
 
-        p = self.parameters
-        active, error, squared, total = self._reconstruct(x, self.k)
-        loss = float(squared.sum()) / max(error.size, 1)
-        terms = [Term(error, -2 / max(error.size, 1), active), Term(error, 0.0, self._nothing())]
-        variance = loss - float(np.mean((total / max(len(x), 1)) ** 2))
-        n_dead = int(self.ranks.sum(np.asarray([np.count_nonzero(dead)]))[0])
-        if n_dead and variance > 0 and self.aux_coefficient > 0:
-            auxiliary, terms[1] = self._auxiliary(x, error, dead, n_dead, self.aux_coefficient / variance)
-            loss += auxiliary
+        p, ranks, n_features = self.parameters, self.ranks, len(self.parameters.encoder)
+        values, indices = self.choose(lambda k: self._encode(x, k), self.k, n_features, ranks)
+        active = sort_by_feature(values, indices, n_features, self.scratch)
         counts = np.diff(active.start)
+        errors, total, losses = self._errors(x, values, indices)
+        error, size = errors[-1], max(x.size, 1)
+        loss, auxiliary = sum(losses) / len(losses), Term(error, 0.0, self._nothing())
+        variance = losses[-1] - float(np.mean((total[-1] / max(len(x), 1)) ** 2))
+        n_dead = int(ranks.sum(np.asarray([np.count_nonzero(dead)]))[0])
+        if n_dead and variance > 0 and self.aux_coefficient > 0:
+            extra, auxiliary = self._auxiliary(x, error, dead, n_dead, self.aux_coefficient / variance)
+            loss += extra
         if np.isfinite(loss):
+            weight = -2 / size / len(losses)
+            for later, earlier in pairwise(errors[::-1]):
+                earlier += later
+            groups = [
+                (group, [Term(target, weight, active), auxiliary])
+                for group, target in zip(self.groups, errors, strict=True)
+            ]
             arrays, moments = list(vars(p).values()), list(adam.moments.values())
-            bias_gradient, constants = terms[0].weight * total, adam.next(learning_rate)
-            learn(x, terms, bias_gradient, arrays, moments, constants, unit=True, ranks=self.ranks)
+            constants = adam.next(learning_rate)
+            learn(x, groups, weight * sum(total), arrays, moments, constants, unit=True, ranks=ranks)
         return loss, counts
 
-    def _reconstruct(self, x: np.ndarray, k: int) -> tuple[Sorted, np.ndarray, np.ndarray, np.ndarray]:
-        """Active entries by feature, the error, its squares and the sum of its rows."""
-        from .kernels import encode_topk, sort_by_feature
+    def _encode(self, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k best positive pre-activations of every input."""
+        from .kernels import encode_topk
 
-        p, scratch = self.parameters, self.scratch
-        values, indices = encode_topk(
-            x, p.encoder, p.encoder_bias, p.decoder_bias, min(k, len(p.encoder)), scratch=scratch
-        )
-        values, indices = best_over_ranks(values, indices, k, self.ranks)
-        error = self._rest(x, p.decoder_bias, values, indices, "error")
-        return sort_by_feature(values, indices, len(p.encoder), scratch), *error
+        p = self.parameters
+        return encode_topk(x, p.encoder, p.encoder_bias, p.decoder_bias, k, scratch=self.scratch)
+
+    def _errors(
+        self, x: np.ndarray, values: np.ndarray, indices: np.ndarray
+    ) -> tuple[list[np.ndarray], list[np.ndarray], list[float]]:
+        """For every nested dictionary: its error (n, d), the sum of the rows of that, and the loss per component."""
+        errors: list[np.ndarray] = []
+        totals, losses, target, bias = [], [], x, self.parameters.decoder_bias
+        for group in self.groups:
+            inside, name = within(indices, group, len(self.parameters.encoder)), f"error {len(errors)}"
+            target, squared, total = self._rest(target, bias, values, inside, name)
+            errors, bias = [*errors, target], np.zeros_like(bias)
+            totals.append(total)
+            losses.append(float(squared.sum()) / max(x.size, 1))
+        return errors, totals, losses
 
     def _rest(
         self, target: np.ndarray, bias: np.ndarray, values: np.ndarray, indices: np.ndarray, name: str

@@ -6,13 +6,13 @@ with z' = W_e (x' - b_d') + b_e' the dictionary
 
     b_e = b_e' / s,    b_d = mean + b_d' / s,    W_e, W_d unchanged
 
-has f = f' / s and x_hat = mean + x_hat' / s exactly, because ReLU and the choice of the k largest commute with a positive
-factor. Adam: Kingma & Ba 2015, arXiv:1412.6980.
+has f = f' / s and x_hat = mean + x_hat' / s exactly, because ReLU, the choice of the k largest and a threshold
+theta = theta' / s commute with a positive factor. Adam: Kingma & Ba 2015, arXiv:1412.6980.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,7 @@ from .metrics import mean_and_variance
 from .record import SaeSection, Tick
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 6.25e-10
+CALIBRATION = 16  # batches
 DECAY = 0.2  # share of the steps over which the learning rate falls to zero
 
 
@@ -40,6 +41,13 @@ class Parameters:
     decoder: np.ndarray
     encoder_bias: np.ndarray
     decoder_bias: np.ndarray
+
+
+@dataclass
+class Thresholded(Parameters):
+    """With what a pre-activation must exceed to be a feature: threshold (F,) >= 0."""
+
+    threshold: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,9 @@ class History:
 class Learner(Protocol):
     """A dictionary in training, on centred and scaled inputs."""
 
-    k: int  # active features per input, 0 if that is not fixed
-    parameters: Parameters
+    @property
+    def parameters(self) -> Parameters:
+        """What Adam moves, of this rank's features; more arrays than the four where the kind has them."""
 
     def step(
         self, x: np.ndarray, progress: float, dead: np.ndarray, adam: Adam, learning_rate: float
@@ -65,12 +74,15 @@ class Learner(Protocol):
         ``progress`` is the share of the steps done, for schedules. Nothing changes when the loss is not finite.
         """
 
-    def finished(self) -> Parameters:
-        """The parameters in the convention z = W_e (x - b_d) + b_e."""
+    def finished(self, batches: Iterable[np.ndarray]) -> Parameters:
+        """The parameters in the convention z = W_e (x - b_d) + b_e, with thresholds where the kind has them.
+
+        ``batches``: ``CALIBRATION`` further batches (n, d), read if asked for.
+        """
 
 
 class Adam:
-    """Adam over the four arrays of a dictionary: first and second moments, and the number of steps taken."""
+    """Adam over the arrays of a dictionary: first and second moments, and the number of steps taken."""
 
     def __init__(self, parameters: Parameters) -> None:
         zeros = namespace(parameters.encoder).zeros_like
@@ -141,7 +153,7 @@ class _Trainee:
 
 def _by_feature(name: str) -> bool:
     """Whether an array of a trainee has a row for every feature."""
-    return not name.endswith(("decoder_bias", "history"))
+    return not name.endswith(("decoder_bias", "covariance", "rotation", "history"))
 
 
 class Training:
@@ -208,12 +220,17 @@ class Training:
         result = []
         for trainee in self._trainees:
             learner = trainee.learner
-            whole = gathered(learner.finished(), self.ranks)
+            whole = gathered(learner.finished(self._ahead()), self.ranks)
             if not all(np.isfinite(to_host(array)).all() for array in vars(whole).values()):
                 raise _diverged(self.record, self.record.steps)
-            dictionary = fold(whole, self.record.kind, learner.k, self.mean, self.scale)
+            dictionary = fold(whole, self.record.kind, self.record.active, self.mean, self.scale)
             result.append((dictionary, History(*trainee.history)))
         return result
+
+    def _ahead(self) -> Iterator[np.ndarray]:
+        """The batches that would have come next."""
+        steps = range(self.step, self.step + CALIBRATION)
+        return (self.device.put(self._batches.batch(step)) for step in steps)
 
 
 def train(record: SaeSection, x: np.ndarray, seed: int, tick: Tick) -> tuple[Dictionary, History]:
@@ -241,7 +258,7 @@ def unit_rows(generator: np.random.Generator, n_rows: int, width: int, start: in
 def gathered(parameters: Parameters, ranks: Ranks) -> Parameters:
     """The features of all ranks, on every rank."""
     arrays = {name: ranks.gather(a) if _by_feature(name) else a for name, a in vars(parameters).items()}
-    return Parameters(**arrays)
+    return type(parameters)(**arrays)
 
 
 def normalisation(inputs: Inputs) -> tuple[np.ndarray, float]:
@@ -266,6 +283,7 @@ def normalisation(inputs: Inputs) -> tuple[np.ndarray, float]:
 
 def fold(parameters: Parameters, kind: str, k: int, mean: np.ndarray, scale: float) -> Dictionary:
     """The dictionary on raw inputs that does what ``parameters`` do on ``scale`` (x - ``mean``), in units of raw inputs."""
+    threshold = parameters.threshold if isinstance(parameters, Thresholded) else None
     return Dictionary(
         kind,
         k,
@@ -273,6 +291,7 @@ def fold(parameters: Parameters, kind: str, k: int, mean: np.ndarray, scale: flo
         np.asarray(to_host(parameters.decoder), np.float32),
         (to_host(parameters.encoder_bias) / scale).astype(np.float32),
         (mean + to_host(parameters.decoder_bias) / scale).astype(np.float32),
+        None if threshold is None else (to_host(threshold) / scale).astype(np.float32),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ def default_points() -> list[Point]:
     """Points that between them need the kernels of every architecture and every kind of dictionary."""
     networks = [{"kind": kind, **change} for kind in STATES for change in _VARIANTS.get(kind, ({},))]
     points = []
-    for network, dictionary, length in zip(networks, cycle(KINDS), cycle(_LENGTHS), strict=False):
+    everything = zip(cycle(networks), cycle(KINDS), cycle(_LENGTHS), strict=False)
+    for network, dictionary, length in islice(everything, max(len(networks), len(KINDS))):
         spec = Spec.model_validate(
             {
                 "name": "warmup",

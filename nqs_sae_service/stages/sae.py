@@ -25,7 +25,7 @@ from ..interpret.expectation import Exact, FreshSampling
 from ..interpret.reconstruction import Yardstick, ablated, reconstructed
 from ..physics.hamiltonians import MAX_SITES_DIAGONALISED
 from ..physics.observables import make_observable
-from ..sae.dictionary import Dictionary
+from ..sae.dictionary import ARRAYS, Dictionary
 from ..sae.inputs import Held, Inputs
 from ..sae.metrics import density, explained_variance, mean_and_variance
 from ..sae.training import History, Training
@@ -134,13 +134,14 @@ class _Workshop:
             "parameter": self.network.n_parameters,
         }
         times = (len(self.times),) if over_time(self.context) else ()
-        large = {"encoder", "decoder", "encoder_bias", "decoder_bias"}
+        large = set(ARRAYS)
         arrays = {
             name: np.zeros(
                 [*(times if name in _OVER_TIME else ()), *(sizes[d] for d in variable.dims)],
                 np.float32 if name in large or name.removeprefix("untrained_") in large else np.float64,
             )
             for name, variable in SCHEMA["sae"].items()
+            if self.record.thresholds or not name.endswith("threshold")
         }
         arrays["untrained_parameters"] = arrays["untrained_parameters"].astype(self.network.dtype)
         done = np.zeros((len(self.layers), len(self.record.seeds) + self.record.untrained), bool)
@@ -277,8 +278,9 @@ class _Workshop:
         self._finish(layer, [place])
 
     def _keep(self, dictionary: Dictionary, prefix: str, place: tuple[int, int]) -> None:
-        for name in ("encoder", "decoder", "encoder_bias", "decoder_bias"):
-            self.results[prefix + name][place] = getattr(dictionary, name)
+        for name in ARRAYS:
+            if prefix + name in self.results:
+                self.results[prefix + name][place] = getattr(dictionary, name)
 
     def dataset(self) -> xr.Dataset:
         """sae.nc."""
@@ -300,7 +302,7 @@ class _Workshop:
             coordinates |= {"time": times, "held_out": ("time", held_out(len(times)))}
         attributes = {
             "kind": self.record.kind,
-            "k": int(getattr(self.record, "k", 0)),
+            "k": self.record.active,
             "input": self.record.input,
         }
         attributes |= projection_attributes(self.network)

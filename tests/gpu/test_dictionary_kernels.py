@@ -3,11 +3,16 @@
 import numpy as np
 import pytest
 
-from nqs_sae_service.sae import kernels, kernels_gpu
-from nqs_sae_service.sae.dictionary import Dictionary, select_topk
+from nqs_sae_service.engine.devices import HOST
+from nqs_sae_service.sae import KINDS, kernels, kernels_gpu
+from nqs_sae_service.sae.batchtopk import best_of_batch
+from nqs_sae_service.sae.dictionary import ARRAYS, Dictionary, select_topk
+from nqs_sae_service.sae.inputs import Held
+from nqs_sae_service.sae.planted import Regime, planted
 from nqs_sae_service.sae.reference import topk_gradients
+from nqs_sae_service.sae.topk import groups_of
 from nqs_sae_service.sae.topk_gpu import sparse_gradients
-from nqs_sae_service.sae.training import Parameters, unit_rows
+from nqs_sae_service.sae.training import Parameters, Training, unit_rows
 
 N, WIDTH, FEATURES = 11, 5, 37
 
@@ -102,6 +107,42 @@ def test_a_training_step_has_the_gradients_of_the_dense_formula(device, rng, dea
         np.testing.assert_allclose(getattr(of_device, name).get(), expected, atol=2e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("dead", [0, 15], ids=["all alive", "some dead"])
+@pytest.mark.parametrize("sizes", [(), (5, 20, FEATURES)], ids=["one", "nested"])
+def test_a_step_on_a_batch_has_the_gradients_of_the_dense_formula(one_device, rng, sizes, dead, monkeypatch):
+    monkeypatch.setattr("nqs_sae_service.sae.batchtopk.LONGER", 1)
+    p, x = parameters(rng), rng.normal(size=(N, WIDTH)).astype(np.float32)
+    mask, groups = np.arange(FEATURES) < dead, groups_of(sizes or (FEATURES,), slice(0, FEATURES))
+    twin = Parameters(*(array.astype(np.float64) for array in vars(p).values()))
+    arguments = (x.astype(np.float64), 4, mask, 3, 1 / 32, True, sizes)
+    loss, gradients, counts = topk_gradients(twin, *arguments)
+    there = (one_device.put(x), 4, one_device.put(mask), 3, 1 / 32)
+    found, of_device, fired = sparse_gradients(on(one_device, p), *there, choose=best_of_batch, groups=groups)
+    assert found == pytest.approx(loss, rel=1e-5)
+    np.testing.assert_array_equal(fired.get(), counts)
+    for name, expected in vars(gradients).items():
+        np.testing.assert_allclose(getattr(of_device, name).get(), expected, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_trains_on_the_device_as_on_the_host(one_device, rng, kind):
+    x = planted(Regime(features=20, width=WIDTH, active=2.0), 300, 1).x
+    sized = {"k": 3} if "k" in KINDS[kind].model_fields else {}
+    record = KINDS[kind](kind=kind, features=FEATURES, steps=6, batch=100, dead_after=150, **sized)
+    ends = []
+    for device in (one_device, HOST):
+        training = Training(record, Held(x), [1], device)
+        while training.step < 6:
+            training.advance()
+        ends.append(training.finished()[0])
+    (there, history), (host, expected) = ends
+    np.testing.assert_allclose(history.loss, expected.loss, rtol=1e-3)
+    for name in ARRAYS:
+        array = getattr(host, name)
+        if array is not None:
+            np.testing.assert_allclose(getattr(there, name), array, rtol=1e-2, atol=2e-3, err_msg=name)
+
+
 def test_decoding_error_of_sparse_features(device, rng):
     p, x = parameters(rng), rng.normal(size=(N, WIDTH)).astype(np.float32)
     values, indices = kernels.encode_topk(x, p.encoder, p.encoder_bias, p.decoder_bias, 4)
@@ -147,10 +188,11 @@ def test_adam(device, rng, unit):
         np.testing.assert_allclose(array.get(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["topk", "relu-l1"])
+@pytest.mark.parametrize("kind", ["topk", "relu-l1", "jumprelu"])
 def test_a_dictionary_on_the_device_does_what_it_does_on_the_host(one_device, rng, kind):
     p = parameters(rng)
-    host = Dictionary(kind, 4 if kind == "topk" else 0, *vars(p).values())
+    thresholds = [rng.uniform(0, 1, FEATURES).astype(np.float32)] if kind == "jumprelu" else []
+    host = Dictionary(kind, 4 if kind == "topk" else 0, *vars(p).values(), *thresholds)
     there = host.on(one_device)
     x = rng.normal(size=(N, 3, WIDTH)).astype(np.float32)
     moved = one_device.put(x)

@@ -13,7 +13,8 @@ import numpy as np
 from nqs_sae_service.engine.devices import HOST
 from nqs_sae_service.engine.ranks import ALONE, MpiRanks
 from nqs_sae_service.engine.threads import configure_threads
-from nqs_sae_service.sae import ReluL1, TopK
+from nqs_sae_service.sae import KINDS, ReluL1, TopK
+from nqs_sae_service.sae.dictionary import ARRAYS
 from nqs_sae_service.sae.inputs import Held
 from nqs_sae_service.sae.training import Training
 
@@ -24,6 +25,12 @@ RECORDS = {
     "topk": TopK(kind="topk", features=131, k=4, dead_after=1200, **COMMON),
     "relu-l1": ReluL1(kind="relu-l1", features=131, l1=5.0, **COMMON),
     "fewer features than ranks": TopK(kind="topk", features=2, k=2, **COMMON),
+    **{
+        kind: KINDS[kind](
+            kind=kind, features=37, **({"k": 4} if "k" in KINDS[kind].model_fields else {}), **COMMON
+        )
+        for kind in list(KINDS)[2:]
+    },
 }
 
 
@@ -47,7 +54,8 @@ def ends(trained):
     return {
         f"{place}.{name}": getattr(dictionary, name)
         for place, (dictionary, _) in enumerate(trained.finished())
-        for name in ("encoder", "decoder", "encoder_bias", "decoder_bias")
+        for name in ARRAYS
+        if getattr(dictionary, name) is not None
     }
 
 

@@ -7,10 +7,13 @@ from nqs_sae_service.datasets.schema import labelled
 from nqs_sae_service.sae.dictionary import Dictionary, select_topk
 
 
-def make(kind="topk", k=4, n_features=40, width=6, seed=0):
+def make(kind="topk", n_features=40, width=6, seed=0):
     rng = np.random.default_rng(seed)
     shapes = ((n_features, width), (n_features, width), (n_features,), (width,))
-    return Dictionary(kind, k, *(rng.standard_normal(shape).astype(np.float32) for shape in shapes))
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    if kind == "jumprelu":
+        arrays.append(rng.uniform(0, 1, n_features).astype(np.float32))
+    return Dictionary(kind, 4 if kind == "topk" else 0, *arrays)
 
 
 def dense(values, indices, n_features):
@@ -59,13 +62,17 @@ def test_kernel_finds_the_largest_wherever_they_are(stride, k):
             np.testing.assert_array_equal(values[i][indices[i] >= 0], row[expected])
 
 
-@pytest.mark.parametrize("kind", ["topk", "relu-l1"])
+@pytest.mark.parametrize("kind", ["topk", "relu-l1", "jumprelu"])
 def test_every_way_to_encode_agrees(kind, monkeypatch):
     dictionary = make(kind)
     x = np.random.default_rng(1).standard_normal((33, 3, 6))
     f = dictionary.encode(x)
     assert f.shape == (33, 3, 40)
     assert f.dtype == np.float64
+    if kind == "jumprelu":
+        z = (x - dictionary.decoder_bias) @ dictionary.encoder.T + dictionary.encoder_bias
+        np.testing.assert_array_equal(f, np.where(z > dictionary.threshold, z, 0))
+        assert (f > 0).any()
     if kind == "topk":
         assert ((f > 0).sum(axis=-1) <= 4).all()
     x_hat = f @ dictionary.decoder + dictionary.decoder_bias
@@ -81,7 +88,7 @@ def test_every_way_to_encode_agrees(kind, monkeypatch):
                 assert result.dtype == precision
 
 
-@pytest.mark.parametrize("kind", ["topk", "relu-l1"])
+@pytest.mark.parametrize("kind", ["topk", "relu-l1", "jumprelu"])
 def test_no_inputs_no_features(kind):
     dictionary = make(kind)
     for precision in (np.float32, np.float64):

@@ -3,11 +3,15 @@
 import numpy as np
 import pytest
 
-from nqs_sae_service.sae import kernels
-from nqs_sae_service.sae.dictionary import select_topk
+from nqs_sae_service.engine.ranks import Ranks
+from nqs_sae_service.sae import KINDS, Gated, kernels
+from nqs_sae_service.sae.batchtopk import best_and_bound, best_of_batch
+from nqs_sae_service.sae.dictionary import Dictionary, select_topk
+from nqs_sae_service.sae.gated import GatedParameters, gated_gradients
+from nqs_sae_service.sae.jumprelu import JumpReluParameters, jumprelu_gradients, scale_of_z
 from nqs_sae_service.sae.reference import topk_gradients
 from nqs_sae_service.sae.relu_l1 import relu_l1_gradients
-from nqs_sae_service.sae.topk import SparseStep
+from nqs_sae_service.sae.topk import SparseStep, groups_of
 from nqs_sae_service.sae.training import BETA1, BETA2, EPSILON, Adam, Parameters
 
 NAMES = ("encoder", "decoder", "encoder_bias", "decoder_bias")
@@ -122,7 +126,7 @@ def test_relu_l1_blocks_add_up(monkeypatch):
     rng = np.random.default_rng(12)
     parameters, x = random_parameters(rng), rng.standard_normal((150, D))
     loss, whole, counts = relu_l1_gradients(parameters, x, 0.7)
-    monkeypatch.setattr("nqs_sae_service.sae.relu_l1.BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr("nqs_sae_service.sae.dense.BLOCK_ELEMENTS", 1)
     block_loss, blocks, block_counts = relu_l1_gradients(parameters, x, 0.7)
     assert block_loss == pytest.approx(loss)
     assert (block_counts == counts).all()
@@ -280,3 +284,230 @@ def test_adam_is_the_textbook_one(shape):
         m, v = BETA1 * m + (1 - BETA1) * g, BETA2 * v + (1 - BETA2) * g**2
         double -= 0.01 * (m / (1 - BETA1**step)) / (np.sqrt(v / (1 - BETA2**step)) + EPSILON)
     np.testing.assert_allclose(single, double, atol=2e-6)
+
+
+@pytest.mark.parametrize("sizes", [(), (2, 5, F)])
+@pytest.mark.parametrize("n_dead", [0, 4])
+def test_gradients_of_nested_batches_are_finite_differences(sizes, n_dead):
+    """The loss of BatchTopK and of Matryoshka written out, with selection, error and variance of its second term fixed."""
+    rng = np.random.default_rng(n_dead)
+    start, x = random_parameters(rng), rng.standard_normal((N, D))
+    dead, prefixes = np.arange(F) < n_dead, sizes or (F,)
+    z = (x - start.decoder_bias) @ start.encoder.T + start.encoder_bias
+    active = (z >= np.sort(z, axis=None)[-N * K]) & (z > 0)
+    assert len(set(active.sum(axis=1))) > 1
+    chosen = select_topk(np.where(dead, z, -np.inf), K_AUX) & dead
+    fixed = x - np.where(active, z, 0) @ start.decoder - start.decoder_bias
+    variance = np.mean((fixed - fixed.mean(axis=0)) ** 2)
+
+    def function(p):
+        z = (x - p.decoder_bias) @ p.encoder.T + p.encoder_bias
+        f, a = np.where(active, z, 0), np.where(chosen, z, 0)
+        errors = [x - f[:, :m] @ p.decoder[:m] - p.decoder_bias for m in prefixes]
+        auxiliary = 0.5 * np.mean((fixed - a @ p.decoder) ** 2) / variance if n_dead else 0
+        return np.mean([np.mean(error**2) for error in errors]) + auxiliary
+
+    start = Parameters(*(array.copy() for array in vars(start).values()))
+    loss, gradients, counts = topk_gradients(start, x, K, dead, K_AUX, 0.5, True, sizes)
+    assert loss == pytest.approx(function(start), rel=1e-12)
+    assert counts.sum() == active.sum()
+    for name, expected in finite_differences(function, start).items():
+        np.testing.assert_allclose(getattr(gradients, name), expected, rtol=1e-6, atol=1e-8, err_msg=name)
+
+
+@pytest.mark.parametrize("share", [1, 4])
+@pytest.mark.parametrize(
+    ("n", "width", "n_features", "k", "n_dead", "sizes"),
+    [
+        (200, 32, 256, 8, 0, ()),
+        (200, 32, 256, 8, 40, (16, 64, 256)),
+        (130, 7, 50, 50, 3, (1, 2, 50)),
+        (1, 3, 1, 1, 0, ()),
+        (65, 5, 300, 1, 299, (100, 300)),
+        (70, 72, 331, 32, 331, (5, 77, 331)),
+    ],
+)
+def test_a_step_on_a_batch_has_the_gradients_of_the_dense_twin(
+    n, width, n_features, k, n_dead, sizes, share, monkeypatch
+):
+    """Also where a few inputs take most of the active features, so that lists of candidates have to get longer."""
+    monkeypatch.setattr("nqs_sae_service.sae.batchtopk.LONGER", 1)
+    rng = np.random.default_rng(n + k)
+    single = random_parameters(rng, n_features, width, np.float32)
+    double = Parameters(*(array.astype(np.float64) for array in vars(single).values()))
+    x = rng.standard_normal((n, width)).astype(np.float32)
+    x[: n // share] *= 3
+    dead, adam = rng.permutation(n_features) < n_dead, Adam(single)
+    groups = groups_of(sizes or (n_features,), slice(0, n_features))
+    step = SparseStep(single, k, 4, 1 / 32, choose=best_of_batch, groups=groups)
+    loss, counts = step(x, 0.0, dead, adam, 1e-3)
+    expected_loss, expected, expected_counts = topk_gradients(
+        double, x.astype(np.float64), k, dead, 4, 1 / 32, True, sizes
+    )
+    expected.decoder = on_the_sphere(expected.decoder, double.decoder)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert (counts == expected_counts).all()
+    for name, (first, _) in adam.moments.items():
+        reference = getattr(expected, name)
+        error = np.abs(first / (1 - BETA1) - reference).max()
+        assert error <= 2e-5 * np.abs(reference).max(), name
+
+
+def test_groups_are_what_each_nested_dictionary_adds():
+    assert groups_of((2, 5, 11), slice(0, 11)) == [slice(0, 2), slice(2, 5), slice(5, 11)]
+    assert groups_of((2, 5, 11), slice(3, 7)) == [slice(0, 0), slice(0, 2), slice(2, 4)]
+
+
+def test_where_a_batch_ties_all_equal_entries_are_active():
+    values = np.array([[3, 1, 1, 0], [2, 1, 0, 0]], np.float32)
+    indices = np.array([[0, 2, 5, -1], [1, 4, -1, -1]], np.int32)
+    found, places, bound = best_and_bound(
+        lambda k: (values[:, :k].copy(), indices[:, :k].copy()), 2, 4, Ranks()
+    )
+    assert bound == 1
+    np.testing.assert_array_equal(found, values)
+    np.testing.assert_array_equal(places, indices)
+    found, places, bound = best_and_bound(
+        lambda k: (values[:, :k].copy(), indices[:, :k].copy()), 1, 4, Ranks()
+    )
+    assert bound == 2
+    np.testing.assert_array_equal(places.max(axis=1), [0, 1])
+
+
+def check(gradients, expected, without=()):
+    for name in expected.keys() - set(without):
+        np.testing.assert_allclose(
+            getattr(gradients, name), expected[name], rtol=1e-6, atol=1e-8, err_msg=name
+        )
+
+
+def gated_parameters(rng):
+    extra = (0.3 * rng.standard_normal(F), 0.2 * rng.standard_normal(F))
+    return GatedParameters(*vars(random_parameters(rng)).values(), *extra)
+
+
+@pytest.mark.parametrize("l1", [0.0, 0.7])
+def test_gated_gradients_are_finite_differences(l1, monkeypatch):
+    rng = np.random.default_rng(21)
+    parameters, x = gated_parameters(rng), rng.standard_normal((150, D))
+    parameters.gate_bias[0], parameters.encoder_bias[1] = -100.0, -100.0  # a closed gate, no magnitude
+    decoder, decoder_bias = parameters.decoder.copy(), parameters.decoder_bias.copy()  # detached
+
+    def function(p):
+        y = x @ p.encoder.T
+        gate = np.maximum(y + p.gate_bias, 0)
+        f = np.where(gate > 0, np.maximum(np.exp(p.log_scale) * y + p.encoder_bias, 0), 0)
+        error, of_gate = x - f @ p.decoder - p.decoder_bias, x - gate @ decoder - decoder_bias
+        return np.mean(np.sum(error**2 + of_gate**2, axis=1) + l1 * gate.sum(axis=1))
+
+    losses, gradients, counts = gated_gradients(parameters, x, l1)
+    assert sum(losses.values()) == pytest.approx(function(parameters), rel=1e-12)
+    assert not counts[:2].any()
+    assert counts[2:].all()
+    assert not any(array[0].any() for name, array in vars(gradients).items() if name != "decoder_bias")
+    check(gradients, finite_differences(function, parameters))
+    monkeypatch.setattr("nqs_sae_service.sae.dense.BLOCK_ELEMENTS", 1)
+    check(gated_gradients(parameters, x, l1)[1], vars(gradients))
+
+
+def test_a_gate_is_a_threshold():
+    """The dictionary that is kept does what the two paths did."""
+    rng = np.random.default_rng(22)
+    learner = Gated(kind="gated", features=F).learner(rng, rng.standard_normal((20, D)).astype(np.float32))
+    learner.parameters = p = gated_parameters(rng)
+    x, end = rng.standard_normal((500, D)), learner.finished()
+    y = x @ p.encoder.T
+    f = np.where(y + p.gate_bias > 0, np.maximum(np.exp(p.log_scale) * y + p.encoder_bias, 0), 0)
+    kept = Dictionary("gated", 0, *vars(end).values())
+    assert (f > 0).any(axis=0).all()
+    np.testing.assert_allclose(kept.encode(x), f, atol=1e-12)
+
+
+def jumprelu_parameters(rng, dtype=np.float64):
+    p = random_parameters(rng, dtype=dtype)
+    return JumpReluParameters(*vars(p).values(), rng.uniform(-2, 0, F).astype(dtype))
+
+
+@pytest.mark.parametrize("l0", [0.0, 0.7])
+def test_jumprelu_gradients_are_finite_differences_beside_the_step(l0, monkeypatch):
+    """The step held fixed: of encoder, decoder and biases; of the thresholds the formula, entry by entry."""
+    rng = np.random.default_rng(31)
+    parameters, x, eps = jumprelu_parameters(rng), rng.standard_normal((150, D)), 0.6
+    parameters.encoder_bias[0] = -100.0
+    theta = np.exp(parameters.log_threshold)
+    active = x @ parameters.encoder.T + parameters.encoder_bias > theta
+
+    def function(p):
+        f = np.where(active, x @ p.encoder.T + p.encoder_bias, 0)
+        error = x - f @ p.decoder - p.decoder_bias
+        return np.mean(np.sum(error**2, axis=1) + l0 * active.sum(axis=1))
+
+    losses, gradients, counts = jumprelu_gradients(parameters, x, l0, eps)
+    assert sum(losses.values()) == pytest.approx(function(parameters), rel=1e-12)
+    assert (counts == active.sum(axis=0)).all()
+    check(gradients, finite_differences(function, parameters), without=["log_threshold"])
+    z = x @ parameters.encoder.T + parameters.encoder_bias
+    error = x - np.where(active, z, 0) @ parameters.decoder - parameters.decoder_bias
+    expected = np.zeros(F)
+    for n, i in np.ndindex(z.shape):
+        if abs(z[n, i] - theta[i]) < eps / 2:
+            by_f = -2 * error[n] @ parameters.decoder[i]
+            expected[i] += -theta[i] / eps * (l0 + theta[i] * by_f) / len(x)
+    assert (expected[1:] != 0).all()
+    np.testing.assert_allclose(gradients.log_threshold, expected, rtol=1e-12)
+    monkeypatch.setattr("nqs_sae_service.sae.dense.BLOCK_ELEMENTS", 1)
+    check(jumprelu_gradients(parameters, x, l0, eps)[1], vars(gradients))
+
+
+def test_the_gradient_of_a_threshold_is_that_of_the_mean_loss():
+    """Over many inputs the loss is smooth in theta, and the straight-through estimate is its derivative for a narrow window.
+
+    One feature in one dimension, so that moving theta changes nothing else.
+    """
+    x, one = np.random.default_rng(32).normal(size=(400_000, 1)), np.ones((1, 1))
+    zero, l0, step = np.zeros(1), 0.4, 0.05
+
+    def loss(t):
+        p = JumpReluParameters(one, 0.8 * one, zero, zero, np.array([t]))
+        losses, gradients, _ = jumprelu_gradients(p, x, l0, 0.1)
+        return sum(losses.values()), gradients.log_threshold[0]
+
+    for t in (-1.5, -0.5, 0.3):
+        slope = (loss(t + step)[0] - loss(t - step)[0]) / (2 * step)
+        assert loss(t)[1] == pytest.approx(slope, abs=0.01)
+
+
+def test_the_scale_of_pre_activations():
+    rng = np.random.default_rng(33)
+    p, x = random_parameters(rng), rng.standard_normal((50, D)) + 1
+    z = x @ p.encoder.T + p.encoder_bias
+    assert scale_of_z(p.encoder, p.encoder_bias, x) == pytest.approx(np.sqrt(np.mean(z**2)), rel=1e-12)
+    assert scale_of_z(0 * p.encoder, 0 * p.encoder_bias, x) == 1
+
+
+@pytest.mark.parametrize(
+    ("gradients", "parameters"),
+    [
+        (lambda p, x: gated_gradients(p, x, 1.0), gated_parameters(np.random.default_rng(0))),
+        (lambda p, x: jumprelu_gradients(p, x, 1.0, 0.1), jumprelu_parameters(np.random.default_rng(0))),
+    ],
+)
+def test_without_inputs_or_activations_nothing_but_the_bias_learns(gradients, parameters):
+    losses, found, counts = gradients(parameters, np.empty((0, D)))
+    assert not any([*losses.values(), *(array.any() for array in (*vars(found).values(), counts))])
+    for name in {"encoder_bias", "gate_bias"} & vars(parameters).keys():
+        getattr(parameters, name)[:] = -100.0
+    _, found, counts = gradients(parameters, np.random.default_rng(1).standard_normal((N, D)))
+    assert not counts.any()
+    assert [name for name, array in vars(found).items() if array.any()] == ["decoder_bias"]
+
+
+@pytest.mark.parametrize("kind", ["gated", "jumprelu"])
+def test_a_dense_step_keeps_decoder_rows_on_the_sphere(kind):
+    rng = np.random.default_rng(41)
+    x = rng.standard_normal((200, D)).astype(np.float32)
+    learner = KINDS[kind](kind=kind, features=F).learner(rng, x)
+    adam = Adam(learner.parameters)
+    losses = [learner.step(x, 1.0, np.zeros(F, bool), adam, 0.01)[0] for _ in range(30)]
+    assert losses[-1] < 0.9 * losses[0]
+    np.testing.assert_allclose(np.linalg.norm(learner.parameters.decoder, axis=1), 1, atol=1e-6)

@@ -8,10 +8,12 @@ from nqs_sae_service.sae.dictionary import Dictionary
 from nqs_sae_service.sae.inputs import Held
 
 
-def make(kind="topk", k=3, n_features=12, width=5, seed=0):
+def make(kind="topk", n_features=12, width=5, seed=0):
     rng = np.random.default_rng(seed)
     shapes = ((n_features, width), (n_features, width), (n_features,), (width,))
-    return Dictionary(kind, k, *(rng.standard_normal(shape).astype(np.float32) for shape in shapes))
+    return Dictionary(
+        kind, 3 if kind == "topk" else 0, *(rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    )
 
 
 def permuted(dictionary, order):

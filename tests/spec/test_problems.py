@@ -70,8 +70,11 @@ threads = -1
             "steering.targets[0]: log_abs_psi has no meaning as a mean",
         ),
         ("[sae]\nfeatures = 1_000_000_000_000", "spec.toml:9:1: sae.features: must be at most "),
-        ("[sae]\nkind = 'topk'\nl1 = 3.0", 'sae.l1: unknown key here; it belongs to kind "relu-l1"'),
-        ("[sae]\nkind = 3", 'sae.kind: must be a string, "topk" or "relu-l1", got 3'),
+        (
+            "[sae]\nkind = 'topk'\nl1 = 3.0",
+            'sae.l1: unknown key here; it belongs to kind "relu-l1" or "gated"',
+        ),
+        ("[sae]\nkind = 3", 'sae.kind: must be a string, "topk" or "relu-l1" or "batchtopk" or '),
         ("[sae]\nseeds = [1, 2, 2.5]", "spec.toml:9:16: sae.seeds[2]: must be an integer, got 2.5"),
         (
             "[samples]\ncount = 1_000_000_000_000_000",
