@@ -19,6 +19,7 @@ from ..engine.random import Stream
 from ..errors import NumericalError
 from ..physics.observables import make_observable
 from ..physics.quench import product_configuration
+from ..physics.symmetries import commutes
 from ..sampling import process_of
 from ..sampling.exact import Exact
 from ..states import LogPsi, State, Wavefunction
@@ -123,6 +124,9 @@ class Evolution:
         self.observables = [make_observable(name, lattice, hamiltonian) for name in names]
         self.fixed = sampling.fixed_magnetization
         self.summed = Summed(state, hamiltonian, self.fixed, device) if options.full_summation else None
+        group = symmetries_of(state)
+        # TDVP judges noise by the samples themselves.
+        self.shared = group if options.method == "ptvmc" and commutes(hamiltonian, group) else None
         self.flight: Flight | None = None
 
     def tick(self) -> None:
@@ -181,7 +185,7 @@ class Evolution:
         )
         draws, sweeps = options.samples // sampling.chains, options.sweeps or sampling.sweeps
         walkers = self.device.put(flight.walkers)
-        return Sampled(process, walkers, draws, sweeps, flight.sweeps, options.exponent)
+        return Sampled(process, walkers, draws, sweeps, flight.sweeps, options.exponent, self.shared)
 
     def _moved_on(self, flight: Flight, ensembles: Ensembles) -> None:
         """The walkers follow the flight."""

@@ -6,8 +6,9 @@ psi and not by noise, and what was computed on the configurations stays true. Th
 configurations near zeros of psi, which samples of |psi|^2 do not see although the state that psi has to become may be large
 there (Misery et al., arXiv:2507.05352).
 
-``Summed`` needs one configuration of every orbit of the symmetries that psi and the Hamiltonian share: those of an orbit have
-the same |psi| and the same local energy, and derivatives of log psi that differ by a constant at most.
+One configuration is enough of every orbit of the symmetries that psi and the Hamiltonian share: those of an orbit have the
+same |psi| and the same local energy, and derivatives of log psi that differ by a constant at most. ``Summed`` holds no others;
+samples of a small system, where many fall into one orbit, are merged as well.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..engine.arrays import namespace
+from ..engine.arrays import namespace, to_host
 from ..engine.devices import HOST, Device
 from ..engine.jit import numba
 from ..errors import NumericalError
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 Array = Any
 
 _ENOUGH = 0.5  # effective share of reweighted samples
+_FEW_ORBITS = 16  # orbits per sample, at most, for merging to be worth the search
 
 
 @dataclass(frozen=True)
@@ -62,39 +65,78 @@ class Ensembles(Protocol):
 class Sampled:
     """``draws`` samples of every chain, ``sweeps`` apart, from ``walkers`` that have ``done`` so many sweeps.
 
-    The ``process`` samples |psi|^(2 ``exponent``).
+    The ``process`` samples |psi|^(2 ``exponent``). Samples of one orbit of the ``symmetries`` are merged, where orbits are few;
+    what is left are no longer independent samples of equal weight.
     """
 
     sampled = True
 
     def __init__(
-        self, process: Process, walkers: Array, draws: int, sweeps: int, done: int = 0, exponent: float = 1.0
+        self,
+        process: Process,
+        walkers: Array,
+        draws: int,
+        sweeps: int,
+        done: int = 0,
+        exponent: float = 1.0,
+        symmetries: Symmetries | None = None,
     ):
         self.process, self.draws, self.sweeps, self.exponent = process, draws, sweeps, exponent
         self.walkers, self.done = walkers, done
-        self._drawn: Ensemble | None = None
+        samples, n_sites = draws * len(walkers), walkers.shape[1]
+        few = symmetries is not None and 2**n_sites <= _FEW_ORBITS * samples * len(symmetries.flips)
+        self.symmetries = symmetries if few else None
+        self._drawn: _Drawn | None = None
 
     def of(self, psi: Wavefunction) -> Ensemble:
         """Samples with the weights of |psi|^2, drawn for psi or for one of its predecessors."""
         drawn = self._drawn
         if drawn is not None:
-            log_psi = psi.log_psi(drawn.sigma)
-            weights = normalised(2 * (log_psi.real - self.exponent * drawn.log_psi.real))
-            if _ENOUGH * float(weights @ weights) < float(drawn.weights @ drawn.weights):
-                return Ensemble(drawn.sigma, log_psi, weights)
+            ensemble = drawn.weighted(psi.log_psi(drawn.sigma))
+            if drawn.effective_number(ensemble) > _ENOUGH * drawn.effective_number(drawn.own):
+                return ensemble
         self._drawn, _ = self._draw(psi)
-        return self._drawn
+        return self._drawn.own
 
     def move_on(self, psi: Wavefunction) -> None:
         """The walkers are those behind fresh samples of psi."""
         _, chains = self._draw(psi)
         self.walkers, self.done, self._drawn = chains.walkers, chains.sweeps, None
 
-    def _draw(self, psi: Wavefunction) -> tuple[Ensemble, Chains]:
+    def _draw(self, psi: Wavefunction) -> tuple[_Drawn, Chains]:
         chains = self.process.start(psi, self.walkers, self.done)
         sigma, log_psi = self.process.draws(psi, chains, self.draws, self.sweeps)
         sigma, log_psi = sigma.reshape(-1, sigma.shape[-1]), log_psi.reshape(-1)
-        return Ensemble(sigma, log_psi, normalised(2 * (1 - self.exponent) * log_psi.real)), chains
+        counts = namespace(sigma).ones(len(sigma))
+        if self.symmetries is not None:
+            first, counts = (namespace(sigma).asarray(a) for a in orbits(to_host(sigma), self.symmetries))
+            sigma, log_psi = sigma[first], log_psi[first]
+        return _Drawn(sigma, log_psi, counts, self.exponent), chains
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Configurations sigma (n, n_sites) drawn ``counts`` (n,) times each from |psi|^(2 ``exponent``), with log psi (n,)."""
+
+    sigma: Array
+    log_psi: Array
+    counts: Array
+    exponent: float
+
+    def weighted(self, log_psi: Array) -> Ensemble:
+        """They stand for another psi, whose log psi this is."""
+        ratio = log_psi.real - self.exponent * self.log_psi.real
+        log_counts = namespace(self.counts).log(self.counts)
+        return Ensemble(self.sigma, log_psi, normalised(2 * ratio + log_counts))
+
+    @cached_property
+    def own(self) -> Ensemble:
+        """The ensemble of the psi that they were drawn for."""
+        return self.weighted(self.log_psi)
+
+    def effective_number(self, ensemble: Ensemble) -> float:
+        """Effective number of samples of an ensemble of these configurations (Kish)."""
+        return 1 / float((ensemble.weights**2 / self.counts).sum())
 
 
 class Summed:
@@ -110,7 +152,8 @@ class Summed:
             sigma = sigma[sigma.sum(axis=1) == magnetization]
         group = symmetries_of(state)
         if commutes(operator, group):
-            sigma, counts = orbits(sigma, group)
+            first, counts = orbits(sigma, group)
+            sigma = sigma[first]
         else:
             counts = np.ones(len(sigma))
         self.sigma, self._log_counts = device.put(sigma), device.put(np.log(counts))
@@ -151,14 +194,18 @@ def symmetries_of(state: State) -> Symmetries:
 
 
 def orbits(sigma: np.ndarray, group: Symmetries) -> tuple[np.ndarray, np.ndarray]:
-    """One configuration of every orbit (m, n_sites), and the sizes (m,) of the orbits, of configurations that the group maps
-    onto each other."""
+    """Of configurations (n, n_sites), the place (m,) of the first of every orbit, and how many belong to it (m,)."""
+    _, first, counts = np.unique(orbit_names(sigma, group), return_index=True, return_counts=True)
+    return first, counts
+
+
+def orbit_names(sigma: np.ndarray, group: Symmetries) -> np.ndarray:
+    """A number (n,) int64 for every configuration (n, n_sites), at most 62 sites: the same for all of an orbit."""
     powers = 1 << np.arange(sigma.shape[1], dtype=np.int64)
     names = np.full(len(sigma), np.iinfo(np.int64).max)
     for permutation, flip in zip(group.permutations, group.flips, strict=True):
         np.minimum(names, (sigma[:, permutation] * flip > 0) @ powers, out=names)
-    _, first, counts = np.unique(names, return_index=True, return_counts=True)
-    return sigma[first], counts
+    return names
 
 
 def derivatives(psi: Wavefunction, sigma: Array) -> Array:

@@ -15,7 +15,15 @@ from nqs_sae_service.sampling import process_of
 from nqs_sae_service.spec.dynamics import Dynamics
 from nqs_sae_service.spec.sampling import Sampling
 from nqs_sae_service.states import Cnn, Rbm, Transformer
-from nqs_sae_service.vmc.ensembles import Sampled, Summed, derivatives, orbits, symmetries_of
+from nqs_sae_service.vmc.ensembles import (
+    Sampled,
+    Summed,
+    derivatives,
+    orbit_names,
+    orbits,
+    symmetries_of,
+)
+from nqs_sae_service.vmc.estimators import local_values
 from nqs_sae_service.vmc.infidelity import Factor, ProductState, bring_onto, coefficients, path_to
 from nqs_sae_service.vmc.steps import Motion, Ptvmc, Tdvp
 
@@ -55,9 +63,10 @@ def onto(target, state, theta, infidelity=1e-8, iterations=200, ensembles=None):
     return bring_onto(target, state, theta, ensembles, infidelity, iterations, np.asarray)
 
 
-def sampled(state, draws=16, sweeps=3, chains=256, exponent=1.0):
+def sampled(state, draws=16, sweeps=3, chains=256, exponent=1.0, symmetries=None):
     process = process_of(Sampling(chains=chains), LATTICE, 1, Stream.DYNAMICS, exponent=exponent)
-    return Sampled(process, process.random_chains(chains), draws, sweeps, exponent=exponent)
+    walkers = process.random_chains(chains)
+    return Sampled(process, walkers, draws, sweeps, exponent=exponent, symmetries=symmetries)
 
 
 @pytest.mark.parametrize("kind", list(NETWORKS))
@@ -78,7 +87,8 @@ def test_one_configuration_of_every_orbit_is_enough(kind):
     """Weights of orbits against the sum over everything, and the orbits against brute force."""
     state, theta = built(kind)
     group = symmetries_of(state)
-    sigma, counts = orbits(EVERYTHING, group)
+    first, counts = orbits(EVERYTHING, group)
+    sigma = EVERYTHING[first]
     brute = {
         min(
             (s[p] * f).astype(np.int8).tobytes() for p, f in zip(group.permutations, group.flips, strict=True)
@@ -238,6 +248,24 @@ def test_weighted_samples_give_the_means_of_the_new_state(exponent):
     assert (np.ptp(weights) > 0) == (exponent < 1)
     spread = summed(here).probability
     assert spread.max() > 2 * spread.min()
+
+
+@pytest.mark.parametrize("exponent", [1.0, 0.5])
+def test_merged_samples_are_the_same_samples(exponent):
+    """Means of what the symmetries leave unchanged do not move, and no two samples are left of one orbit."""
+    state, theta = built("cnn")
+    psi, group = state.bind(theta), symmetries_of(state)
+    one_by_one = sampled(state, exponent=exponent).of(psi)
+    together = sampled(state, exponent=exponent, symmetries=group).of(psi)
+    assert len(together.sigma) < len(one_by_one.sigma) / 100
+    assert len(np.unique(orbit_names(together.sigma, group))) == len(together.sigma)
+    assert together.weights.sum() == pytest.approx(1)
+    means = [
+        ensemble.weights @ local_values(psi, [HAMILTONIAN], ensemble.sigma, ensemble.log_psi)[0]
+        for ensemble in (one_by_one, together)
+    ]
+    assert means[0] == pytest.approx(means[1], rel=1e-5)
+    np.testing.assert_allclose(together.log_psi.real, psi.log_psi(together.sigma).real, atol=1e-6)
 
 
 def test_a_psi_that_is_nan_everywhere_is_refused():
