@@ -46,6 +46,8 @@ CAPTIONS = {
     "scale of the feature; the scale 1 is the original state.",
     "steering": "Turning the feature, beside controls that disturb the state as much (matched infidelity). The energy "
     "axis is linear inside the shaded budget and logarithmic outside.",
+    "comparison": "Points with one Hamiltonian: energies beside observables, those that differ first; and how far the mean "
+    "activation of every feature of the last layer shifts between the two states that differ most.",
     "sweep_observables": "Observables against the swept parameter.",
     "sweep_correlations": "The best feature of the last layer and its best control against the swept parameter.",
 }

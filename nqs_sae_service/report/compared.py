@@ -1,0 +1,486 @@
+"""The points of a sweep that share a Hamiltonian, compared: ``comparison.nc`` beside the report of the sweep.
+
+Points are compared pair by pair where lattice and Hamiltonian are the same and the trained states are not. Everything comes
+from the stage files: parameters, Born samples, observables, dictionaries. What takes the networks of both (fidelity,
+activations on the samples of the other) is computed once: the file says in its key which stage files it was made from, and is
+read again while these are there. The science is in ``interpret/alarm.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from ..datasets.netcdf import Origin, read_attributes, read_stage, write_stage
+from ..datasets.schema import labelled
+from ..errors import UserError, plain
+from .reading import read_summary
+
+if TYPE_CHECKING:
+    from ..interpret.alarm import Carrier, Difference, Pair
+    from ..physics.lattices import Lattice
+    from ..sae.dictionary import Dictionary
+    from ..states import Wavefunction
+    from .reading import Point, Run
+
+FILE = "comparison.nc"
+VERSION = 1
+NEEDED = ("ground_state", "samples", "observables")
+MOST_POINTS = 8  # of one Hamiltonian, those of the lowest energies
+MOST_SAMPLES = 4096  # of each point, on which networks are evaluated
+MOST_FEATURES = 2048  # of a dictionary, that are matched
+CHECK_SITES, CHECK_SAMPLES, CHECK_BURN_IN = 64, 2048, 20
+CHECK_EXPONENT = 0.5
+SIDES = ("first", "second")
+_BLOCK = 1024  # samples in a network call
+
+
+def comparison(directory: Path, points: Sequence[Point]) -> xr.Dataset | None:
+    """What ``comparison.nc`` holds, read or computed and written; None where no two points can be compared.
+
+    What cannot be compared (damaged files, networks of another version) is a dataset with nothing but the attribute
+    ``problem``. A directory that cannot be written to is left as it is.
+    """
+    groups = comparable(points)
+    if not groups:
+        return None
+    key = _key(groups)
+    if read_attributes(directory / FILE).get("key") == key:
+        return read_summary(directory / FILE)
+    begun = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    try:
+        found = compared(groups)
+    except (UserError, KeyError, ValueError, TypeError, IndexError) as problem:
+        return xr.Dataset(attrs={"problem": plain(" ".join(str(problem).split())) or type(problem).__name__})
+    ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    origin = Origin("comparison", key, VERSION, "{}", 0, 1, begun, ended)
+    with suppress(UserError):
+        write_stage(found, directory / FILE, origin)
+    return found
+
+
+def comparable(points: Sequence[Point]) -> list[dict[str, Run]]:
+    """Label -> run of the points that share lattice and Hamiltonian, a group for each that at least two states have."""
+    labels = _labels([point.coordinates for point in points])
+    groups: dict[str, dict[str, Run]] = {}
+    for label, point in zip(labels, points, strict=True):
+        physics = _physics(point.run)
+        if physics is not None:
+            group = groups.setdefault(physics, {})
+            keys = {run.stages["ground_state"].attrs["key"] for run in group.values()}
+            if point.run.stages["ground_state"].attrs["key"] not in keys:
+                group[label] = point.run
+    return [dict(_lowest(group)) for group in groups.values() if len(group) > 1]
+
+
+def _lowest(group: Mapping[str, Run]) -> list[tuple[str, Run]]:
+    """The points of a group that are compared, in their order."""
+    if len(group) <= MOST_POINTS:
+        return list(group.items())
+
+    def energy(label: str) -> float:
+        return float(group[label].stages["ground_state"].attrs.get("final_energy", np.inf))
+
+    kept = sorted(group, key=energy)[:MOST_POINTS]
+    return [(label, run) for label, run in group.items() if label in kept]
+
+
+def _physics(run: Run) -> str | None:
+    """Lattice and Hamiltonian as text; None where stages are missing or the state is followed through time."""
+    if any(stage not in run.stages for stage in NEEDED) or run.evolves:
+        return None
+    attributes = run.stages["ground_state"].attrs
+    try:
+        sections = json.loads(attributes["sections"])
+        if not isinstance(attributes["key"], str) or not np.isfinite(attributes["final_energy"]):
+            return None
+        return json.dumps([sections["lattice"], sections["hamiltonian"]], sort_keys=True)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _labels(coordinates: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A short unique label for every point: the last words of the swept keys, where these are unique."""
+    keys = list(dict.fromkeys(key for point in coordinates for key in point))
+    last = [key.rpartition(".")[2] for key in keys]
+    names = dict(zip(keys, last if len(set(last)) == len(keys) else keys, strict=True))
+    return [plain(", ".join(f"{names[k]}={value}" for k, value in point.items())) for point in coordinates]
+
+
+def _key(groups: Sequence[Mapping[str, Run]]) -> str:
+    stages = (*NEEDED, "sae")
+    told = [
+        [label, run.name, *(str(run.stages[s].attrs.get("key")) if s in run.stages else "" for s in stages)]
+        for group in groups
+        for label, run in group.items()
+    ]
+    return hashlib.sha256(json.dumps([VERSION, told]).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A trained state with its samples: configurations (chain, draw, spin), log psi (chain, draw), thinned to few draws.
+
+    ``values`` (chain, draw, observable), all of them.
+    """
+
+    label: str
+    directory: Path
+    sections: Mapping[str, Any]
+    attributes: Mapping[str, Any]
+    psi: Wavefunction
+    lattice: Lattice
+    sigma: np.ndarray
+    log_psi: np.ndarray
+    values: np.ndarray
+    observables: list[str]
+    every: int
+
+    @classmethod
+    def read(cls, label: str, directory: Path) -> Compared:
+        """From the stage files of a run directory."""
+        from ..stages.inputs import born_samples
+        from ..stages.starts import sections_of, state_of
+
+        with (
+            read_stage(directory / "ground_state.nc") as ground_state,
+            read_stage(directory / "samples.nc") as samples,
+            read_stage(directory / "observables.nc") as observables,
+        ):
+            state = state_of(ground_state)
+            sigma, log_psi = born_samples(samples, state.complex_amplitude)
+            every = max(1, -(-sigma.shape[0] * sigma.shape[1] // MOST_SAMPLES))
+            return cls(
+                label,
+                directory,
+                sections_of(ground_state),
+                dict(ground_state.attrs),
+                state.bind(ground_state["parameters"].values),
+                _lattice(sections_of(ground_state)),
+                np.ascontiguousarray(sigma[:, ::every]),
+                np.ascontiguousarray(log_psi[:, ::every]),
+                observables["value"].values,
+                [str(name) for name in observables["observable"].values],
+                every,
+            )
+
+    @property
+    def energy(self) -> float:
+        """Total, in J."""
+        return float(self.attributes["final_energy"])
+
+    @property
+    def energy_error(self) -> float:
+        """Its standard error."""
+        return float(self.attributes.get("final_energy_error", np.nan))
+
+    @property
+    def v_score(self) -> float:
+        """NaN where it is not known."""
+        return float(self.attributes.get("v_score", np.nan))
+
+    @property
+    def magnetization(self) -> int | None:
+        """The conserved sum of all sigma^z, None where it is free."""
+        fixed = self.sections["sampling"].get("magnetization")
+        return fixed if isinstance(fixed, int) else None
+
+    def log_psi_on(self, sigma: np.ndarray) -> np.ndarray:
+        """log psi (...,) of configurations (..., spin)."""
+        flat = sigma.reshape(-1, sigma.shape[-1])
+        parts = [self.psi.log_psi(flat[i : i + _BLOCK]) for i in range(0, len(flat), _BLOCK)]
+        return np.concatenate(parts).reshape(sigma.shape[:-1])
+
+    @cached_property
+    def dictionaries(self) -> dict[str, Dictionary]:
+        """The dictionary of the first seed of every layer; none where there are none, or too large ones."""
+        from ..sae.dictionary import Dictionary
+
+        path = self.directory / "sae.nc"
+        if not path.is_file():
+            return {}
+        with read_stage(path) as sae:
+            if sae.sizes["feature"] > MOST_FEATURES:
+                return {}
+            seed = sae["sae_seed"].values[0]
+            return {str(layer): Dictionary.from_dataset(sae, layer, seed) for layer in sae["layer"].values}
+
+    @cached_property
+    def pooled(self) -> bool:
+        """Whether a dictionary sees the mean over tokens."""
+        return read_attributes(self.directory / "sae.nc").get("input") == "pooled"
+
+    def features_on(self, layer: str, sigma: np.ndarray) -> np.ndarray:
+        """Activations (chain, draw, feature) of the dictionary of a layer, on any configurations (chain, draw, spin)."""
+        flat, dictionary = sigma.reshape(-1, sigma.shape[-1]), self.dictionaries[layer]
+        parts = []
+        for i in range(0, len(flat), _BLOCK):
+            x = np.asarray(self.psi.activations(flat[i : i + _BLOCK], [layer])[layer], np.float32)
+            x = x.mean(axis=1, keepdims=True) if self.pooled else x
+            parts.append(dictionary.token_mean(np.ascontiguousarray(x)))
+        return np.concatenate(parts).reshape(*sigma.shape[:-1], -1)
+
+    @cached_property
+    def on_everything(self) -> np.ndarray:
+        """log psi of all configurations, of the sector of the samples if there is one."""
+        from ..physics.exact import all_configurations, sector
+
+        everything = all_configurations(self.lattice.n_sites)
+        if self.magnetization is not None:
+            everything = everything[sector(everything, self.magnetization)]
+        return self.log_psi_on(everything)
+
+    @cached_property
+    def flip_balance(self) -> tuple[float, float]:
+        """See ``alarm.flip_balance``; NaN where the flipped configurations are not those of the state."""
+        from ..interpret.alarm import flip_balance
+
+        if self.magnetization:
+            return np.nan, np.nan
+        return flip_balance(self.sigma, self.log_psi, self.log_psi_on(-self.sigma))
+
+    @cached_property
+    def check_energy(self) -> tuple[float, float]:
+        """Energy (total) with its error from samples of |psi|^(2 ``CHECK_EXPONENT``), weighted; NaN on large lattices."""
+        from ..engine.random import Stream
+        from ..physics.hamiltonians import HAMILTONIANS
+        from ..sampling import process_of
+        from ..spec.sampling import Sampling
+        from ..vmc.estimators import local_values
+        from ..vmc.statistics import weighted_mean
+
+        if self.lattice.n_sites > CHECK_SITES:
+            return np.nan, np.nan
+        options = _record(Sampling, self.sections["sampling"])
+        if options.method == "direct":
+            options = options.model_copy(update={"method": "metropolis"})
+        hamiltonian = _record(
+            HAMILTONIANS[self.sections["hamiltonian"]["kind"]], self.sections["hamiltonian"]
+        )
+        process = process_of(options, self.lattice, 1, Stream.CHECK, exponent=CHECK_EXPONENT)
+        start = self.sigma[:, -1]
+        chains = process.start(self.psi, np.ascontiguousarray(start[:CHECK_SAMPLES]))
+        for _ in range(CHECK_BURN_IN):
+            process.sweep(self.psi, chains)
+        sigma, log_psi = process.draws(self.psi, chains, max(2, CHECK_SAMPLES // len(start)), options.sweeps)
+        operator = hamiltonian.build(self.lattice)
+        flat = sigma.reshape(-1, sigma.shape[-1])
+        local = local_values(self.psi, [operator], flat, log_psi.reshape(-1))[0].real.reshape(log_psi.shape)
+        log_weight = 2 * (1 - CHECK_EXPONENT) * log_psi.real.astype(np.float64)
+        mean, error = weighted_mean(local, np.exp(log_weight - log_weight.max()))
+        return float(mean), float(error)
+
+
+def _record(record: Any, section: Mapping[str, Any]) -> Any:
+    return record.model_validate_json(json.dumps(section))
+
+
+def _lattice(sections: Mapping[str, Any]) -> Lattice:
+    from ..physics.lattices import LATTICES
+
+    return _record(LATTICES[sections["lattice"]["kind"]], sections["lattice"]).build()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The dictionaries of one layer of two states, on the samples of both: matches, shifts (one for each side), carriers."""
+
+    name: str
+    partner: np.ndarray
+    pearson: np.ndarray
+    unmatched: tuple[int, int]
+    shifts: tuple[Difference, Difference]
+    carriers: tuple[Carrier | None, Carrier | None]
+
+
+def compared(groups: Sequence[Mapping[str, Run]]) -> xr.Dataset:
+    """All points and all pairs of all groups."""
+    points: list[Compared] = []
+    pairs: list[tuple[Compared, Compared, Pair, list[Layer]]] = []
+    read = [[Compared.read(label, run.directory) for label, run in group.items()] for group in groups]
+    comparisons = sum(
+        len(set(a.observables) & set(b.observables))
+        for group in read
+        for a, b in itertools.combinations(group, 2)
+    )
+    for group in read:
+        points += group
+        pairs += [(a, b, *_pair(a, b, comparisons)) for a, b in itertools.combinations(group, 2)]
+    return _dataset(points, pairs)
+
+
+def _pair(a: Compared, b: Compared, comparisons: int) -> tuple[Pair, list[Layer]]:
+    from ..interpret import alarm
+
+    names = [name for name in a.observables if name in b.observables]
+    values = [s.values[..., [s.observables.index(name) for name in names]] for s in (a, b)]
+    found = alarm.difference(*values)
+    draws = min(a.sigma.shape[1], b.sigma.shape[1])
+    thinned = [v[:, :: s.every][:, :draws] for s, v in zip((a, b), values, strict=True)]
+    layers = list(_layers(a, b, draws, np.concatenate(thinned), names))
+    pair = alarm.Pair(
+        (a.label, b.label),
+        (a.energy, b.energy),
+        (a.energy_error, b.energy_error),
+        (a.v_score, b.v_score),
+        names,
+        found.counts(comparisons),
+        found,
+        *_fidelities(a, b, names, values),
+        [carrier for layer in layers for carrier in layer.carriers if carrier is not None],
+    )
+    return pair, layers
+
+
+def _fidelities(
+    a: Compared, b: Compared, names: list[str], values: list[np.ndarray]
+) -> tuple[Any, float, float]:
+    """Estimate, exact value (NaN on larger lattices), bound (NaN without a diagonal observable)."""
+    from ..interpret import alarm
+    from ..physics.observables import observable_kind
+
+    if a.magnetization != b.magnetization and None not in (a.magnetization, b.magnetization):
+        return alarm.Fidelity(0.0, 0.0, 0.0), 0.0, 0.0
+    on_a, on_b = a.log_psi_on(b.sigma) - b.log_psi, b.log_psi_on(a.sigma) - a.log_psi
+    estimate = alarm.fidelity(on_b, on_a)
+    same = a.magnetization == b.magnetization and a.lattice.n_sites <= alarm.MOST_EXACT_SITES
+    exact = alarm.exact_fidelity(a.on_everything, b.on_everything) if same else np.nan
+    diagonal = [i for i, name in enumerate(names) if observable_kind(name, a.lattice) == "diagonal"]
+    bounds = [alarm.fidelity_bound(*(v[..., i] for v in values)) for i in diagonal]
+    return estimate, exact, min(bounds, default=np.nan)
+
+
+def _layers(a: Compared, b: Compared, draws: int, values: np.ndarray, names: list[str]) -> Iterator[Layer]:
+    """Every layer that both networks have in the same width; ``values`` (chain of a or b, draw, observable)."""
+    from ..interpret import alarm
+    from ..interpret.correlation import pearson, varies
+
+    for name in a.dictionaries:
+        if name not in b.dictionaries or a.dictionaries[name].width != b.dictionaries[name].width:
+            continue
+        both = [[s.features_on(name, o.sigma[:, :draws]) for o in (a, b)] for s in (a, b)]
+        union = [np.concatenate(parts) for parts in both]
+        partner, r = alarm.match(*union)
+        live = [int(varies(f).sum()) for f in union]
+        matched = int((partner >= 0).sum())
+        shifts = tuple(alarm.difference(*parts) for parts in both)
+        carriers = tuple(
+            alarm.carrier(shift, pearson(f, values), names, side, name) if names else None
+            for side, (shift, f) in enumerate(zip(shifts, union, strict=True))
+        )
+        yield Layer(name, partner, r, (live[0] - matched, live[1] - matched), shifts, carriers)
+
+
+def _dataset(points: list[Compared], pairs: list[tuple[Compared, Compared, Pair, list[Layer]]]) -> xr.Dataset:
+    from ..interpret.alarm import energy_gap, verdict
+    from ..vmc.statistics import mean_and_error
+
+    names = list(dict.fromkeys(name for point in points for name in point.observables))
+    layer_names = list(dict.fromkeys(layer.name for *_, layers in pairs for layer in layers))
+    features = max((len(s.p) for *_, layers in pairs for layer in layers for s in layer.shifts), default=0)
+    of_points = {
+        name: np.full((len(points), len(names)), np.nan) for name in ("observable_mean", "observable_error")
+    }
+    for row, point in enumerate(points):
+        columns = [names.index(name) for name in point.observables]
+        for name, moment in zip(of_points, mean_and_error(point.values), strict=True):
+            of_points[name][row, columns] = moment
+    gaps = np.asarray([energy_gap(pair.energy, pair.energy_error) for _, _, pair, _ in pairs])
+    variables: dict[str, Any] = of_points | {
+        "directory": _texts([point.directory.name for point in points]),
+        "energy": [point.energy for point in points],
+        "energy_error": [point.energy_error for point in points],
+        "v_score": [point.v_score for point in points],
+        "check_energy": [point.check_energy[0] for point in points],
+        "check_energy_error": [point.check_energy[1] for point in points],
+        "flip_balance": [point.flip_balance[0] for point in points],
+        "flip_balance_error": [point.flip_balance[1] for point in points],
+        "first": _texts([pair.names[0] for _, _, pair, _ in pairs]),
+        "second": _texts([pair.names[1] for _, _, pair, _ in pairs]),
+        "energy_difference": gaps[:, 0],
+        "energy_difference_error": [np.hypot(*pair.energy_error) for _, _, pair, _ in pairs],
+        "relative_energy_difference": gaps[:, 1],
+        "nearly_degenerate": np.asarray([pair.near for _, _, pair, _ in pairs], np.int8),
+        "fidelity": [pair.fidelity.value for _, _, pair, _ in pairs],
+        "fidelity_error": [pair.fidelity.error for _, _, pair, _ in pairs],
+        "closure": [pair.fidelity.closure for _, _, pair, _ in pairs],
+        "fidelity_exact": [pair.fidelity_exact for _, _, pair, _ in pairs],
+        "fidelity_bound": [pair.fidelity_bound for _, _, pair, _ in pairs],
+        "verdict": _texts([verdict(pair) for _, _, pair, _ in pairs]),
+    }
+    variables |= _of_observables(pairs, names) | _of_features(pairs, layer_names, features)
+    coordinates = {
+        "point": _texts([point.label for point in points]),
+        "pair": _texts([" | ".join(pair.names) for _, _, pair, _ in pairs]),
+        "side": _texts(list(SIDES)),
+        "observable": _texts(names),
+        "layer": _texts(layer_names),
+    }
+    return labelled("comparison", variables, coordinates)
+
+
+def _of_observables(
+    pairs: list[tuple[Compared, Compared, Pair, list[Layer]]], names: list[str]
+) -> dict[str, Any]:
+    """The variables over (pair, observable)."""
+    tables = {
+        name: np.full((len(pairs), len(names)), np.nan)
+        for name in ("observable_difference", "z", "p_value", "effect")
+    }
+    differs = np.zeros((len(pairs), len(names)), np.int8)
+    comparisons = sum(len(pair.observables) for _, _, pair, _ in pairs)
+    for row, (_, _, pair, _) in enumerate(pairs):
+        columns, found = [names.index(name) for name in pair.observables], pair.found
+        parts = (found.mean[0] - found.mean[1], found.z, found.adjusted(comparisons), found.effect)
+        for name, part in zip(tables, parts, strict=True):
+            tables[name][row, columns] = part
+        differs[row, columns] = pair.differing
+    return tables | {"differs": differs}
+
+
+def _of_features(
+    pairs: list[tuple[Compared, Compared, Pair, list[Layer]]], names: list[str], features: int
+) -> dict[str, Any]:
+    """The variables over (pair, layer, ...)."""
+    one, both = (len(pairs), len(names)), (len(pairs), len(SIDES), len(names))
+    tables: dict[str, Any] = {
+        "matched_features": np.full(one, np.nan),
+        "unmatched_features": np.full(both, np.nan),
+        "partner": np.full((*one, features), -1),
+        "partner_pearson": np.full((*one, features), np.nan),
+        "feature_shift": np.full((*both, features), np.nan),
+        "feature_shift_z": np.full((*both, features), np.nan),
+        "carrier": np.full(both, -1),
+        "carrier_observable": np.full(both, "", dtype=object),
+        "carrier_pearson": np.full(both, np.nan),
+    }
+    for row, (*_, layers) in enumerate(pairs):
+        for layer in layers:
+            at, count = names.index(layer.name), len(layer.partner)
+            tables["matched_features"][row, at] = (layer.partner >= 0).sum()
+            tables["unmatched_features"][row, :, at] = layer.unmatched
+            tables["partner"][row, at, :count] = layer.partner
+            tables["partner_pearson"][row, at, :count] = layer.pearson
+            for side, (shift, carrier) in enumerate(zip(layer.shifts, layer.carriers, strict=True)):
+                tables["feature_shift"][row, side, at, : len(shift.p)] = shift.effect
+                tables["feature_shift_z"][row, side, at, : len(shift.p)] = shift.z
+                if carrier is not None:
+                    tables["carrier"][row, side, at] = carrier.feature
+                    tables["carrier_observable"][row, side, at] = carrier.observable
+                    tables["carrier_pearson"][row, side, at] = carrier.pearson
+    return tables
+
+
+def _texts(values: list[str]) -> np.ndarray:
+    return np.asarray(values, dtype=object)
