@@ -17,9 +17,9 @@ F is not known, but bounded: no measurement tells states apart better than they 
 the distributions p of any diagonal observable (Fuchs and Caves, Open Syst. Inf. Dyn. 3, 345 (1995)).
 
 Two identities test the samples of one state. Flip of all spins: s(sigma) min(1, |psi(-sigma) / psi(sigma)|^2) has mean 0
-for any s(-sigma) = -s(sigma), here the sign of the magnetization; chains that stick in one of two sectors give another one. Zeros
-of psi: samples of |psi|^(2b), b = 1/2, weighted with |psi|^(2 - 2b), give the same energy, unless the training locked at a zero
-of psi, which samples of |psi|^2 never show (Misery et al., arXiv:2507.05352).
+for any s(-sigma) = -s(sigma), here the sign of the magnetization; chains that stick in one of two sectors give another.
+Zeros of psi: samples of |psi|^(2b), b = 1/2, weighted with |psi|^(2 - 2b), give the same energy, unless the training locked at
+a zero of psi, which samples of |psi|^2 never show (Misery et al., arXiv:2507.05352).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> Difference:
     return Difference(mean, error, z, 2 * stdtr(freedom, -np.abs(z)), in_units_of(gap, spread))
 
 
-def in_units_of(gap: np.ndarray, unit: np.ndarray) -> np.ndarray:
+def in_units_of(gap: np.ndarray | float, unit: np.ndarray | float) -> np.ndarray:
     """gap / unit; where the unit vanishes 0 for no gap, else infinite."""
     gap, unit = np.asarray(gap, np.float64), np.asarray(unit, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -95,7 +95,7 @@ def nearly_degenerate(
 ) -> bool:
     """Whether two energies (total) are equal as far as the states can say; a V-score or an error may be NaN."""
     gap = abs(energy[0] - energy[1])
-    scale = max(RELATIVE_ENERGY, *(v for v in v_score if np.isfinite(v)))
+    scale = max([RELATIVE_ENERGY, *(v for v in v_score if np.isfinite(v))])
     return bool(gap <= SIGMAS * np.hypot(*error) or gap <= scale * max(map(abs, energy)))
 
 
@@ -135,10 +135,10 @@ def exact_fidelity(log_a: np.ndarray, log_b: np.ndarray) -> float:
 def fidelity_bound(a: np.ndarray, b: np.ndarray) -> float:
     """Upper bound of the fidelity from a diagonal observable on samples of both states, any shapes.
 
-    Bins only raise the bound; few samples lower it by about the number of filled bins over that of the samples.
+    Bins only raise the bound; one count more in every bin stands for what the samples have not seen.
     """
     edges = np.histogram_bin_edges(np.concatenate([a.ravel(), b.ravel()]), _BINS)
-    p = [np.histogram(x, edges)[0] / x.size for x in (a, b)]
+    p = [(np.histogram(x, edges)[0] + 1) / (x.size + len(edges) - 1) for x in (a, b)]
     return float(np.sum(np.sqrt(p[0] * p[1])) ** 2)
 
 
@@ -167,8 +167,8 @@ def locked(energy: float, error: float, check: float, check_error: float) -> boo
 def match(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Partner (F_a,) of every feature of a among those of b, -1 without one, and their correlation r.
 
-    Activations (chain, draw, F_a) and (chain, draw, F_b) on the same samples. The sum of r over the pairs is largest; those below
-    ``MATCHED`` are no match and have the partner -1, but keep their r.
+    Activations (chain, draw, F_a) and (chain, draw, F_b) on the same samples. The sum of r over the pairs is largest; those
+    below ``MATCHED`` are no match and have the partner -1, but keep their r.
     """
     r = np.nan_to_num(pearson(a, b))
     rows, columns = linear_sum_assignment(r, maximize=True)

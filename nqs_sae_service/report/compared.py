@@ -300,8 +300,8 @@ class Layer:
     partner: np.ndarray
     pearson: np.ndarray
     unmatched: tuple[int, int]
-    shifts: tuple[Difference, Difference]
-    carriers: tuple[Carrier | None, Carrier | None]
+    shifts: list[Difference]
+    carriers: list[Carrier | None]
 
 
 def compared(groups: Sequence[Mapping[str, Run]]) -> xr.Dataset:
@@ -374,11 +374,11 @@ def _layers(a: Compared, b: Compared, draws: int, values: np.ndarray, names: lis
         partner, r = alarm.match(*union)
         live = [int(varies(f).sum()) for f in union]
         matched = int((partner >= 0).sum())
-        shifts = tuple(alarm.difference(*parts) for parts in both)
-        carriers = tuple(
+        shifts = [alarm.difference(*parts) for parts in both]
+        carriers = [
             alarm.carrier(shift, pearson(f, values), names, side, name) if names else None
             for side, (shift, f) in enumerate(zip(shifts, union, strict=True))
-        )
+        ]
         yield Layer(name, partner, r, (live[0] - matched, live[1] - matched), shifts, carriers)
 
 
