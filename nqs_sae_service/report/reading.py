@@ -82,7 +82,7 @@ class Point:
 class Sweep:
     """The runs of a sweep directory, in the order of their coordinates.
 
-    ``comparison`` of those that share a Hamiltonian (``compared.py``), None where no two do.
+    ``comparison`` of those that share a Hamiltonian (``comparison.py``), None where no two do.
     """
 
     directory: Path
@@ -101,7 +101,7 @@ def read(directory: Path | str) -> Run | Sweep:
         raise UserError(f"{directory}: no such run directory")
     points = [child for child in directory.iterdir() if "=" in child.name and _is_run(child)]
     if points:
-        from .compared import comparison
+        from .comparison import comparison
 
         ordered = tuple(sorted(map(_read_point, points), key=_order))
         return Sweep(directory, ordered, comparison(directory, ordered))

@@ -16,7 +16,7 @@ from nqs_sae_service.datasets import Origin, labelled, write_stage
 from nqs_sae_service.physics.exact import all_configurations
 from nqs_sae_service.physics.lattices import LATTICES
 from nqs_sae_service.physics.observables import make_observable
-from nqs_sae_service.report import compared as gathering
+from nqs_sae_service.report import comparison as gathering
 from nqs_sae_service.report import read, show, write_report
 from nqs_sae_service.report.figures import draw
 from nqs_sae_service.states import STATES
@@ -175,7 +175,7 @@ def test_the_file_is_written_once_and_again_when_a_stage_changes(wrong_phase: Pa
     assert set(stored.data_vars) == set(found.data_vars)
     assert all({"long_name", "units"} <= set(stored[name].attrs) for name in stored.variables)
     stored.close()
-    monkeypatch.setattr(gathering, "compared", None)  # not called again
+    monkeypatch.setattr("nqs_sae_service.stages.compared.compared", None)  # not called again
     assert read(wrong_phase).comparison.identical(found)
     monkeypatch.undo()
     changed = gathering.comparable(read(wrong_phase).points)

@@ -1,20 +1,15 @@
-"""The points of a sweep that share a Hamiltonian, compared: ``comparison.nc`` beside the report of the sweep.
+"""Trained states with one Hamiltonian compared pair by pair, from the files of their stages: no stage, it belongs to no run.
 
-Points are compared pair by pair where lattice and Hamiltonian are the same and the trained states are not. Everything comes
-from the stage files: parameters, Born samples, observables, dictionaries. What takes the networks of both (fidelity,
-activations on the samples of the other) is computed once: the file says in its key which stage files it was made from, and is
-read again while these are there. The science is in ``interpret/alarm.py``.
+The science is in ``interpret/alarm.py``; ``report/comparison.py`` says which points of a sweep are compared, and keeps what
+comes out.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,110 +17,34 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ..datasets.netcdf import Origin, read_attributes, read_stage, write_stage
+from ..datasets.netcdf import read_attributes, read_stage
 from ..datasets.schema import labelled
-from ..errors import UserError, plain
-from .reading import read_summary
+from ..engine.random import Stream
+from ..interpret import alarm
+from ..interpret.alarm import Carrier, Difference, Pair
+from ..interpret.correlation import pearson, varies
+from ..physics.exact import all_configurations, sector
+from ..physics.hamiltonians import HAMILTONIANS
+from ..physics.lattices import LATTICES
+from ..physics.observables import observable_kind
+from ..sae.dictionary import Dictionary
+from ..sampling import process_of
+from ..spec.sampling import Sampling
+from ..vmc.estimators import local_values
+from ..vmc.statistics import mean_and_error, weighted_mean
+from .inputs import born_samples
+from .starts import sections_of, state_of
 
 if TYPE_CHECKING:
-    from ..interpret.alarm import Carrier, Difference, Pair
     from ..physics.lattices import Lattice
-    from ..sae.dictionary import Dictionary
     from ..states import Wavefunction
-    from .reading import Point, Run
 
-FILE = "comparison.nc"
-VERSION = 1
-NEEDED = ("ground_state", "samples", "observables")
-MOST_POINTS = 8  # of one Hamiltonian, those of the lowest energies
 MOST_SAMPLES = 4096  # of each point, on which networks are evaluated
 MOST_FEATURES = 2048  # of a dictionary, that are matched
 CHECK_SITES, CHECK_SAMPLES, CHECK_BURN_IN = 64, 2048, 20
 CHECK_EXPONENT = 0.5
 SIDES = ("first", "second")
 _BLOCK = 1024  # samples in a network call
-
-
-def comparison(directory: Path, points: Sequence[Point]) -> xr.Dataset | None:
-    """What ``comparison.nc`` holds, read or computed and written; None where no two points can be compared.
-
-    What cannot be compared (damaged files, networks of another version) is a dataset with nothing but the attribute
-    ``problem``. A directory that cannot be written to is left as it is.
-    """
-    groups = comparable(points)
-    if not groups:
-        return None
-    key = _key(groups)
-    if read_attributes(directory / FILE).get("key") == key:
-        return read_summary(directory / FILE)
-    begun = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    try:
-        found = compared(groups)
-    except (UserError, KeyError, ValueError, TypeError, IndexError) as problem:
-        return xr.Dataset(attrs={"problem": plain(" ".join(str(problem).split())) or type(problem).__name__})
-    ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    origin = Origin("comparison", key, VERSION, "{}", 0, 1, begun, ended)
-    with suppress(UserError):
-        write_stage(found, directory / FILE, origin)
-    return found
-
-
-def comparable(points: Sequence[Point]) -> list[dict[str, Run]]:
-    """Label -> run of the points that share lattice and Hamiltonian, a group for each that at least two states have."""
-    labels = _labels([point.coordinates for point in points])
-    groups: dict[str, dict[str, Run]] = {}
-    for label, point in zip(labels, points, strict=True):
-        physics = _physics(point.run)
-        if physics is not None:
-            group = groups.setdefault(physics, {})
-            keys = {run.stages["ground_state"].attrs["key"] for run in group.values()}
-            if point.run.stages["ground_state"].attrs["key"] not in keys:
-                group[label] = point.run
-    return [dict(_lowest(group)) for group in groups.values() if len(group) > 1]
-
-
-def _lowest(group: Mapping[str, Run]) -> list[tuple[str, Run]]:
-    """The points of a group that are compared, in their order."""
-    if len(group) <= MOST_POINTS:
-        return list(group.items())
-
-    def energy(label: str) -> float:
-        return float(group[label].stages["ground_state"].attrs.get("final_energy", np.inf))
-
-    kept = sorted(group, key=energy)[:MOST_POINTS]
-    return [(label, run) for label, run in group.items() if label in kept]
-
-
-def _physics(run: Run) -> str | None:
-    """Lattice and Hamiltonian as text; None where stages are missing or the state is followed through time."""
-    if any(stage not in run.stages for stage in NEEDED) or run.evolves:
-        return None
-    attributes = run.stages["ground_state"].attrs
-    try:
-        sections = json.loads(attributes["sections"])
-        if not isinstance(attributes["key"], str) or not np.isfinite(attributes["final_energy"]):
-            return None
-        return json.dumps([sections["lattice"], sections["hamiltonian"]], sort_keys=True)
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def _labels(coordinates: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A short unique label for every point: the last words of the swept keys, where these are unique."""
-    keys = list(dict.fromkeys(key for point in coordinates for key in point))
-    last = [key.rpartition(".")[2] for key in keys]
-    names = dict(zip(keys, last if len(set(last)) == len(keys) else keys, strict=True))
-    return [plain(", ".join(f"{names[k]}={value}" for k, value in point.items())) for point in coordinates]
-
-
-def _key(groups: Sequence[Mapping[str, Run]]) -> str:
-    stages = (*NEEDED, "sae")
-    told = [
-        [label, run.name, *(str(run.stages[s].attrs.get("key")) if s in run.stages else "" for s in stages)]
-        for group in groups
-        for label, run in group.items()
-    ]
-    return hashlib.sha256(json.dumps([VERSION, told]).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -150,9 +69,6 @@ class Compared:
     @classmethod
     def read(cls, label: str, directory: Path) -> Compared:
         """From the stage files of a run directory."""
-        from ..stages.inputs import born_samples
-        from ..stages.starts import sections_of, state_of
-
         with (
             read_stage(directory / "ground_state.nc") as ground_state,
             read_stage(directory / "samples.nc") as samples,
@@ -205,8 +121,6 @@ class Compared:
     @cached_property
     def dictionaries(self) -> dict[str, Dictionary]:
         """The dictionary of the first seed of every layer; none where there are none, or too large ones."""
-        from ..sae.dictionary import Dictionary
-
         path = self.directory / "sae.nc"
         if not path.is_file():
             return {}
@@ -234,8 +148,6 @@ class Compared:
     @cached_property
     def on_everything(self) -> np.ndarray:
         """log psi of all configurations, of the sector of the samples if there is one."""
-        from ..physics.exact import all_configurations, sector
-
         everything = all_configurations(self.lattice.n_sites)
         if self.magnetization is not None:
             everything = everything[sector(everything, self.magnetization)]
@@ -244,22 +156,13 @@ class Compared:
     @cached_property
     def flip_balance(self) -> tuple[float, float]:
         """See ``alarm.flip_balance``; NaN where the flipped configurations are not those of the state."""
-        from ..interpret.alarm import flip_balance
-
         if self.magnetization:
             return np.nan, np.nan
-        return flip_balance(self.sigma, self.log_psi, self.log_psi_on(-self.sigma))
+        return alarm.flip_balance(self.sigma, self.log_psi, self.log_psi_on(-self.sigma))
 
     @cached_property
     def check_energy(self) -> tuple[float, float]:
         """Energy (total) with its error from samples of |psi|^(2 ``CHECK_EXPONENT``), weighted; NaN on large lattices."""
-        from ..engine.random import Stream
-        from ..physics.hamiltonians import HAMILTONIANS
-        from ..sampling import process_of
-        from ..spec.sampling import Sampling
-        from ..vmc.estimators import local_values
-        from ..vmc.statistics import weighted_mean
-
         if self.lattice.n_sites > CHECK_SITES:
             return np.nan, np.nan
         options = _record(Sampling, self.sections["sampling"])
@@ -287,8 +190,6 @@ def _record(record: Any, section: Mapping[str, Any]) -> Any:
 
 
 def _lattice(sections: Mapping[str, Any]) -> Lattice:
-    from ..physics.lattices import LATTICES
-
     return _record(LATTICES[sections["lattice"]["kind"]], sections["lattice"]).build()
 
 
@@ -304,11 +205,11 @@ class Layer:
     carriers: list[Carrier | None]
 
 
-def compared(groups: Sequence[Mapping[str, Run]]) -> xr.Dataset:
-    """All points and all pairs of all groups."""
+def compared(groups: Sequence[Mapping[str, Path]]) -> xr.Dataset:
+    """All points (label -> run directory) and all pairs of all groups. Foreign files raise UserError, KeyError or ValueError."""
     points: list[Compared] = []
     pairs: list[tuple[Compared, Compared, Pair, list[Layer]]] = []
-    read = [[Compared.read(label, run.directory) for label, run in group.items()] for group in groups]
+    read = [[Compared.read(*point) for point in group.items()] for group in groups]
     comparisons = sum(
         len(set(a.observables) & set(b.observables))
         for group in read
@@ -321,8 +222,6 @@ def compared(groups: Sequence[Mapping[str, Run]]) -> xr.Dataset:
 
 
 def _pair(a: Compared, b: Compared, comparisons: int) -> tuple[Pair, list[Layer]]:
-    from ..interpret import alarm
-
     names = [name for name in a.observables if name in b.observables]
     values = [s.values[..., [s.observables.index(name) for name in names]] for s in (a, b)]
     found = alarm.difference(*values)
@@ -347,9 +246,6 @@ def _fidelities(
     a: Compared, b: Compared, names: list[str], values: list[np.ndarray]
 ) -> tuple[Any, float, float]:
     """Estimate, exact value (NaN on larger lattices), bound (NaN without a diagonal observable)."""
-    from ..interpret import alarm
-    from ..physics.observables import observable_kind
-
     if a.magnetization != b.magnetization and None not in (a.magnetization, b.magnetization):
         return alarm.Fidelity(0.0, 0.0, 0.0), 0.0, 0.0
     on_a, on_b = a.log_psi_on(b.sigma) - b.log_psi, b.log_psi_on(a.sigma) - a.log_psi
@@ -363,9 +259,6 @@ def _fidelities(
 
 def _layers(a: Compared, b: Compared, draws: int, values: np.ndarray, names: list[str]) -> Iterator[Layer]:
     """Every layer that both networks have in the same width; ``values`` (chain of a or b, draw, observable)."""
-    from ..interpret import alarm
-    from ..interpret.correlation import pearson, varies
-
     for name in a.dictionaries:
         if name not in b.dictionaries or a.dictionaries[name].width != b.dictionaries[name].width:
             continue
@@ -383,9 +276,6 @@ def _layers(a: Compared, b: Compared, draws: int, values: np.ndarray, names: lis
 
 
 def _dataset(points: list[Compared], pairs: list[tuple[Compared, Compared, Pair, list[Layer]]]) -> xr.Dataset:
-    from ..interpret.alarm import energy_gap, verdict
-    from ..vmc.statistics import mean_and_error
-
     names = list(dict.fromkeys(name for point in points for name in point.observables))
     layer_names = list(dict.fromkeys(layer.name for *_, layers in pairs for layer in layers))
     features = max((len(s.p) for *_, layers in pairs for layer in layers for s in layer.shifts), default=0)
@@ -396,7 +286,7 @@ def _dataset(points: list[Compared], pairs: list[tuple[Compared, Compared, Pair,
         columns = [names.index(name) for name in point.observables]
         for name, moment in zip(of_points, mean_and_error(point.values), strict=True):
             of_points[name][row, columns] = moment
-    gaps = np.asarray([energy_gap(pair.energy, pair.energy_error) for _, _, pair, _ in pairs])
+    gaps = np.asarray([alarm.energy_gap(pair.energy, pair.energy_error) for _, _, pair, _ in pairs])
     variables: dict[str, Any] = of_points | {
         "directory": _texts([point.directory.name for point in points]),
         "energy": [point.energy for point in points],
@@ -417,7 +307,7 @@ def _dataset(points: list[Compared], pairs: list[tuple[Compared, Compared, Pair,
         "closure": [pair.fidelity.closure for _, _, pair, _ in pairs],
         "fidelity_exact": [pair.fidelity_exact for _, _, pair, _ in pairs],
         "fidelity_bound": [pair.fidelity_bound for _, _, pair, _ in pairs],
-        "verdict": _texts([verdict(pair) for _, _, pair, _ in pairs]),
+        "verdict": _texts([alarm.verdict(pair) for _, _, pair, _ in pairs]),
     }
     variables |= _of_observables(pairs, names) | _of_features(pairs, layer_names, features)
     coordinates = {
