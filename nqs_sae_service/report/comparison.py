@@ -20,6 +20,7 @@ import numpy as np
 import xarray as xr
 
 from ..datasets.netcdf import Origin, read_attributes, write_stage
+from ..datasets.schema import SCHEMA
 from ..errors import UserError, plain
 from .reading import read_summary
 
@@ -43,13 +44,15 @@ def comparison(directory: Path, points: Sequence[Point]) -> xr.Dataset | None:
         return None
     key = _key(groups)
     if read_attributes(directory / FILE).get("key") == key:
-        return read_summary(directory / FILE)
+        stored = read_summary(directory / FILE)
+        if set(SCHEMA["comparison"]) <= set(stored.data_vars):
+            return stored
     from ..stages.compared import compared
 
     begun = datetime.now(timezone.utc).isoformat(timespec="seconds")
     try:
         found = compared([{label: run.directory for label, run in group.items()} for group in groups])
-    except (UserError, KeyError, ValueError, TypeError, IndexError) as problem:
+    except Exception as problem:  # there is hardly an exception that foreign files do not bring about
         return xr.Dataset(attrs={"problem": plain(" ".join(str(problem).split())) or type(problem).__name__})
     ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
     origin = Origin("comparison", key, VERSION, "{}", 0, 1, begun, ended)

@@ -206,7 +206,7 @@ class Layer:
 
 
 def compared(groups: Sequence[Mapping[str, Path]]) -> xr.Dataset:
-    """All points (label -> run directory) and all pairs of all groups. UserError, KeyError, ValueError on foreign files."""
+    """All points (label -> run directory) and all pairs of all groups. Foreign files raise what they may."""
     points: list[Compared] = []
     pairs: list[tuple[Compared, Compared, Pair, list[Layer]]] = []
     read = [[Compared.read(*point) for point in group.items()] for group in groups]

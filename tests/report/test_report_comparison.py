@@ -183,6 +183,16 @@ def test_the_file_is_written_once_and_again_when_a_stage_changes(wrong_phase: Pa
     assert gathering._key(changed) != stored.attrs["key"]
 
 
+def test_a_damaged_comparison_is_made_again(wrong_phase: Path) -> None:
+    found = read(wrong_phase).comparison
+    path = wrong_phase / gathering.FILE
+    with xr.open_dataset(path) as stored:
+        poorer = stored.load().drop_vars(["verdict", "z"])
+    path.unlink()
+    poorer.to_netcdf(path)
+    assert read(wrong_phase).comparison.equals(found)
+
+
 def test_page_terminal_and_figure_have_it(wrong_phase: Path) -> None:
     page = write_report(wrong_phase).read_text()
     assert "Do states of nearly the same energy differ in physics?" in page

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ..alarm import most_alarming
 from ..values import grid, labels, plain
-from .style import BLUE, CONTROLS, FEATURE, bars, columns_of, wrapped
+from .style import BLUE, CONTROLS, FEATURE, bars, columns_of
 
 MOST_OBSERVABLES = 6
 
@@ -54,7 +54,7 @@ def _points(axes: Axes, found: xr.Dataset, values: np.ndarray, errors: np.ndarra
     colour, marker = FEATURE
     x = np.arange(len(values))
     axes.errorbar(x, values, yerr=bars(errors), color=colour, marker=marker, linestyle="none", capsize=2)
-    axes.set_xticks(x, [wrapped(point, 12) for point in labels(found, "point")], fontsize=7)
+    axes.set_xticks(x, [str(point).replace(", ", "\n") for point in labels(found, "point")], fontsize=6)
     axes.set_xlim(-0.5, len(values) - 0.5)
     axes.set_title(quantity)
 
