@@ -264,6 +264,8 @@ SCHEMA: dict[str, dict[str, Variable]] = {
             "point", "energy (total) from samples of |psi|, weighted; NaN where not computed", "J"
         ),
         "check_energy_error": _v("point", "its standard error", "J"),
+        "check_v_score": _v("point", "V-score from the same samples"),
+        "check_v_score_error": _v("point", "its standard error"),
         "flip_balance": _v(
             "point", "mean of sign(m) min(1, |psi(-sigma) / psi(sigma)|^2), 0 if well sampled"
         ),

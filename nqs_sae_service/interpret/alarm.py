@@ -18,8 +18,9 @@ the distributions p of any diagonal observable (Fuchs and Caves, Open Syst. Inf.
 
 Two identities test the samples of one state. Flip of all spins: s(sigma) min(1, |psi(-sigma) / psi(sigma)|^2) has mean 0
 for any s(-sigma) = -s(sigma), here the sign of the magnetization; chains that stick in one of two sectors give another.
-Zeros of psi: samples of |psi|^(2b), b = 1/2, weighted with |psi|^(2 - 2b), give the same energy, unless the training locked at
-a zero of psi, which samples of |psi|^2 never show (Misery et al., arXiv:2507.05352).
+Zeros of psi: samples of |psi|^(2b), b = 1/2, weighted with |psi|^(2 - 2b), give the same energy and variance, unless the
+training locked at a zero of psi. There H psi does not vanish, which adds |H psi|^2 to the variance and little to the energy;
+samples of |psi|^2 show neither (Misery et al., arXiv:2507.05352).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from scipy.special import stdtr
 from ..vmc.statistics import mean_and_error
 from .correlation import pearson
 
-SIGMAS = 3.0  # of the energy difference
+SIGMAS = 3.0  # of the energy difference, and of a hidden V-score
 RELATIVE_ENERGY = 1e-3
 SIGNIFICANT = 0.01  # of p, times the number of comparisons
 EFFECT = 0.2  # standard deviations of the samples
@@ -43,6 +44,7 @@ CLOSED = 0.5  # closure from which on the samples of two states reach each other
 FEW_SHARED = 0.5  # fidelity below which states of nearly one energy and equal observables are pointed out
 LOCKED = 4.0  # sigmas between the energies of Born samples and of the check sample, or of the flip balance
 LOCKED_ENERGY = 1e-4  # and at least that share of the energy
+HIDDEN = 3.0  # times the V-score of the Born samples, from which on that of the check sample is pointed out
 MOST_EXACT_SITES = 14  # fidelities are summed over all configurations up to here
 _BINS = 20  # of the distribution of an observable
 _FREEDOM = 15  # degrees of freedom of an error: batches of a run with few chains, less one
@@ -162,6 +164,11 @@ def locked(energy: float, error: float, check: float, check_error: float) -> boo
     """Whether the energy of the check sample differs from that of the Born samples; False where there is no check."""
     gap = abs(check - energy)
     return gap > LOCKED * np.hypot(error, check_error) and gap > LOCKED_ENERGY * abs(energy)
+
+
+def hidden(v_score: float, check: float, check_error: float) -> bool:
+    """Whether the check sample shows a V-score that the Born samples do not; False where there is no check."""
+    return check > HIDDEN * v_score and check - v_score > SIGMAS * check_error
 
 
 def match(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,8 @@ KINDS: dict[str, Kind] = {"alarm": "fault", "agree": "good", "not comparable": "
 POINTS = {
     "energy": "total, in J, with its standard error",
     "V-score": "N Var(H) / E^2; 0 for an eigenstate",
-    "check energy": "the same from samples of |psi|, weighted: another one where the training locked at a zero of psi",
+    "check energy": "the same from samples of |psi|, weighted",
+    "check V-score": "from these samples; much larger where the training locked at a zero of psi",
     "flip balance": "0 where the samples visit both sectors of the spin flip as |psi|^2 does; near +1 or -1 they stick in one",
 }
 PAIRS = {
@@ -66,7 +67,7 @@ def kind_of(sentence: str) -> str:
 
 def _faults(found: xr.Dataset) -> list[Verdict]:
     """Points whose samples or whose training cannot be trusted."""
-    from ..interpret.alarm import locked, out_of_balance
+    from ..interpret.alarm import hidden, locked, out_of_balance
 
     verdicts = []
     for point in labels(found, "point"):
@@ -85,6 +86,16 @@ def _faults(found: xr.Dataset) -> list[Verdict]:
             text = (
                 f"alarm: samples of |psi| give {point} the energy {with_error(check, check_error)} J, Born samples "
                 f"{with_error(energy, error)} J: the training may have locked at a zero of psi. Set "
+                "ground_state.exponent = 0.5."
+            )
+            verdicts.append(Verdict("fault", text))
+        score, check, check_error = (
+            cell(found, name, point=point) for name in ("v_score", "check_v_score", "check_v_score_error")
+        )
+        if hidden(score, check, check_error):
+            text = (
+                f"alarm: samples of |psi| show {point} the V-score {with_error(check, check_error)}, Born samples "
+                f"{number(score, 2)}: psi is small where H psi is not, and the training may have locked there. Set "
                 "ground_state.exponent = 0.5."
             )
             verdicts.append(Verdict("fault", text))
@@ -115,9 +126,17 @@ def _points(found: xr.Dataset) -> Table:
         observed = [told("observable_mean", observable=name) for name in names]
         score = number(cell(found, "v_score", point=point), 2)
         rows.append(
-            (str(point), told("energy"), score, told("check_energy"), told("flip_balance"), *observed)
+            (
+                str(point),
+                told("energy"),
+                score,
+                told("check_energy"),
+                told("check_v_score"),
+                told("flip_balance"),
+                *observed,
+            )
         )
-    columns = ("point", "energy", "V-score", "check energy", "flip balance", *names)
+    columns = ("point", "energy", "V-score", "check energy", "check V-score", "flip balance", *names)
     return Table("States compared", columns, rows, definitions=POINTS)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .reading import Point, Run
 
 FILE = "comparison.nc"
-VERSION = 1
+VERSION = 2
 NEEDED = ("ground_state", "samples", "observables")
 MOST_POINTS = 8  # of one Hamiltonian, those of the lowest energies
 

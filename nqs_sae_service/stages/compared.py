@@ -31,7 +31,7 @@ from ..sae.dictionary import Dictionary
 from ..sampling import process_of
 from ..spec.sampling import Sampling
 from ..vmc.estimators import local_values
-from ..vmc.statistics import mean_and_error, weighted_mean
+from ..vmc.statistics import mean_and_error, v_score, weighted_mean
 from .inputs import born_samples
 from .starts import sections_of, state_of
 
@@ -161,10 +161,13 @@ class Compared:
         return alarm.flip_balance(self.sigma, self.log_psi, self.log_psi_on(-self.sigma))
 
     @cached_property
-    def check_energy(self) -> tuple[float, float]:
-        """Energy (total) with its error from samples of |psi|^(2 ``CHECK_EXPONENT``), weighted; NaN on large lattices."""
+    def check(self) -> tuple[float, float, float, float]:
+        """Energy (total) and V-score, each with its error, from weighted samples of |psi|^(2 b); NaN on large lattices.
+
+        b = ``CHECK_EXPONENT``.
+        """
         if self.lattice.n_sites > CHECK_SITES:
-            return np.nan, np.nan
+            return np.nan, np.nan, np.nan, np.nan
         options = _record(Sampling, self.sections["sampling"])
         if options.method == "direct":
             options = options.model_copy(update={"method": "metropolis"})
@@ -179,10 +182,13 @@ class Compared:
         sigma, log_psi = process.draws(self.psi, chains, max(2, CHECK_SAMPLES // len(start)), options.sweeps)
         operator = hamiltonian.build(self.lattice)
         flat = sigma.reshape(-1, sigma.shape[-1])
-        local = local_values(self.psi, [operator], flat, log_psi.reshape(-1))[0].real.reshape(log_psi.shape)
+        local = local_values(self.psi, [operator], flat, log_psi.reshape(-1))[0].reshape(log_psi.shape)
         log_weight = 2 * (1 - CHECK_EXPONENT) * log_psi.real.astype(np.float64)
-        mean, error = weighted_mean(local, np.exp(log_weight - log_weight.max()))
-        return float(mean), float(error)
+        weight = np.exp(log_weight - log_weight.max())
+        energy, error = weighted_mean(local.real, weight)
+        scores = v_score(float(energy), 1.0, self.lattice.n_sites) * np.abs(local - energy) ** 2
+        score, score_error = weighted_mean(scores, weight)
+        return float(energy), float(error), float(score), float(score_error)
 
 
 def _record(record: Any, section: Mapping[str, Any]) -> Any:
@@ -292,8 +298,10 @@ def _dataset(points: list[Compared], pairs: list[tuple[Compared, Compared, Pair,
         "energy": [point.energy for point in points],
         "energy_error": [point.energy_error for point in points],
         "v_score": [point.v_score for point in points],
-        "check_energy": [point.check_energy[0] for point in points],
-        "check_energy_error": [point.check_energy[1] for point in points],
+        "check_energy": [point.check[0] for point in points],
+        "check_energy_error": [point.check[1] for point in points],
+        "check_v_score": [point.check[2] for point in points],
+        "check_v_score_error": [point.check[3] for point in points],
         "flip_balance": [point.flip_balance[0] for point in points],
         "flip_balance_error": [point.flip_balance[1] for point in points],
         "first": _texts([pair.names[0] for _, _, pair, _ in pairs]),

@@ -5,6 +5,9 @@ import pytest
 
 from nqs_sae_service.interpret import alarm
 from nqs_sae_service.physics.exact import FullSummation, all_configurations
+from nqs_sae_service.physics.hamiltonians.tfim import TransverseFieldIsing
+from nqs_sae_service.physics.lattices import LATTICES
+from nqs_sae_service.vmc.statistics import weighted_mean
 
 SITES, CHAINS, DRAWS = 8, 32, 64
 SIGMA = all_configurations(SITES)
@@ -171,6 +174,25 @@ def test_an_energy_that_the_check_sample_does_not_see_is_locked():
     assert not alarm.locked(-10.0, 1e-3, -9.98, 0.01)
     assert not alarm.locked(-10.0, 0.0, -9.9999, 0.0)
     assert not alarm.locked(-10.0, 1e-3, np.nan, np.nan)
+
+
+def test_near_zeros_that_born_samples_do_not_show_are_seen_by_the_check_sample():
+    """psi nearly vanishes on a fifth of the configurations, H psi does not: samples of |psi|^2 hardly go there."""
+    operator = TransverseFieldIsing(
+        LATTICES["chain"](kind="chain", length=SITES).build(), 1.0, 2.0
+    ).to_sparse()
+    good = np.abs(np.linalg.eigh(operator.toarray())[1][:, 0])
+    locked = np.where(np.random.default_rng(4).random(len(good)) < 0.2, 0.01, 1.0) * good
+    hidden = []
+    for psi in (good, locked):
+        energy = psi @ operator @ psi / (psi @ psi)
+        score = SITES * np.abs(operator @ psi / psi - energy) ** 2 / energy**2
+        places, checked = born(np.log(psi), 1, chains=256), born(np.log(psi) / 2, 2, chains=256)
+        check = weighted_mean(score[checked], psi[checked])
+        hidden.append(alarm.hidden(score[places].mean(), *map(float, check)))
+        exact = (psi**2 / (psi @ psi)) @ score
+        assert abs(check[0] - exact) < 5 * check[1] + 1e-12
+    assert hidden == [False, True]
 
 
 def test_permuted_features_are_matched_and_a_foreign_one_is_not():
