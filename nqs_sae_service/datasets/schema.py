@@ -313,7 +313,63 @@ SCHEMA: dict[str, dict[str, Variable]] = {
         ),
         "edge_effect_error": _v("edge", "its standard error"),
     },
+    # Beside the report of a sweep, no stage: its points that share a Hamiltonian, compared (``interpret/alarm.py``).
+    "comparison": {
+        "directory": _v("point", "directory of the point inside that of the sweep"),
+        "energy": _v("point", "energy (total)", "J"),
+        "energy_error": _v("point", "its standard error", "J"),
+        "v_score": _v("point", "V-score N Var(H) / E^2"),
+        "check_energy": _v(
+            "point", "energy (total) from samples of |psi|, weighted; NaN where not computed", "J"
+        ),
+        "check_energy_error": _v("point", "its standard error", "J"),
+        "check_v_score": _v("point", "V-score from the same samples"),
+        "check_v_score_error": _v("point", "its standard error"),
+        "flip_balance": _v(
+            "point", "mean of sign(m) min(1, |psi(-sigma) / psi(sigma)|^2), 0 if well sampled"
+        ),
+        "flip_balance_error": _v("point", "its standard error"),
+        "observable_mean": _v("point observable", "Born expectation value"),
+        "observable_error": _v("point observable", "its standard error"),
+        "first": _v("pair", "label of the first point"),
+        "second": _v("pair", "label of the second point"),
+        "energy_difference": _v("pair", "energy of the first minus that of the second (total)", "J"),
+        "energy_difference_error": _v("pair", "its standard error", "J"),
+        "relative_energy_difference": _v("pair", "|difference| / larger |E|"),
+        "nearly_degenerate": _v("pair", "1 where the energies are equal as far as the states can say"),
+        "observable_difference": _v("pair observable", "mean of the first minus that of the second"),
+        "z": _v("pair observable", "that in combined standard errors"),
+        "p_value": _v("pair observable", "two-sided, times the number of comparisons (Bonferroni)"),
+        "effect": _v("pair observable", "that in standard deviations of the samples"),
+        "differs": _v("pair observable", "1 where the difference is significant and large enough to matter"),
+        "fidelity": _v(
+            "pair", "|<a|b>|^2 from the samples of both; meaningless where the closure is far from 1"
+        ),
+        "fidelity_error": _v("pair", "its standard error"),
+        "closure": _v("pair", "E_a|r|^2 E_b|1/r|^2, r = psi_b / psi_a: 1 where the samples reach each other"),
+        "fidelity_exact": _v(
+            "pair", "fidelity from the sum over all configurations where they are few, else NaN"
+        ),
+        "fidelity_bound": _v("pair", "upper bound of the fidelity from the diagonal observables"),
+        "matched_features": _v("pair layer", "features of the first with a partner in the second dictionary"),
+        "unmatched_features": _v("pair side layer", "live features without a partner"),
+        "partner": _v("pair layer feature", "matched feature of the second dictionary, -1 without one"),
+        "partner_pearson": _v("pair layer feature", "correlation with it on the samples of both states"),
+        "feature_shift": _v(
+            "pair side layer feature",
+            "mean activation on samples of the first minus second, in standard deviations",
+        ),
+        "feature_shift_z": _v("pair side layer feature", "that difference in combined standard errors"),
+        "carrier": _v("pair side layer", "feature with the largest difference that counts, -1 without one"),
+        "carrier_observable": _v(
+            "pair side layer", "observable that it correlates with most on the samples of both"
+        ),
+        "carrier_pearson": _v("pair side layer", "that correlation"),
+        "verdict": _v("pair", "verdict in one sentence"),
+    },
 }
+
+STAGES = tuple(name for name in SCHEMA if name != "comparison")
 
 # Dimensions and coordinates: what a label means, and its unit. Dimensions not listed in UNLABELLED always carry labels.
 COORDINATES: dict[str, tuple[str, str]] = {
@@ -343,6 +399,9 @@ COORDINATES: dict[str, tuple[str, str]] = {
     "quantity": ("what is affected: sample by sample, or as an expectation value (mean_...)", "1"),
     "edge": ("edge from a feature to a feature of the next layer", "1"),
     "estimator": ("how expectations in the steered state are computed", "1"),
+    "point": ("point of a sweep", "1"),
+    "pair": ("two points with one Hamiltonian", "1"),
+    "side": ("whose dictionary it is: that of the first or of the second point", "1"),
 }
 UNLABELLED = ("parameter", "width")  # positions in a vector that have no meaning of their own
 

@@ -29,6 +29,7 @@ class Stream(IntEnum):
     RECONSTRUCTION = 5
     DYNAMICS = 6
     DYNAMICS_MEASUREMENT = 7
+    CHECK = 8
 
 
 def philox(counter, key: tuple[int, int]):

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from ..datasets.files import replace_atomically
 from .moments import moment, settled, shown_times
 from .plots.attribution import agreement_figure, atlas_figure
+from .plots.compared import comparison_figure
 from .plots.correlations import correlation_figure
 from .plots.evolution import drift_figure, observables_figure
 from .plots.followed import followed_figure
@@ -61,7 +62,8 @@ def draw(found: Run | Sweep) -> dict[str, Figure]:
     """Name to figure, in the order of the report; a figure without a single finite number is left out."""
     with mpl.rc_context(STYLE):
         if isinstance(found, Sweep):
-            return sweep_figures(found)
+            compared = comparison_figure(found.comparison)
+            return sweep_figures(found) | ({"comparison": compared} if compared else {})
         stages = settled(found.stages)
         followed = {"followed": followed_figure(found.stages["features"])} if "features" in stages else {}
         drawn = {name: figure for stage, data in stages.items() for name, figure in _of(stage, data).items()}

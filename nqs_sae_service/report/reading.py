@@ -18,7 +18,7 @@ import tomli
 import xarray as xr
 
 from ..datasets.netcdf import open_plainly
-from ..datasets.schema import SCHEMA
+from ..datasets.schema import STAGES
 from ..datasets.status import read_status
 from ..errors import UserError, plain
 
@@ -51,7 +51,7 @@ class Run:
     @property
     def missing(self) -> list[str]:
         asked = {"dynamics": self.evolves, "attribution": self.attributes}
-        return [stage for stage in SCHEMA if asked.get(stage, True) and stage not in self.stages]
+        return [stage for stage in STAGES if asked.get(stage, True) and stage not in self.stages]
 
     @property
     def evolves(self) -> bool:
@@ -86,10 +86,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The runs of a sweep directory, in the order of their coordinates."""
+    """The runs of a sweep directory, in the order of their coordinates.
+
+    ``comparison`` of those that share a Hamiltonian (``comparison.py``), None where no two do.
+    """
 
     directory: Path
     points: tuple[Point, ...]
+    comparison: xr.Dataset | None = None
 
     @property
     def name(self) -> str:
@@ -103,7 +107,10 @@ def read(directory: Path | str) -> Run | Sweep:
         raise UserError(f"{directory}: no such run directory")
     points = [child for child in directory.iterdir() if "=" in child.name and _is_run(child)]
     if points:
-        return Sweep(directory, tuple(sorted(map(_read_point, points), key=_order)))
+        from .comparison import comparison
+
+        ordered = tuple(sorted(map(_read_point, points), key=_order))
+        return Sweep(directory, ordered, comparison(directory, ordered))
     if not _is_run(directory):
         raise UserError(f"{directory}: not a run directory (no spec.toml, status.json or stage file inside)")
     return read_run(directory)
@@ -112,12 +119,12 @@ def read(directory: Path | str) -> Run | Sweep:
 def read_run(directory: Path) -> Run:
     """The run in ``directory``; stages, status and spec may each be missing."""
     spec = directory / "spec.toml"
-    files = {stage: directory / f"{stage}.nc" for stage in SCHEMA}
+    files = {stage: directory / f"{stage}.nc" for stage in STAGES}
     return Run(
         directory=directory,
         status=read_status(directory),
         spec_text=spec.read_text(encoding="utf-8", errors="replace") if spec.is_file() else "",
-        stages={stage: _read_summary(path) for stage, path in files.items() if path.is_file()},
+        stages={stage: read_summary(path) for stage, path in files.items() if path.is_file()},
     )
 
 
@@ -148,7 +155,7 @@ def _order(point: Point) -> list[tuple[int, float, str]]:
 
 
 def _is_run(directory: Path) -> bool:
-    names = ["spec.toml", "status.json", *(f"{stage}.nc" for stage in SCHEMA)]
+    names = ["spec.toml", "status.json", *(f"{stage}.nc" for stage in STAGES)]
     return any((directory / name).is_file() for name in names)
 
 
@@ -156,7 +163,8 @@ def _printable(value: Any) -> Any:
     return plain(value) if isinstance(value, str) else value
 
 
-def _read_summary(path: Path) -> xr.Dataset:
+def read_summary(path: Path) -> xr.Dataset:
+    """What a file holds of small variables. Raises ``UserError`` when it cannot be read."""
     with open_plainly(path) as stored:
         large = [name for name, variable in stored.variables.items() if LEFT_ON_DISK & set(variable.dims)]
         try:

@@ -15,6 +15,7 @@ from typing import Any
 import xarray as xr
 
 from . import findings, quality
+from .alarm import comparison_section
 from .attribution import attribution_section
 from .evolution import dynamics_section, replaced
 from .followed import courses, followed_section
@@ -39,7 +40,9 @@ THROUGH_TIME = (
 def summarise(found: Run | Sweep) -> Summary:
     """Sentences and tables of a run or a sweep."""
     if isinstance(found, Sweep):
-        return Summary(found.name, _sweep_verdicts(found), [sweep_table(found)])
+        compared = comparison_section(found.comparison)
+        sections = [compared] if compared else []
+        return Summary(found.name, _sweep_verdicts(found), [sweep_table(found)], sections)
     stages = settled(found.stages)
     verdicts, tables = _state_verdicts(found), []
     if "ground_state" in stages:

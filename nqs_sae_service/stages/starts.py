@@ -56,15 +56,15 @@ def _loaded(path: str | Path, state: State) -> np.ndarray:
 def _parameters_of(before: xr.Dataset, state: State) -> np.ndarray:
     file = before.encoding.get("source", "the run to start from")
     try:
-        return transferred(_state_of(before), before["parameters"].values, state)
+        return transferred(state_of(before), before["parameters"].values, state)
     except Misfit as problem:
         raise UserError(f"{START_FROM}: {file}: {problem}") from None
 
 
-def _state_of(before: xr.Dataset) -> State:
-    """The network that a ground state was computed with."""
+def state_of(before: xr.Dataset) -> State:
+    """The network that a ground state was computed with. Raises Misfit."""
     try:
-        sections = _sections_of(before)
+        sections = sections_of(before)
         kind, lattice = sections["state"], sections["lattice"]
         record = STATES[kind["kind"]].model_validate_json(json.dumps(kind))
         geometry = LATTICES[lattice["kind"]].model_validate_json(json.dumps(lattice))
@@ -73,13 +73,14 @@ def _state_of(before: xr.Dataset) -> State:
     return record.build(geometry.build())
 
 
-def _sections_of(before: xr.Dataset) -> dict[str, Any]:
+def sections_of(before: xr.Dataset) -> dict[str, Any]:
+    """The hashed sections of a stage file. Raises KeyError or ValueError where it does not say."""
     return json.loads(before.attrs["sections"])
 
 
 def _chains_of(before: xr.Dataset, spec: Spec) -> np.ndarray | None:
     """The chains at the end of another run, if this one would have them."""
-    there, here = _sections_of(before), spec.sampling.fixed_magnetization
+    there, here = sections_of(before), spec.sampling.fixed_magnetization
     sigma = before["final_configuration"].values
     lattice = LATTICES[there["lattice"]["kind"]].model_validate_json(json.dumps(there["lattice"]))
     same = lattice == spec.lattice and len(sigma) == spec.sampling.chains
@@ -88,4 +89,4 @@ def _chains_of(before: xr.Dataset, spec: Spec) -> np.ndarray | None:
     return sigma if same and fits else None
 
 
-__all__ = ["LOAD", "START_FROM", "check_start", "start_of"]
+__all__ = ["LOAD", "START_FROM", "check_start", "sections_of", "start_of", "state_of"]
