@@ -20,13 +20,19 @@ from .expectation import Exact, FreshSampling, Tick, infidelity, resampled
 
 
 def reconstructed(psi: Wavefunction, layer: str, dictionary: Dictionary, pooled: bool) -> LogPsi:
-    """psi with the layer replaced by the dictionary's output; a pooled dictionary replaces the mean over tokens."""
+    """psi with the layer replaced by the dictionary's output; a pooled dictionary replaces the mean over tokens.
+
+    The dictionary reads float32, as it did in training, whatever the precision of the network.
+    """
+
+    def output(rows: np.ndarray) -> np.ndarray:
+        return dictionary.reconstruct(rows.astype(np.float32, copy=False)).astype(rows.dtype, copy=False)
 
     def replace(x: np.ndarray) -> np.ndarray:
         if not pooled:
-            return dictionary.reconstruct(x)
+            return output(x)
         mean = x.mean(axis=1)
-        return x + (dictionary.reconstruct(mean) - mean)[:, None]
+        return x + (output(mean) - mean)[:, None]
 
     return psi.edited(layer, replace)
 
