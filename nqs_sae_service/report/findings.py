@@ -280,9 +280,18 @@ def _beside_features(dataset: xr.Dataset, at: Mapping[str, Any]) -> str:
     words = []
     for direction in (name for name in labels(dataset, "direction") if name in OF_THE_DICTIONARY):
         furthest = _furthest(dataset, at, [direction])
-        if furthest is not None:
+        if direction == "leverage_feature" and _is_the_feature(dataset, at):
+            words.append("it has the largest leverage itself")
+        elif furthest is not None:
             words.append(f"{_named(dataset, {**at, 'direction': direction})} by {with_error(*furthest[:2])}")
     return f"; of the same dictionary, {', '.join(words)}" if words else ""
+
+
+def _is_the_feature(dataset: xr.Dataset, at: Mapping[str, Any]) -> bool:
+    """Whether |r| and leverage chose the same feature."""
+    here = {"layer": at["layer"], "target": at["target"]}
+    best = index(cell(dataset, "feature", **here))
+    return best >= 0 and best == index(cell(dataset, "turned_feature", **here, direction="leverage_feature"))
 
 
 def _slope_verdict(dataset: xr.Dataset, at: Mapping[str, Any]) -> list[Verdict]:

@@ -126,7 +126,7 @@ def test_every_direction_is_named_with_what_it_turns_and_holds(
     )
     assert "natural gradient held (abs magnetization, energy) by 0.00600" in steered
     rows = table(directory, "Steering (energy budget |dE/E| <= 2e-4)")
-    assert ("residual_2 · abs_magnetization", "other feature 11, reweighted") in rows
+    assert ("residual_2 · abs_magnetization", "other feature 11, exact") in rows
 
 
 def test_a_feature_beyond_its_controls_needs_no_sentence_before(
