@@ -266,10 +266,11 @@ class Steering(Section):
         description="observables whose best feature is turned; empty: the first two of observables.names",
     )
     directions: tuple[str, ...] = Field(
-        BY_DEFAULT,
+        (),
         max_length=100,
-        description="what is turned at matched infidelity: feature, and any of " + ", ".join(DIRECTIONS[1:]),
-        json_schema_extra={"neutral": True},
+        description="what is turned: feature, and at matched infidelity any of "
+        + ", ".join(DIRECTIONS[1:])
+        + "; empty: the first six",
     )
     held: tuple[str, ...] = Field(
         (),
@@ -336,7 +337,7 @@ class Steering(Section):
                 known = ", ".join(DIRECTIONS)
                 what = f'there is no direction "{name}"; the directions: {known}'
                 yield Finding(f"directions[{index}]", what, DIRECTIONS)
-        if FEATURE not in self.directions:
+        if self.directions and FEATURE not in self.directions:
             what = f'"{FEATURE}" is missing: all others are set to its infidelity, add it'
             yield Finding("directions", what)
         if self.held and "natural_gradient_held" not in self.directions:
@@ -344,7 +345,7 @@ class Steering(Section):
             yield Finding("held", what)
 
     def resolved(self, sections: Mapping[str, Section]) -> Section:
-        update: dict[str, Any] = {}
+        update: dict[str, Any] = {} if self.directions else {"directions": BY_DEFAULT}
         observables, activations = sections.get("observables"), sections.get("activations")
         if not self.targets and isinstance(observables, Observables):
             useless = _without_mean(observables.names, sections)
