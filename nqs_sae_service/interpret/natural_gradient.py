@@ -20,7 +20,7 @@ import numpy as np
 
 CUTOFF = 1e-4
 SAMPLES_EACH = 10
-_NOTHING = 1e-9  # relative length below which a vector is rounding
+_NOTHING = 1e-6  # relative length below which a vector is rounding of a network in single precision
 
 
 def metric(tangent: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
