@@ -232,6 +232,10 @@ SCHEMA: dict[str, dict[str, Variable]] = {
             "strength of the edit (scale - 1 for the feature; matched for controls)",
         ),
         "feature": _v("layer target", "the feature that is turned"),
+        "turned_feature": _v(
+            "layer target direction", "the single feature whose activation is turned, -1 where there is none"
+        ),
+        "held": _v("target", "what natural_gradient_held holds to first order, names with commas between"),
         "slope_predicted": _v(
             "layer target direction estimator observable",
             "2 Re Cov(O_loc, d log psi / d strength) at the original state",

@@ -1,9 +1,13 @@
 """Directions in which a trained wave function can be turned, each with one real strength (0 is psi itself).
 
-    feature           x -> x + strength f_i(x) d_i   at a layer, for every token     (strength = scale - 1)
-    random_direction  x -> x + strength f_i(x) |d_i| u   with a random unit vector u instead of the decoder row
-    other_feature     another live feature of the same dictionary
-    jastrow_dial      log psi -> log psi + strength O / 2   for a diagonal observable O
+    feature              x -> x + strength f_i(x) d_i   at a layer, for every token     (strength = scale - 1)
+    random_direction     x -> x + strength f_i(x) |d_i| u   with a random unit vector u instead of the decoder row
+    other_feature        another live feature of the same dictionary
+    jastrow_dial         log psi -> log psi + strength O / 2   for a diagonal observable O
+    constant_shift       x -> x + strength s u   for every token, s the root mean square of |f_i d_i|
+    difference_of_means  x -> x + strength v,   v the mean of x where O is above its median minus the mean elsewhere
+    leverage_feature     the feature with the largest |slope| / sqrt(metric), see ``atlas.py``
+    natural_gradient     x -> x + strength sum_i a_i f_i(x) d_i   with weights of all features, see ``natural_gradient.py``
 
 The part of x that the dictionary does not explain stays, so strength 0 is psi exactly (Templeton et al. 2024, "feature
 steering"). A direction knows log psi for a whole family of strengths at once, and its tangent d log psi / d strength at 0.
@@ -13,16 +17,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from ..engine.arrays import namespace
+from ..engine.arrays import namespace, to_host
 from ..physics.observables import Observable
 from ..sae.dictionary import Dictionary
 from ..states import Wavefunction
-
-DIRECTIONS = ("feature", "random_direction", "other_feature", "jastrow_dial")
 
 
 class Direction(ABC):
@@ -73,15 +76,46 @@ class Turned:
 
 
 @dataclass(frozen=True)
-class FeatureDirection(Direction):
-    """Adds strength f_i(x) ``vector`` to the activations x of ``layer``, in every copy where psi is projected.
+class LayerDirection(Direction):
+    """x -> x + strength push(x) for the activations x of ``layer``, in every copy where psi is projected."""
+
+    psi: Wavefunction
+    layer: str
+
+    @abstractmethod
+    def push(self, x: np.ndarray) -> np.ndarray:
+        """What is added at strength 1 to activations x (n, token, width): the same shape and precision."""
+
+    def _edit(self, strength: float) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda x: x + x.dtype.type(strength) * self.push(x)
+
+    def log_psi(self, sigma, strengths):
+        return self.psi.over_copies(lambda psi, rows: self._of_network(psi, rows, strengths), sigma)
+
+    def _of_network(self, psi: Wavefunction, sigma: np.ndarray, strengths: np.ndarray) -> np.ndarray:
+        if not psi.starts_at(self.layer):
+            edits = [psi.edited(self.layer, self._edit(s)) for s in strengths]
+            return namespace(sigma).stack([edited.log_psi(sigma) for edited in edits], axis=-1)
+        x = psi.stream_at(sigma, self.layer)
+        push = self.push(x)
+        return namespace(sigma).stack(
+            [psi.log_psi_from(self.layer, x + x.dtype.type(s) * push) for s in strengths], axis=-1
+        )
+
+    def tangent(self, sigma, gradient=None):
+        if gradient is None:
+            return self.psi.layer_tangent(sigma, self.layer, self.push)
+        return (gradient * self.push(self.psi.stream_at(sigma, self.layer))).sum(axis=(1, 2))
+
+
+@dataclass(frozen=True)
+class FeatureDirection(LayerDirection):
+    """Adds strength f_i(x) ``vector``.
 
     ``vector`` is the decoder row of feature ``i``, or another vector of its length for a control; both are where psi is.
     With a ``pooled`` dictionary f_i is read from the mean over tokens and the same vector is added to every token.
     """
 
-    psi: Wavefunction
-    layer: str
     dictionary: Dictionary
     i: int
     vector: np.ndarray
@@ -92,30 +126,54 @@ class FeatureDirection(Direction):
         rows = x.mean(axis=1, keepdims=True) if self.pooled else x
         return self.dictionary.feature(namespace(x).ascontiguousarray(rows), self.i)
 
-    def _push(self, x: np.ndarray) -> np.ndarray:
+    def push(self, x):
         return (self.activation(x)[..., None] * self.vector).astype(x.dtype)
-
-    def _edit(self, strength: float) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda x: x + x.dtype.type(strength) * self._push(x)
-
-    def log_psi(self, sigma, strengths):
-        return self.psi.over_copies(lambda psi, rows: self._of_network(psi, rows, strengths), sigma)
-
-    def _of_network(self, psi: Wavefunction, sigma: np.ndarray, strengths: np.ndarray) -> np.ndarray:
-        if not psi.starts_at(self.layer):
-            edits = [psi.edited(self.layer, self._edit(s)) for s in strengths]
-            return namespace(sigma).stack([edited.log_psi(sigma) for edited in edits], axis=-1)
-        x = psi.stream_at(sigma, self.layer)
-        push = self._push(x)
-        return namespace(sigma).stack(
-            [psi.log_psi_from(self.layer, x + x.dtype.type(s) * push) for s in strengths], axis=-1
-        )
 
     def tangent(self, sigma, gradient=None):
         if gradient is None:
-            return self.psi.layer_tangent(sigma, self.layer, self._push)
+            return super().tangent(sigma)
         activation = self.activation(self.psi.stream_at(sigma, self.layer))
         return (activation * (gradient @ self.vector.astype(np.float64))).sum(axis=1)
+
+    def typical_length(self, sigma: np.ndarray) -> float:
+        """Root mean square of |f_i(x) vector| over the rows of configurations (n, n_sites)."""
+        activation = to_host(self.activation(self.psi.stream_at(sigma, self.layer))).astype(np.float64)
+        return float(np.sqrt(np.mean(activation**2)) * np.linalg.norm(to_host(self.vector)))
+
+
+@dataclass(frozen=True)
+class ShiftDirection(LayerDirection):
+    """Adds strength ``vector`` (width,), which is where psi is, to every token of every configuration."""
+
+    vector: np.ndarray
+
+    def push(self, x):
+        return namespace(x).broadcast_to(self.vector.astype(x.dtype), x.shape)
+
+
+@dataclass(frozen=True)
+class FeaturesDirection(LayerDirection):
+    """Adds strength sum_i a_i f_i(x) d_i: every feature turned by a multiple of its weight a_i, ``weights`` (feature,).
+
+    Dictionary and weights are where psi is. A ``pooled`` dictionary reads the mean over tokens and adds to every token.
+    """
+
+    dictionary: Dictionary
+    weights: np.ndarray
+    pooled: bool
+
+    @cached_property
+    def _weighted(self) -> Dictionary:
+        """The dictionary with decoder rows a_i d_i."""
+        decoder = self.dictionary.decoder
+        return replace(self.dictionary, decoder=(self.weights[:, None] * decoder).astype(decoder.dtype))
+
+    def push(self, x):
+        rows = x.mean(axis=1, keepdims=True) if self.pooled else x
+        pushed = (
+            self._weighted.reconstruct(namespace(x).ascontiguousarray(rows)) - self._weighted.decoder_bias
+        )
+        return namespace(x).broadcast_to(pushed.astype(x.dtype), x.shape)
 
 
 @dataclass(frozen=True)
@@ -137,3 +195,18 @@ def random_unit_vector(width: int, seed: Sequence[int]) -> np.ndarray:
     """A direction drawn uniformly from the sphere, (width,)."""
     vector = np.random.default_rng(seed).normal(size=width)
     return vector / np.linalg.norm(vector)
+
+
+def difference_of_means(x: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Mean of x over samples with a value above the median minus the mean over the others: (width,) float64, on the host.
+
+    x (n, token, width), averaged over tokens too, where psi is; values (n,). Where none is above, those at the median count
+    as above. Zero when the values do not vary.
+    """
+    above = values > np.median(values)
+    if not above.any():
+        above = values >= np.median(values)
+    if above.all():
+        return np.zeros(x.shape[-1])
+    rows = to_host(x.mean(axis=1)).astype(np.float64)
+    return rows[above].mean(axis=0) - rows[~above].mean(axis=0)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ..interpret.kinds import CONTROLS as STEERING_CONTROLS
+from ..interpret.kinds import FEATURE, OF_THE_DICTIONARY
 from .moments import when
 from .numbers import NOTHING, number, span, with_error, with_interval
 from .records import Kind, Table, Verdict
@@ -27,6 +29,13 @@ from .values import (
 # how the stage's own sentences begin; any other is coloured by the interval of the gain
 JUDGEMENTS: dict[str, Kind] = {"feature found": "good", "SAE not informative": "note", "undefined": "note"}
 GAIN = ("gain", "gain_low", "gain_high")
+
+# of a feature beside the best of its controls at matched infidelity
+STEERING_JUDGEMENTS: dict[Kind, str] = {
+    "good": "better than all controls",
+    "open": "no better than controls",
+    "bad": "worse than this control",
+}
 
 FEATURES = {
     "feature": "the feature with the largest |r| on the select chains",
@@ -52,8 +61,8 @@ CONTROLS = {
     "shuffled": "best feature against the observable of another chain",
 }
 STEERING = {
-    "direction": "what is turned: the feature, then at matched infidelity its activation along a random direction, "
-    "another live feature, and the Jastrow dial psi exp(a O / 2)",
+    "direction": "what is turned: the feature, and at matched infidelity "
+    + "; ".join(f"{plain(name)}: {asks}" for name, asks in (STEERING_CONTROLS | OF_THE_DICTIONARY).items()),
     "estimator": "reweighted: original samples; resampled: fresh samples of the steered state; mbar: those of all scales "
     "pooled; exact: full summation",
     "predicted slope": "2 Re Cov(O, d log psi / d strength) at the original state",
@@ -179,12 +188,20 @@ def _text(dataset: xr.Dataset, name: str, at: Mapping[str, Any]) -> str:
 
 
 def steering_verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """For every layer and target: reach of the feature beside the best control, and slope against its prediction."""
-    verdicts = []
+    """For every layer and target: reach of the feature beside the best control, and slope against its prediction.
+
+    Before them one sentence where no feature goes further than its controls.
+    """
+    verdicts: list[Verdict] = []
     for layer in labels(dataset, "layer"):
         for target in labels(dataset, "target"):
             verdicts += _steering_verdict(dataset, {"layer": layer, "target": target})
-    return verdicts
+    compared = [v for v in verdicts if any(judged in v.text for judged in STEERING_JUDGEMENTS.values())]
+    if not compared or any(v.kind == "good" for v in compared):
+        return verdicts
+    text = "Steering: no feature moves its target further than the best of its controls does at matched infidelity."
+    kind: Kind = "bad" if all(v.kind == "bad" for v in compared) else "open"
+    return [Verdict(kind, text), *verdicts]
 
 
 def _steering_verdict(dataset: xr.Dataset, at: dict[str, Any]) -> list[Verdict]:
@@ -201,8 +218,9 @@ def _steering_verdict(dataset: xr.Dataset, at: dict[str, Any]) -> list[Verdict]:
     efficiency = cell(dataset, "efficiency", **feature)
     if math.isfinite(efficiency):
         text += f", efficiency {number(efficiency, 2)}"
-    kind, beside = _beside_controls(dataset, {**at, "estimator": estimator}, abs(reach), error)
-    verdicts = [Verdict(kind, f"{text}{beside}.")]
+    here = {**at, "estimator": estimator}
+    kind, beside = _beside_controls(dataset, here, abs(reach), error)
+    verdicts = [Verdict(kind, f"{text}{beside}{_beside_features(dataset, here)}.")]
     return verdicts + _slope_verdict(dataset, feature)
 
 
@@ -232,17 +250,48 @@ def _beside_controls(
     dataset: xr.Dataset, at: Mapping[str, Any], reach: float, error: float
 ) -> tuple[Kind, str]:
     """Kind of the comparison with the control that reaches furthest (two standard errors decide), and its words."""
+    controls = [name for name in labels(dataset, "direction") if name not in (FEATURE, *OF_THE_DICTIONARY)]
+    furthest = _furthest(dataset, at, controls)
+    if furthest is None:
+        return "open", ""
+    best, best_error, direction = furthest
+    difference, sigma = reach - best, float(np.hypot(np.nan_to_num(error), np.nan_to_num(best_error)))
+    kind: Kind = "good" if difference > 2 * sigma else "bad" if difference < -2 * sigma else "open"
+    efficiency = cell(dataset, "efficiency", **at, direction=direction)
+    efficient = f", efficiency {number(efficiency, 2)}" if math.isfinite(efficiency) else ""
+    moved = f"the best control, {plain(direction)}, by {with_error(best, best_error)}{efficient}"
+    return kind, f"; {moved}: {STEERING_JUDGEMENTS[kind]}"
+
+
+def _furthest(
+    dataset: xr.Dataset, at: Mapping[str, Any], directions: list[Any]
+) -> tuple[float, float, Any] | None:
+    """Reach, its error and the direction that reaches furthest; None where no reach is known."""
     found = []
-    for direction in (name for name in labels(dataset, "direction") if name != "feature"):
+    for direction in directions:
         reached = cell(dataset, "reach", **at, direction=direction)
         if math.isfinite(reached):
             found.append((abs(reached), cell(dataset, "reach_error", **at, direction=direction), direction))
-    if not found:
-        return "open", ""
-    best, best_error, direction = max(found)
-    difference, sigma = reach - best, float(np.hypot(np.nan_to_num(error), np.nan_to_num(best_error)))
-    kind: Kind = "good" if difference > 2 * sigma else "bad" if difference < -2 * sigma else "open"
-    return kind, f"; the best control, {plain(direction)}, by {with_error(best, best_error)}"
+    return max(found) if found else None
+
+
+def _beside_features(dataset: xr.Dataset, at: Mapping[str, Any]) -> str:
+    """What other features of the dictionary, or all of them together, do."""
+    words = []
+    for direction in (name for name in labels(dataset, "direction") if name in OF_THE_DICTIONARY):
+        furthest = _furthest(dataset, at, [direction])
+        if direction == "leverage_feature" and _is_the_feature(dataset, at):
+            words.append("it has the largest leverage itself")
+        elif furthest is not None:
+            words.append(f"{_named(dataset, {**at, 'direction': direction})} by {with_error(*furthest[:2])}")
+    return f"; of the same dictionary, {', '.join(words)}" if words else ""
+
+
+def _is_the_feature(dataset: xr.Dataset, at: Mapping[str, Any]) -> bool:
+    """Whether |r| and leverage chose the same feature."""
+    here = {"layer": at["layer"], "target": at["target"]}
+    best = index(cell(dataset, "feature", **here))
+    return best >= 0 and best == index(cell(dataset, "turned_feature", **here, direction="leverage_feature"))
 
 
 def _slope_verdict(dataset: xr.Dataset, at: Mapping[str, Any]) -> list[Verdict]:
@@ -258,20 +307,25 @@ def _slope_verdict(dataset: xr.Dataset, at: Mapping[str, Any]) -> list[Verdict]:
 
 
 def steering_tables(dataset: xr.Dataset) -> list[Table]:
-    """One row per layer, target, direction and estimator that was computed."""
+    """One row per layer, target, direction and estimator: all of the feature, of each control the most trusted one."""
     rows = []
     for layer in labels(dataset, "layer"):
         for target in labels(dataset, "target"):
             for direction in labels(dataset, "direction"):
-                for estimator in labels(dataset, "estimator"):
+                for estimator in _shown_estimators(dataset, layer, target, direction):
                     at = {"layer": layer, "target": target, "direction": direction, "estimator": estimator}
                     cells = _steering_cells(dataset, at)
                     if any(text != NOTHING for text in cells):
-                        name = _turned(dataset, at) if direction == "feature" else plain(direction)
-                        rows.append((f"{layer} · {target}", f"{name}, {estimator}", *cells))
+                        rows.append((f"{layer} · {target}", f"{_named(dataset, at)}, {estimator}", *cells))
     title = f"Steering{when(dataset, ' at ')} (energy budget |dE/E| <= {number(energy_budget(dataset), 1)})"
     columns = ("layer, target", "direction, estimator", *list(STEERING)[2:])
     return [Table(title, columns, rows, 1, STEERING)] if rows else []
+
+
+def _shown_estimators(dataset: xr.Dataset, layer: Any, target: Any, direction: Any) -> list[Any]:
+    at = {"layer": layer, "target": target, "direction": direction}
+    best = most_trusted(dataset, at, "reach") or most_trusted(dataset, at, "slope_predicted")
+    return labels(dataset, "estimator") if direction == FEATURE or best is None else [best]
 
 
 def _steering_cells(dataset: xr.Dataset, at: dict[str, Any]) -> tuple[str, ...]:
@@ -294,3 +348,19 @@ def _steering_cells(dataset: xr.Dataset, at: dict[str, Any]) -> tuple[str, ...]:
 def _turned(dataset: xr.Dataset, at: Mapping[str, Any]) -> str:
     feature = index(cell(dataset, "feature", layer=at["layer"], target=at["target"]))
     return "feature" if feature < 0 else f"feature {feature}"
+
+
+def _named(dataset: xr.Dataset, at: Mapping[str, Any]) -> str:
+    """A direction in words, with the number of another feature and with what is held."""
+    direction = at["direction"]
+    if direction == FEATURE:
+        return _turned(dataset, at)
+    turned = index(
+        cell(dataset, "turned_feature", layer=at["layer"], target=at["target"], direction=direction)
+    )
+    if direction in ("other_feature", "leverage_feature") and turned >= 0:
+        return f"{plain(direction)} {turned}"
+    held = (
+        _text(dataset, "held", {"target": at["target"]}) if direction == "natural_gradient_held" else NOTHING
+    )
+    return plain(direction) if held == NOTHING else f"{plain(direction)} ({plain(held)})"

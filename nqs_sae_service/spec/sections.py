@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from ..interpret.kinds import BY_DEFAULT, DIRECTIONS, FEATURE
 from .sampling import Sampling
 from .section import Finding, Section
 from .slurm import Slurm
@@ -264,6 +265,19 @@ class Steering(Section):
         max_length=100,
         description="observables whose best feature is turned; empty: the first two of observables.names",
     )
+    directions: tuple[str, ...] = Field(
+        (),
+        max_length=100,
+        description="what is turned: feature, and at matched infidelity any of "
+        + ", ".join(DIRECTIONS[1:])
+        + "; empty: the first six",
+    )
+    held: tuple[str, ...] = Field(
+        (),
+        max_length=100,
+        description="observables that natural_gradient_held holds to first order beside the energy; empty: the other targets",
+        json_schema_extra={"neutral": True},
+    )
     scales: tuple[Annotated[float, Field(ge=-1000, le=1000)], ...] = Field(
         _SCALES,
         min_length=1,
@@ -308,8 +322,30 @@ class Steering(Section):
     def _with_the_state_itself(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
         return tuple(sorted({*scales, 1.0}))
 
+    @field_validator("directions")
+    @classmethod
+    def _in_one_order(cls, directions: tuple[str, ...]) -> tuple[str, ...]:
+        known = {name: place for place, name in enumerate(DIRECTIONS)}
+        if any(name not in known for name in directions):
+            return directions  # findings point at the place where it was written
+        return tuple(sorted(directions, key=lambda name: known[name]))
+
+    def _direction_findings(self) -> Iterator[Finding]:
+        yield from repeated("directions", self.directions)
+        for index, name in enumerate(self.directions):
+            if name not in DIRECTIONS:
+                known = ", ".join(DIRECTIONS)
+                what = f'there is no direction "{name}"; the directions: {known}'
+                yield Finding(f"directions[{index}]", what, DIRECTIONS)
+        if self.directions and FEATURE not in self.directions:
+            what = f'"{FEATURE}" is missing: all others are set to its infidelity, add it'
+            yield Finding("directions", what)
+        if self.held and "natural_gradient_held" not in self.directions:
+            what = "nothing is held: add natural_gradient_held to steering.directions, or leave it out"
+            yield Finding("held", what)
+
     def resolved(self, sections: Mapping[str, Section]) -> Section:
-        update: dict[str, Any] = {}
+        update: dict[str, Any] = {} if self.directions else {"directions": BY_DEFAULT}
         observables, activations = sections.get("observables"), sections.get("activations")
         if not self.targets and isinstance(observables, Observables):
             useless = _without_mean(observables.names, sections)
@@ -341,15 +377,19 @@ class Steering(Section):
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
         yield from repeated("targets", self.targets)
         yield from repeated("layers", self.layers)
+        yield from repeated("held", self.held)
+        yield from self._direction_findings()
         yield from self._time_findings(sections)
         observables, activations = sections.get("observables"), sections.get("activations")
         if isinstance(observables, Observables):
             yield from _among("targets", self.targets, "observables.names", observables.names)
+            yield from _among("held", self.held, "observables.names", observables.names)
             if not self.targets:
                 yield Finding("targets", "none of observables.names has a mean that steering can move")
-        for name, why in _without_mean(self.targets, sections).items():
-            what = f"{name} has no meaning as a mean: {why}"
-            yield Finding(f"targets[{self.targets.index(name)}]", what)
+        for key in ("targets", "held"):
+            names: tuple[str, ...] = getattr(self, key)
+            for name, why in _without_mean(names, sections).items():
+                yield Finding(f"{key}[{names.index(name)}]", f"{name} has no meaning as a mean: {why}")
         if isinstance(activations, Activations):
             yield from _among("layers", self.layers, "activations.layers", activations.layers)
 

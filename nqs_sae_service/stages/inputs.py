@@ -54,11 +54,18 @@ def born_samples(samples: xr.Dataset, complex_amplitude: bool) -> tuple[np.ndarr
 
 def tested(samples: xr.Dataset, wanted: int, complex_amplitude: bool) -> tuple[np.ndarray, np.ndarray]:
     """About ``wanted`` samples of the test chains, evenly spaced draws of every chain: see ``born_samples``."""
-    test = samples.isel(chain=np.flatnonzero(samples["split"].values == "test"))
-    chains, draws = test.sizes["chain"], test.sizes["draw"]
+    return of_chains(samples, "test", wanted, complex_amplitude)
+
+
+def of_chains(
+    samples: xr.Dataset, split: str, wanted: int, complex_amplitude: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same of the chains of a ``split``: train, select or test."""
+    part = samples.isel(chain=np.flatnonzero(samples["split"].values == split))
+    chains, draws = part.sizes["chain"], part.sizes["draw"]
     each = max(1, min(draws, wanted // chains))
     kept = np.unique(np.linspace(0, draws - 1, each).round().astype(int))
-    return born_samples(test.isel(draw=kept), complex_amplitude)
+    return born_samples(part.isel(draw=kept), complex_amplitude)
 
 
 def measured(spec: Spec) -> tuple[Observable, ...]:

@@ -1,8 +1,8 @@
 """Stage ``steering``: turn the best feature of every target, and its controls at the same infidelity, and measure everything.
 
-For each layer and target: the feature chosen in ``features.nc`` is scaled; a random vector, another live feature and (for
-diagonal targets) the Jastrow dial follow at strengths that move the state as far. Curves come from reweighted Born samples of
-the test chains, from fresh samples, and on small systems from the sum over all configurations.
+For each layer and target: the feature chosen in ``features.nc`` is scaled; the other ``steering.directions``
+(``interpret/kinds.py``) follow at strengths that move the state as far. Curves come from reweighted Born samples of the test
+chains, from fresh samples, and on small systems from the sum over all configurations.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from ..datasets.schema import SCHEMA, labelled
 from ..engine.random import Stream
 from ..interpret import steering
 from ..interpret.bench import ESTIMATORS, POOLED, Bench, Slopes
-from ..interpret.directions import DIRECTIONS, Direction, FeatureDirection, JastrowDial, random_unit_vector
+from ..interpret.directions import Direction
 from ..interpret.expectation import REWEIGHTING_CALL, Curve, FreshSampling
+from ..interpret.kinds import DIRECTIONS, FEATURE, OF_THE_DICTIONARY
 from ..physics.hamiltonians import MAX_SITES_DIAGONALISED
-from ..sae.dictionary import Dictionary
 from ..sampling import process_of
 from .cost import Cost, network_flops, seconds_for
 from .inputs import economy_of, measured, projection_attributes, tested, trained
 from .later import Later, later_numbers
 from .over_time import At, everywhere
 from .stage import Context, Stage
+from .steering_directions import Directions
 
 if TYPE_CHECKING:
     from ..spec import Spec
@@ -79,6 +80,8 @@ class _Programme:
         self.context, self.spec, self.options = context, context.spec, context.spec.steering
         self.bench = _bench(context)
         self.layers, self.targets = self.options.layers, self.options.targets
+        self.names = self.options.directions
+        self.directions = Directions(context, self.bench, self._tick_fit)
         self.estimators = (*ESTIMATORS, POOLED) if self.options.mbar else ESTIMATORS
         self.scales = np.asarray(self.options.scales)
         self.base = int(np.flatnonzero(self.scales == 1.0)[0])
@@ -90,13 +93,13 @@ class _Programme:
         sizes = {
             "layer": len(self.layers),
             "target": len(self.targets),
-            "direction": len(DIRECTIONS),
+            "direction": len(self.names),
             "scale": len(self.scales),
             "estimator": len(self.estimators),
             "observable": len(self.bench.names) - 1,
             "later": len(self.later),
         }
-        left_out = {"overlap"} if not self.options.mbar else set()
+        left_out = {"held"} | ({"overlap"} if not self.options.mbar else set())
         left_out |= {"evolved_mean", "evolved_infidelity"} if not self.later else set()
         arrays = {
             name: np.full([sizes[d] for d in variable.dims], np.nan)
@@ -104,7 +107,9 @@ class _Programme:
             if name not in left_out
         }
         arrays["feature"] = np.full((len(self.layers), len(self.targets)), -1, np.int32)
-        return {**arrays, "done": np.zeros((len(self.layers), len(self.targets), len(DIRECTIONS)), bool)}
+        shape = len(self.layers), len(self.targets), len(self.names)
+        arrays["turned_feature"] = np.full(shape, -1, np.int32)
+        return {**arrays, "done": np.zeros(shape, bool)}
 
     def _resamples(self, d: int) -> bool:
         return d == 0 or self.options.resample_controls
@@ -117,7 +122,7 @@ class _Programme:
         if self.options.mbar:
             calls = -(-self.spec.sampling.chains * self.options.draws // REWEIGHTING_CALL)
             fresh += len(self.scales) * calls
-        return np.asarray([reweighting + fresh * self._resamples(d) for d in range(len(DIRECTIONS))])
+        return np.asarray([reweighting + fresh * self._resamples(d) for d in range(len(self.names))])
 
     @cached_property
     def _total(self) -> int:
@@ -135,17 +140,22 @@ class _Programme:
         """All directions of one layer and target, the feature first."""
         if self.results["done"][layer, target].all():
             return
-        directions = self._directions(layer, target)
-        for d, name in enumerate(DIRECTIONS):
-            direction = directions.get(name)
-            if direction is not None and not self.results["done"][layer, target, d]:
-                self._measure(layer, target, d, direction)
+        at = self.layers[layer], self.targets[target]
+        self.results["feature"][layer, target] = self.directions.best(*at)
+        for d, name in enumerate(self.names):
+            if not self.results["done"][layer, target, d]:
+                direction, turned = self.directions.of(name, *at)
+                self.results["turned_feature"][layer, target, d] = turned
+                if direction is not None:
+                    self._measure(layer, target, d, direction)
             self.results["done"][layer, target, d] = True
             self.ticks = self._ticks_done()
 
     def evolve(self, layer: int, target: int) -> None:
         """The feature turned by every scale that is asked for, and not turned, at the later times."""
-        direction = self._directions(layer, target).get("feature") if self.later else None
+        if not self.later:
+            return
+        direction, _ = self.directions.of(FEATURE, self.layers[layer], self.targets[target])
         if direction is None or not isinstance(self.context, At):
             return
         later = Later(self.context, self.bench.names[:-1], self._tick_later)
@@ -160,40 +170,12 @@ class _Programme:
     def _tick_later(self) -> None:
         self.context.tick(self._total, self._total, "evolving on", lambda: self.results)
 
-    def _directions(self, layer: int, target: int) -> dict[str, Direction]:
-        """The feature and its controls, as far as they exist."""
-        name = self.layers[layer]
-        features = self.context.upstream["features"].sel(layer=name)
-        chosen = features["followed_feature" if "followed_feature" in features else "best_feature"]
-        best = int(chosen.sel(observable=self.targets[target]))
-        self.results["feature"][layer, target] = best
-        if best < 0:  # no feature, or not the target, varies: there is nothing to turn
-            return {}
-        dictionary = Dictionary.from_dataset(self.context.upstream["sae"], name, self.spec.sae.seeds[0])
-        pooled = self.spec.sae.input == "pooled"
+    def _tick_fit(self, message: str) -> None:
+        self.context.tick(min(self.ticks, self._total), self._total, message, lambda: self.results)
 
-        device = self.context.device
-        there = dictionary.on(device)
-
-        def along(i: int, vector: np.ndarray) -> FeatureDirection:
-            pushed = device.put(vector.astype(np.float32))
-            return FeatureDirection(self.bench.psi, name, there, i, pushed, pooled)
-
-        decoder, seed = dictionary.decoder, (self.options.seed, layer, target)
-        random = random_unit_vector(decoder.shape[1], (*seed, 0))
-        directions: dict[str, Direction] = {
-            "feature": along(best, decoder[best]),
-            "random_direction": along(best, np.linalg.norm(decoder[best]) * random),
-        }
-        live = np.flatnonzero(features["density"].values > 0)
-        others = live[live != best]
-        if len(others):
-            other = int(np.random.default_rng((*seed, 1)).choice(others))
-            directions["other_feature"] = along(other, decoder[other])
-        observable = self.bench.observables[self._column(target)]
-        if observable.kind == "diagonal":
-            directions["jastrow_dial"] = JastrowDial(self.bench.psi, observable)
-        return directions
+    def _place(self, d: int) -> int:
+        """The number of a direction among all that there are: random numbers do not depend on which are asked for."""
+        return DIRECTIONS.index(self.names[d])
 
     def _column(self, target: int) -> int:
         return self.bench.names.index(self.targets[target])
@@ -205,7 +187,8 @@ class _Programme:
             return
         strengths = self._strengths(layer, target, d, direction, sampled)
         self.results["strength"][layer, target, d] = strengths
-        number = int(np.ravel_multi_index((layer, target, d), self.results["done"].shape))
+        shape = len(DIRECTIONS), len(self.layers), len(self.targets)
+        number = int(np.ravel_multi_index((self._place(d), layer, target), shape))
         for e, estimator in enumerate(self.estimators):
             if estimator in ("resampled", POOLED) and not self._resamples(d):
                 continue
@@ -231,7 +214,8 @@ class _Programme:
         base, budget, error = self.base, self.options.energy_budget, curve.error
         local = steering.derivatives(curve, strengths, base)
         deviation, deviation_error = steering.relative_deviation(curve, base)
-        generator = np.random.default_rng((self.options.seed, *at, 2))
+        layer, target, d, e = at
+        generator = np.random.default_rng((self.options.seed, layer, target, self._place(d), e, 2))
         low, high = steering.monotone_range(curve, base, column)
         by_scale = {
             "observable_mean": curve.mean[:, :-1],
@@ -260,7 +244,6 @@ class _Programme:
         }
         if self.options.mbar:
             whole["overlap"] = curve.overlap
-        layer, target, d, e = at
         for name, values in by_scale.items():
             self.results[name][layer, target, d, :, e] = values
         for name, value in whole.items():
@@ -269,10 +252,13 @@ class _Programme:
     def dataset(self) -> xr.Dataset:
         """steering.nc."""
         variables = {name: array for name, array in self.results.items() if name != "done"}
+        if "natural_gradient_held" in self.names:
+            held = [", ".join((*self.directions.held(target), "energy")) for target in self.targets]
+            variables["held"] = np.asarray(held, dtype=object)
         labels = {
             "layer": self.layers,
             "target": self.targets,
-            "direction": DIRECTIONS,
+            "direction": self.names,
             "estimator": self.estimators,
             "observable": self.bench.names[:-1],
         }
@@ -288,23 +274,28 @@ class _Programme:
 
 
 def estimate(spec: Spec) -> Cost:
-    """Network calls of the reweighted curves (all directions) and of fresh sampling (the feature; controls if asked for)."""
+    """Network calls of the reweighted curves (all directions) and of fresh sampling (the feature; controls if asked for).
+
+    Slopes of all features take a backward pass (as long as three calls) for every sample of a layer.
+    """
     lattice = spec.lattice.build()
-    n, options = lattice.n_sites, spec.steering
+    n, options, directions = lattice.n_sites, spec.steering, len(spec.steering.directions)
     connected = spec.final_hamiltonian.build(lattice).n_connected + 1
     points = len(options.layers) * len(options.targets) * len(options.scales)
-    curves = points * len(DIRECTIONS) * options.samples * connected
+    curves = points * directions * options.samples * connected
     fresh = spec.sampling.chains * (
         spec.sampling.evaluations(n) * (options.burn_in + options.draws * spec.sampling.sweeps)
         + options.draws * connected
     )
     fresh += spec.sampling.listed(n)
-    fresh *= points * (len(DIRECTIONS) if options.resample_controls else 1)
+    fresh *= points * (directions if options.resample_controls else 1)
     if options.mbar:
-        turned = len(DIRECTIONS) if options.resample_controls else 1
+        turned = directions if options.resample_controls else 1
         curves += points * turned * len(options.scales) * spec.sampling.chains * options.draws * connected
-    exact = points * len(DIRECTIONS) * 2**n if n <= MAX_SITES_DIAGONALISED else 0
-    size = 8.0 * points * len(DIRECTIONS) * len(ESTIMATORS) * (2 * len(spec.observables.names) + 8)
+    if set(options.directions) & set(OF_THE_DICTIONARY):
+        curves += len(options.layers) * options.samples * (3 + connected)
+    exact = points * directions * 2**n if n <= MAX_SITES_DIAGONALISED else 0
+    size = 8.0 * points * directions * len(ESTIMATORS) * (2 * len(spec.observables.names) + 8)
     memory = (
         16384.0 * 8 * n * 64
         + 8.0 * options.samples * len(options.scales) * (len(spec.observables.names) + 2) * 3
@@ -318,7 +309,7 @@ STAGE = Stage(
     name="steering",
     reads=("lattice", "hamiltonian", "state", "sampling", "observables", "sae", "steering"),
     upstream=("ground_state", "dynamics", "samples", "sae", "features"),
-    version=1,
+    version=2,
     run=run,
     estimate=estimate,
 )

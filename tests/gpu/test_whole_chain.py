@@ -71,6 +71,13 @@ def test_steering_at_scale_one_is_the_state_itself(on_gpu, variant):
     assert np.isfinite(feature.energy.sel(estimator="resampled")).all()
 
 
+@pytest.mark.parametrize("variant", ["plain", "other"])
+def test_every_direction_is_measured_on_the_device(on_gpu, variant):
+    steering = on_gpu[variant]["steering"]
+    known = np.isfinite(steering.reach.sel(estimator=["reweighted", "exact"]))
+    assert known.any(["layer", "target"]).all()
+
+
 @pytest.fixture
 def trainer_on():
     def make(directory, device, *sets):

@@ -46,6 +46,10 @@ bootstrap = 20
 permutations = 20
 [steering]
 targets = ["abs_magnetization", "sigma_x"]
+directions = [
+    "feature", "random_direction", "other_feature", "jastrow_dial", "constant_shift", "difference_of_means",
+    "leverage_feature", "natural_gradient", "natural_gradient_held",
+]
 scales = [0.5, 1.5]
 samples = 64
 draws = 2

@@ -415,6 +415,36 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("whole") / "tfim-40")
 
 
+def _every_direction(dataset: xr.Dataset) -> xr.Dataset:
+    """Steering in every direction there is: the new ones repeat the feature, their targets moved by other factors."""
+    if "direction" not in dataset.dims:
+        return dataset
+    factors = {
+        "constant_shift": 0.5,
+        "difference_of_means": 2,
+        "leverage_feature": 1.5,
+        "natural_gradient": 2.5,
+    }
+    factors["natural_gradient_held"] = 0.5
+    old, new = dataset, dataset.sel(direction=["feature"] * len(factors))
+    new = new.assign_coords(direction=list(factors))
+    for name in ("reach", "slope_predicted", "slope_measured"):
+        new[name] = new[name] * xr.DataArray(list(factors.values()), dims="direction")
+    moved = [name for name in old.data_vars if "direction" in old[name].dims]
+    many = xr.concat([old[moved], new[moved]], "direction").assign(old.drop_dims("direction").data_vars)
+    turned = xr.full_like(many["reach"].isel(estimator=0, drop=True), -1)
+    turned.loc[{"direction": "leverage_feature"}] = 7
+    turned.loc[{"direction": "other_feature"}] = 11
+    held = xr.DataArray([f"{name}, energy" for name in TARGETS[::-1]], dims="target")
+    return many.assign(turned_feature=turned.astype(np.int32), held=held).assign_attrs(dataset.attrs)
+
+
+@pytest.fixture(scope="session")
+def every_direction() -> Callable[[xr.Dataset], xr.Dataset]:
+    """A change for ``make_run``."""
+    return _every_direction
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """``make_run(name, stages=..., status=..., change=...)`` writes a run directory of the test's own."""

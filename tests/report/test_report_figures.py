@@ -9,6 +9,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from nqs_sae_service.interpret.kinds import DIRECTIONS
 from nqs_sae_service.report import write_figures
 from nqs_sae_service.report.figures import draw, render
 from nqs_sae_service.report.reading import read
@@ -84,6 +85,28 @@ def test_steering_shows_estimators_controls_budget_and_tangent(drawn: dict[str, 
     assert rise == pytest.approx(0.05)
     low, high = figure.axes[2].get_ylim()
     assert low < -2e-4 < 2e-4 < high
+
+
+def test_nine_directions_can_be_told_apart(
+    drawn: dict[str, Figure],
+    make_run: Factory,
+    every_direction: Callable[[xr.Dataset], xr.Dataset],
+    clashes: Callable[[Figure], list[tuple[str, str]]],
+) -> None:
+    """Each has a colour and a marker of its own, the same as where fewer directions are drawn."""
+    many = draw(read(make_run("many", change=every_direction)))["steering_abs_magnetization"]
+    names = {name.replace("_", " ") for name in DIRECTIONS[1:]}
+    assert names < labels_of(many)
+    assert clashes(many) == []
+
+    def looks(figure: Figure) -> dict[str, tuple[str, str]]:
+        bars = {bar.get_label(): bar.lines[0] for axes in figure.axes for bar in axes.containers}
+        return {name: (line.get_color(), line.get_marker()) for name, line in bars.items() if name in names}
+
+    found, fewer = looks(many), looks(drawn["steering_abs_magnetization"])
+    assert len(set(found.values())) == len({colour for colour, _ in found.values()}) == len(names) == 8
+    assert len(fewer) == 3
+    assert fewer.items() <= found.items()
 
 
 def test_the_atlas_shows_every_feature_and_the_one_that_follows_best(drawn: dict[str, Figure]) -> None:

@@ -12,6 +12,7 @@ import xarray as xr
 from rich.console import Console
 
 from nqs_sae_service.errors import UserError
+from nqs_sae_service.interpret.kinds import OF_THE_DICTIONARY
 from nqs_sae_service.report import show
 from nqs_sae_service.report.reading import coordinates, read
 from nqs_sae_service.report.records import Table
@@ -103,8 +104,48 @@ def test_verdicts_are_coloured_by_the_interval_of_the_gain(whole_run: Path) -> N
     assert found["residual_1, abs_magnetization: <feature> 3 & gain"] == "open"
     steered = next(text for text in found if "turning feature 4" in text)
     assert "0.01200 ± 0.00040 within |dE/E| <= 2e-4" in steered
-    assert "best control, jastrow dial, by 0.01560 ± 0.00040" in steered
+    assert "best control, jastrow dial, by 0.01560 ± 0.00040, efficiency 0.45: worse than this" in steered
     assert found[steered] == "bad"
+
+
+def test_every_direction_is_named_with_what_it_turns_and_holds(
+    make_run: Factory, every_direction: Callable[[xr.Dataset], xr.Dataset]
+) -> None:
+    directory = make_run("many", change=every_direction)
+    found = verdicts(directory)
+    first = next(text for text in found if text.startswith("Steering: "))
+    assert first.startswith("Steering: no feature moves its target further than the best of its controls")
+    assert list(found).index(first) < min(i for i, text in enumerate(found) if "turning feature" in text)
+    steered = next(text for text in found if "turning feature 4" in text)
+    assert (
+        "best control, difference of means, by 0.02400 ± 0.00040, efficiency 0.45: worse than this" in steered
+    )
+    assert (
+        "of the same dictionary, leverage feature 7 by 0.01800 ± 0.00040, natural gradient by 0.03000"
+        in steered
+    )
+    assert "natural gradient held (abs magnetization, energy) by 0.00600" in steered
+    rows = table(directory, "Steering (energy budget |dE/E| <= 2e-4)")
+    assert ("residual_2 · abs_magnetization", "other feature 11, exact") in rows
+
+
+def test_a_feature_beyond_its_controls_needs_no_sentence_before(
+    make_run: Factory, every_direction: Callable[[xr.Dataset], xr.Dataset]
+) -> None:
+    """Neither the other features nor all of them together are controls."""
+
+    def ahead(dataset: xr.Dataset) -> xr.Dataset:
+        many = every_direction(dataset)
+        if "reach" in many:
+            control = many["direction"].isin(["feature", *OF_THE_DICTIONARY])
+            many["reach"] = many["reach"].where(control, 0.1 * many["reach"])
+        return many
+
+    found = verdicts(make_run("ahead", change=ahead))
+    assert not any(text.startswith("Steering: ") for text in found)
+    steered = next(text for text in found if "turning feature 4" in text)
+    assert found[steered] == "good"
+    assert ": better than all controls; of the same dictionary" in steered
 
 
 @pytest.mark.parametrize(("errors_below", "faults"), [(2.5, 0), (3.5, 1)])

@@ -3,6 +3,7 @@
 import pytest
 
 from nqs_sae_service.errors import UserError
+from nqs_sae_service.interpret.kinds import BY_DEFAULT, DIRECTIONS
 from nqs_sae_service.spec import Spec, frozen_point, load_spec
 
 
@@ -32,6 +33,14 @@ def test_an_integer_will_do_for_a_number(folder):
 def test_scale_one_is_always_there(folder):
     spec = folder.load(folder.minimal + "[steering]\nscales = [2, 0.5]")[0].spec
     assert spec.steering.scales == (0.5, 1.0, 2.0)
+
+
+def test_directions_of_steering_have_one_order(folder):
+    """So that a list and the same list in another order are one computation; the default is spelled out."""
+    text = folder.minimal + "[steering]\ndirections = "
+    spec = folder.load(text + "['constant_shift', 'jastrow_dial', 'feature']")[0].spec
+    assert spec.steering.directions == ("feature", "jastrow_dial", "constant_shift")
+    assert folder.load(folder.minimal)[0].spec.steering.directions == BY_DEFAULT == DIRECTIONS[:6]
 
 
 def test_chains_are_split_without_a_rest(folder):

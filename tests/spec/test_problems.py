@@ -106,6 +106,18 @@ threads = -1
         ),
         ("[steering]\ntargets = ['domain_walls']", "steering.targets[0]: "),
         (
+            "[steering]\ndirections = ['feature', 'jastrow_dail']",
+            'spec.toml:9:26: steering.directions[1]: there is no direction "jastrow_dail"',
+        ),
+        ("[steering]\ndirections = ['jastrow_dail']", 'did you mean "jastrow_dial"'),
+        ("[steering]\ndirections = ['jastrow_dial']", 'steering.directions: "feature" is missing'),
+        ("[steering]\ndirections = ['feature', 'feature']", 'directions[1]: "feature" is listed twice'),
+        ("[steering]\nheld = ['magnetization']", "steering.held: nothing is held: add natural_gradient_held"),
+        (
+            "[steering]\ndirections = ['feature', 'natural_gradient_held']\nheld = ['domain_walls']",
+            'steering.held[0]: "domain_walls" is not listed in observables.names',
+        ),
+        (
             "[steering]\nscales = [1.0, inf]",
             "spec.toml:9:16: steering.scales[1]: must be a finite number, got inf",
         ),

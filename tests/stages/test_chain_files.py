@@ -46,6 +46,8 @@ CONTRACT = {
         "stability": "layer feature",
     },
     "steering": {
+        "turned_feature": "layer target direction",
+        "held": "target",
         **dict.fromkeys(("observable_mean", "observable_error"), f"{_CURVE} observable"),
         **dict.fromkeys(
             (

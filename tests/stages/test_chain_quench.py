@@ -56,6 +56,8 @@ bootstrap = 20
 permutations = 20
 [steering]
 targets = ["sigma_x"]
+directions = ["difference_of_means", "natural_gradient_held", "feature"]
+held = ["nearest_neighbour_correlation"]
 scales = [0.5, 1.5]
 times = [0.2, 0.4]
 evolve = [1.5]
@@ -83,6 +85,18 @@ def test_every_stage_has_the_times_it_should(run):
         np.testing.assert_array_equal(run[stage]["time"], recorded)
     np.testing.assert_allclose(run["steering"]["time"], [0.2, 0.4])
     np.testing.assert_allclose(run["steering"]["later"], [0.3, 0.4])
+
+
+def test_other_directions_are_fitted_at_every_time(run):
+    """H = -J sum zz - h sum x: where the energy and zz are held, no direction moves x."""
+    steering = run["steering"]
+    names = ["feature", "difference_of_means", "natural_gradient_held"]
+    assert steering["direction"].values.tolist() == names
+    assert np.all(steering["held"].values == "nearest_neighbour_correlation, energy")
+    slope = steering["slope_predicted"].sel(observable="sigma_x", estimator="exact").isel(layer=0, target=0)
+    assert np.isfinite(slope[:, :2]).all()
+    assert np.all(slope[0, :2] != slope[1, :2])
+    assert np.isnan(slope[:, 2]).all()
 
 
 def test_the_followed_feature_is_turned(run):

@@ -5,6 +5,7 @@ import pytest
 from scipy.sparse import diags_array
 from scipy.sparse.linalg import eigsh
 
+from nqs_sae_service.interpret.kinds import DIRECTIONS
 from nqs_sae_service.physics.exact import all_configurations
 from nqs_sae_service.physics.operators import basis_index
 
@@ -14,6 +15,14 @@ LAYERS = ("residual_1", "residual_2")
 OBSERVABLES = ("magnetization", "abs_magnetization", "half_chain_correlation", "sigma_x")
 TARGETS = ("abs_magnetization", "sigma_x")
 SAMPLED = ("reweighted", "resampled")
+WRITTEN_OUT = [
+    *(
+        (target, name)
+        for target in TARGETS
+        for name in ("feature", "leverage_feature", "difference_of_means")
+    ),
+    (TARGETS[0], "jastrow_dial"),
+]
 
 
 def curves(run):
@@ -31,31 +40,92 @@ def turned(exact, run, layer, target, direction, strengths):
     """log psi (4096, strength) with the feature turned, or with the dial, written out."""
     if direction == "jastrow_dial":
         return exact.psi.log_psi(ALL)[:, None] + 0.5 * exact.local(target)[:, None] * strengths
-    steering = run["steering"].sel(layer=layer, target=target)
-    sae, i = run["sae"].sel(layer=layer, sae_seed=1), int(steering["feature"])
     x = exact.stream(layer)
-    push = exact.encode(sae, x)[..., i, None] * sae["decoder"].values[i]
+    if direction == "difference_of_means":
+        push = means_apart(run, layer, target)
+    else:
+        i = int(run["steering"]["turned_feature"].sel(layer=layer, target=target, direction=direction))
+        sae = run["sae"].sel(layer=layer, sae_seed=1)
+        push = exact.encode(sae, x)[..., i, None] * sae["decoder"].values[i]
     return np.stack(
         [exact.psi.log_psi_from(layer, (x + s * push).astype(np.float32)) for s in strengths], axis=1
     )
 
 
+def means_apart(run, layer, target):
+    """Mean activation (width,) where the target is above its median minus the mean elsewhere, 2048 samples of train chains."""
+    train, draws = np.flatnonzero(run["samples"]["split"].values == "train"), run["samples"].sizes["draw"]
+    each = np.unique(np.linspace(0, draws - 1, 2048 // len(train)).round().astype(int))
+    x = run["activations"][layer].isel(chain=train, draw=each).values.astype(np.float64).mean(axis=2)
+    value = run["observables"]["value"].isel(chain=train, draw=each).sel(observable=target).values
+    above = value > np.median(value)
+    return x[above].mean(axis=0) - x[~above].mean(axis=0)
+
+
 def test_directions_are_all_there(run):
-    """A feature and three controls; the dial for the diagonal target only."""
+    """A feature and eight others, in one order; the dial for the diagonal target only."""
+    assert tuple(run["steering"]["direction"].values) == DIRECTIONS
     expected = {
         (layer, target, direction)
         for layer in LAYERS
         for target in TARGETS
-        for direction in ("feature", "random_direction", "other_feature", "jastrow_dial")
+        for direction in DIRECTIONS
         if (target, direction) != ("sigma_x", "jastrow_dial")
     }
     assert {(layer, target, direction) for layer, target, direction, _ in curves(run)} == expected
 
 
+def test_features_are_those_of_the_files(run):
+    steering = run["steering"]
+    turned = steering["turned_feature"]
+    best = run["features"]["best_feature"].sel(observable=list(TARGETS)).values
+    for direction in ("feature", "random_direction"):
+        np.testing.assert_array_equal(turned.sel(direction=direction), best)
+    np.testing.assert_array_equal(steering["feature"], best)
+    assert np.all(turned.sel(direction="other_feature").values != best)
+    none = [
+        "jastrow_dial",
+        "constant_shift",
+        "difference_of_means",
+        "natural_gradient",
+        "natural_gradient_held",
+    ]
+    assert np.all(turned.sel(direction=none).values == -1)
+    assert steering["held"].values.tolist() == ["sigma_x, energy", "abs_magnetization, energy"]
+
+
+def leverage(curve, observable):
+    """Exact |slope| / sqrt(metric) of an observable; the metric is that of the two smallest steps."""
+    at = curve.sel(estimator="exact").isel(scale=[2, 4])
+    slope = float(curve["slope_predicted"].sel(estimator="exact", observable=observable))
+    return abs(slope) / float(np.sqrt((at["infidelity"] / at["strength"] ** 2).mean()))
+
+
+def test_the_natural_gradient_moves_the_target_most(run):
+    """Fitted on select chains, compared by full summation: further than any feature, and nearly as far as the dial."""
+    found = {at[:3]: leverage(at[3], at[1]) for at in curves(run)}
+    for layer in LAYERS:
+        for target in TARGETS:
+            best = found[layer, target, "natural_gradient"]
+            for direction in ("feature", "random_direction", "other_feature", "leverage_feature"):
+                if (layer, target, direction) in found:
+                    assert best > 0.98 * found[layer, target, direction]
+            assert found[layer, target, "leverage_feature"] > 0.9 * found[layer, target, "feature"]
+        dial = found[layer, TARGETS[0], "jastrow_dial"]
+        assert 0.7 * dial < found[layer, TARGETS[0], "natural_gradient"] < 1.05 * dial
+
+
+def test_held_observables_hardly_move(run):
+    for layer in LAYERS:
+        for target, other in (TARGETS, TARGETS[::-1]):
+            at = run["steering"].sel(layer=layer, target=target)
+            free, held = (at.sel(direction=f"natural_gradient{end}") for end in ("", "_held"))
+            assert leverage(held, other) < 0.2 * leverage(free, other)
+            assert leverage(held, target) < leverage(free, target)
+
+
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize(
-    ("target", "direction"), [(TARGETS[0], "feature"), (TARGETS[1], "feature"), (TARGETS[0], "jastrow_dial")]
-)
+@pytest.mark.parametrize(("target", "direction"), WRITTEN_OUT)
 def test_exact_curves_are_the_sum_over_all_configurations(run, exact, layer, target, direction):
     curve = run["steering"].sel(layer=layer, target=target, direction=direction, estimator="exact")
     strengths = curve["strength"].values
@@ -95,7 +165,7 @@ def test_steered_expectations_agree(run, agree):
                 floor=1e-6,
             )
             compared += 1
-    assert compared == 14 + 4  # all curves reweighted, the features' also sampled afresh
+    assert compared == 34 + 4  # all curves reweighted, the features' also sampled afresh
 
 
 def test_infidelities_agree(run):
@@ -120,9 +190,7 @@ def test_controls_move_the_state_as_far_as_the_feature(run):
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize(
-    ("target", "direction"), [(TARGETS[0], "feature"), (TARGETS[1], "feature"), (TARGETS[0], "jastrow_dial")]
-)
+@pytest.mark.parametrize(("target", "direction"), WRITTEN_OUT)
 def test_overlaps_of_reweighted_samples_agree(
     run, exact, layer, target, direction, agree, chains_of, chain_error
 ):
@@ -179,9 +247,7 @@ def test_at_scale_one_everything_is_psi(run, exact, chains_of):
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize(
-    ("target", "direction"), [(TARGETS[0], "feature"), (TARGETS[1], "feature"), (TARGETS[0], "jastrow_dial")]
-)
+@pytest.mark.parametrize(("target", "direction"), WRITTEN_OUT)
 def test_predicted_slopes_are_derivatives(run, exact, layer, target, direction, agree):
     """2 Re Cov(O_loc, d log psi / d strength) against a difference quotient of full summations; sampled against exact."""
     step = 0.02

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from ...interpret.kinds import DIRECTIONS
 from ..moments import when
 from ..numbers import number
 from ..values import axis, cell, energy_budget, labels, most_trusted, plain, series
@@ -79,8 +80,9 @@ def steering_figure(dataset: xr.Dataset, target: Any) -> Figure | None:
 
 def _draw_layer(column: Sequence[Axes], dataset: xr.Dataset, at: dict[str, Any]) -> None:
     """The feature by every estimator, each control by its most trustworthy one."""
-    controls = [name for name in labels(dataset, "direction") if name != "feature"]
-    for direction, look in paired(controls, CONTROLS):
+    looks = dict(paired(_in_one_order(dataset), CONTROLS))
+    for direction in (name for name in labels(dataset, "direction") if name != "feature"):
+        look = looks[direction]
         here = {**at, "direction": direction}
         estimator = most_trusted(dataset, {**here, "observable": at["target"]}, "observable_mean")
         if estimator is not None:
@@ -96,6 +98,11 @@ def _draw_layer(column: Sequence[Axes], dataset: xr.Dataset, at: dict[str, Any])
     turned = f", feature {feature:.0f}" if feature >= 0 else ""
     column[0].set_title(f"{plain(at['layer'])}{turned}{when(dataset, ', ')}")
     column[-1].set_xlabel("scale of the feature")
+
+
+def _in_one_order(dataset: xr.Dataset) -> list[Any]:
+    """All directions but the feature, unknown ones last: a direction looks the same whichever others are there."""
+    return list(dict.fromkeys((*DIRECTIONS, *labels(dataset, "direction"))))[1:]
 
 
 def _draw_direction(

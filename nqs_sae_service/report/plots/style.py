@@ -20,7 +20,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from ..values import plain
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-SKY, PURPLE, OLIVE, GREY = "#56B4E9", "#CC79A7", "#A89B00", "#666666"
+SKY, PURPLE, OLIVE, GREY, BROWN = "#56B4E9", "#CC79A7", "#A89B00", "#666666", "#5D3A1A"
 
 Look = tuple[str, str]  # colour, marker
 FEATURE: Look = (BLUE, "o")
@@ -32,6 +32,7 @@ CONTROLS: tuple[Look, ...] = (
     (SKY, "P"),
     (OLIVE, "X"),
     (GREY, "<"),
+    (BROWN, ">"),
 )
 STYLE: Any = {
     "font.size": 10,
