@@ -205,7 +205,10 @@ def test_steering_says_at_which_time(quenched_run: Path, make_quenched: Factory)
         "Steering at t = 0.5",
         "Steering at t = 1.5",
     ]
-    assert all(text.startswith(("t = 0.5: residual", "t = 1.5: residual")) for text in said(found))
+    begins = tuple(
+        f"t = {time}: {what}" for time in (0.5, 1.5) for what in ("residual", "Steering: no feature")
+    )
+    assert all(text.startswith(begins) for text in said(found))
 
     def often(dataset: xr.Dataset) -> xr.Dataset:
         if "scale" not in dataset.dims:
