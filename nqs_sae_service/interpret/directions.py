@@ -203,9 +203,13 @@ def difference_of_means(x: np.ndarray, values: np.ndarray) -> np.ndarray:
     x (n, token, width), averaged over tokens too, where psi is; values (n,). Where none is above, those at the median count
     as above. Zero when the values do not vary.
     """
-    above = values > np.median(values)
+    median, rounding = (
+        np.median(values),
+        1e-5 * np.ptp(values),
+    )  # values of many samples are the same but for rounding
+    above = values > median + rounding
     if not above.any():
-        above = values >= np.median(values)
+        above = values >= median - rounding
     if above.all():
         return np.zeros(x.shape[-1])
     rows = to_host(x.mean(axis=1)).astype(np.float64)

@@ -38,7 +38,6 @@ IRREPS = ("A1", "A2", "B1", "B2")
 MAX_ELEMENTS = 8192
 _CLOSE = 1e-9
 _CONFIGURATIONS = 8  # on which an operator is compared with its image
-_SPINS = 2**22  # of configurations that are named at a time
 
 
 class NoRepresentation(UserError):
@@ -236,51 +235,48 @@ def _distinct(group: Symmetries) -> Symmetries:
 
 
 def commutes(operator: Operator, group: Symmetries) -> bool:
-    """Whether an operator commutes with the group: <g s|O|g s'> = <s|O|s'> for the generators g and a few random s, all s'."""
+    """Whether an operator commutes with the group: <g s|O|g s'> = <s|O|s'> for the generators g and a few random s, all s'.
+
+    Configurations are told apart by random sums over their spins, exact in float64; none but the s are ever made.
+    """
     sigma = np.random.default_rng(0).choice(
         np.array([-1, 1], np.int8), size=(_CONFIGURATIONS, operator.n_sites)
     )
-    rows = _rows(operator, sigma)
+    weights = np.random.default_rng(1).integers(-(2**40), 2**40, operator.n_sites).astype(np.float64)
+    elements = _row_elements(operator, sigma)
     for g in group.generators:
         permutation, flip = group.permutations[g], group.flips[g]
-        images = _rows(operator, sigma[:, permutation] * flip)
-        if not all(_same(row, image, permutation, flip) for row, image in zip(rows, images, strict=True)):
+        moved = np.empty_like(weights)
+        moved[permutation] = flip * weights
+        images = sigma[:, permutation] * flip
+        names = _row_names(operator, sigma, moved), _row_names(operator, images, weights)
+        if not all(map(_same, *names, elements, _row_elements(operator, images))):
             return False
     return True
 
 
-def _rows(operator: Operator, sigma: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For every configuration all configurations of its row (m, n_sites) and the elements (m,), itself first."""
-    diagonal = operator.diagonal(sigma)
+def _row_elements(operator: Operator, sigma: np.ndarray) -> np.ndarray:
+    """Elements (n, 1 + n_connected) of the rows of sigma (n, n_sites), the diagonal first."""
+    diagonal = operator.diagonal(sigma)[:, None]
+    return np.concatenate([diagonal, operator.element(sigma)], axis=1) if operator.n_connected else diagonal
+
+
+def _row_names(operator: Operator, sigma: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Names (n, 1 + n_connected) of the configurations of these rows: sums over their spins times ``weights`` (n_sites,)."""
+    terms = sigma * weights
+    names = terms.sum(axis=1, keepdims=True)
     if not operator.n_connected:
-        return [(s[None], d[None]) for s, d in zip(sigma, diagonal, strict=True)]
-    connected, elements = operator.connected(sigma)
-    return [
-        (np.concatenate([s[None], c]), np.concatenate([d[None], e]))
-        for s, d, c, e in zip(sigma, diagonal, connected, elements, strict=True)
-    ]
+        return names
+    flips = np.sort(operator.flips, axis=1)
+    counted = np.diff(flips, axis=1, prepend=-1) != 0  # a site may stand twice in a set
+    flipped = np.stack([(own[flips] * counted).sum(axis=1) for own in terms])
+    return np.concatenate([names, names - 2 * flipped], axis=1)
 
 
-def _same(row, image, permutation: np.ndarray, flip: int) -> bool:
-    """Whether a row, moved, is the image; configurations are told apart by random sums over their spins (exact in float64)."""
-    weights = np.random.default_rng(1).integers(-(2**40), 2**40, len(permutation)).astype(np.float64)
-    moved = np.empty_like(weights)
-    moved[permutation] = flip * weights
-    wanted, found = _summed(row[0], row[1], moved), _summed(image[0], image[1], weights)
-    names = np.union1d(wanted[0], found[0])
-    difference = np.zeros(len(names), np.complex128)
-    difference[np.searchsorted(names, wanted[0])] += wanted[1]
-    difference[np.searchsorted(names, found[0])] -= found[1]
-    scale = max(1.0, float(np.abs(wanted[1]).max()))
-    return bool(np.abs(difference).max() <= 1e-9 * scale)
-
-
-def _summed(
-    configurations: np.ndarray, elements: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Names of distinct configurations, ascending, and the sums of their elements."""
-    blocks = np.array_split(configurations, 1 + configurations.size // _SPINS)
-    names, place = np.unique(np.concatenate([block @ weights for block in blocks]), return_inverse=True)
-    sums = np.zeros(len(names), np.complex128)
-    np.add.at(sums, place.reshape(-1), elements)
-    return names, sums
+def _same(wanted: np.ndarray, found: np.ndarray, elements: np.ndarray, others: np.ndarray) -> bool:
+    """Whether two rows, names and elements (m,) of each, are the same; what has one name is added up."""
+    _, place = np.unique(np.concatenate([wanted, found]), return_inverse=True)
+    values = np.concatenate([elements, -others])
+    place = place.reshape(-1)
+    difference = np.bincount(place, values.real) + 1j * np.bincount(place, values.imag)
+    return bool(np.abs(difference).max() <= 1e-9 * max(1.0, float(np.abs(elements).max())))

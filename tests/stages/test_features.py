@@ -10,6 +10,7 @@ from nqs_sae_service.datasets.schema import SCHEMA, labelled
 from nqs_sae_service.errors import UserError
 from nqs_sae_service.interpret import series
 from nqs_sae_service.interpret.controls import CONTROLS
+from nqs_sae_service.physics.lattices import Chain
 from nqs_sae_service.spec.root import Spec
 from nqs_sae_service.spec.sections import Features
 from nqs_sae_service.stages.features import STAGE
@@ -41,7 +42,8 @@ class Context:
             features=Features(**options),
             sae=SimpleNamespace(input="pooled" if pooled else "token"),
             state=build,
-            lattice=build,
+            lattice=Chain(kind="chain", length=SITES),
+            sampling=SimpleNamespace(fixed_magnetization=None),
         )
 
     def tick(self, done, total, message="", state=None):
