@@ -124,9 +124,9 @@ class Evolution:
         self.observables = [make_observable(name, lattice, hamiltonian) for name in names]
         self.fixed = sampling.fixed_magnetization
         self.summed = Summed(state, hamiltonian, self.fixed, device) if options.full_summation else None
-        group = symmetries_of(state)
         # TDVP judges noise by the samples themselves.
-        self.shared = group if options.method == "ptvmc" and commutes(hamiltonian, group) else None
+        group = symmetries_of(state) if self.summed is None and options.method == "ptvmc" else None
+        self.shared = group if group is not None and commutes(hamiltonian, group) else None
         self.flight: Flight | None = None
 
     def tick(self) -> None:

@@ -95,23 +95,26 @@ class Sampled:
             ensemble = drawn.weighted(psi.log_psi(drawn.sigma))
             if drawn.effective_number(ensemble) > _ENOUGH * drawn.effective_number(drawn.own):
                 return ensemble
-        self._drawn, _ = self._draw(psi)
+        self._drawn = self._merged(*self._draw(psi)[:2])
         return self._drawn.own
 
     def move_on(self, psi: Wavefunction) -> None:
         """The walkers are those behind fresh samples of psi."""
-        _, chains = self._draw(psi)
+        _, _, chains = self._draw(psi)
         self.walkers, self.done, self._drawn = chains.walkers, chains.sweeps, None
 
-    def _draw(self, psi: Wavefunction) -> tuple[_Drawn, Chains]:
+    def _draw(self, psi: Wavefunction) -> tuple[Array, Array, Chains]:
+        """Samples (n, n_sites) with log psi (n,), and the chains behind them."""
         chains = self.process.start(psi, self.walkers, self.done)
         sigma, log_psi = self.process.draws(psi, chains, self.draws, self.sweeps)
-        sigma, log_psi = sigma.reshape(-1, sigma.shape[-1]), log_psi.reshape(-1)
+        return sigma.reshape(-1, sigma.shape[-1]), log_psi.reshape(-1), chains
+
+    def _merged(self, sigma: Array, log_psi: Array) -> _Drawn:
         counts = namespace(sigma).ones(len(sigma))
         if self.symmetries is not None:
             first, counts = (namespace(sigma).asarray(a) for a in orbits(to_host(sigma), self.symmetries))
             sigma, log_psi = sigma[first], log_psi[first]
-        return _Drawn(sigma, log_psi, counts, self.exponent), chains
+        return _Drawn(sigma, log_psi, counts, self.exponent)
 
 
 @dataclass(frozen=True)
