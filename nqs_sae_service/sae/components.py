@@ -15,7 +15,7 @@ features.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,29 +24,16 @@ from pydantic import Field
 
 from ..engine.arrays import namespace, to_host
 from ..engine.ranks import ALONE, Ranks
-from ..spec.section import Finding, Section
 from .dictionary import Dictionary, kernels_for
-from .record import SaeSection
+from .record import CountedSection
 from .training import Adam, Parameters
 
 RANK = 1e-6  # times the largest variance: directions with less are none
 AVERAGED = 0.5  # share of the steps after which the rotation is averaged
 
 
-class Components(SaeSection):
+class Components(CountedSection):
     """What both kinds have in common."""
-
-    k: int = Field(8, ge=1, le=4096, description="active features per input")
-
-    @property
-    def active(self) -> int:
-        return self.k
-
-    def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
-        """Not more active features than there are."""
-        yield from super().findings(sections)
-        if self.k > self.features:
-            yield Finding("k", f"{self.k} active features of {self.features}: k must not exceed features")
 
     def turned(
         self, rotation: np.ndarray, covariance: np.ndarray, x: np.ndarray, weight: float

@@ -24,10 +24,6 @@ from .training import Adam
 class Frozen(SparseSection):
     """What the three kinds have in common."""
 
-    @property
-    def active(self) -> int:
-        return self.k
-
     def held(self, start: Any, trained: Any) -> None:
         """Bring ``trained`` parameters back, in place, to where this kind allows them to be, given those at the ``start``."""
         raise NotImplementedError

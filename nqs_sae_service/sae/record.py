@@ -76,3 +76,19 @@ class SaeSection(Section):
         from .training import train
 
         return train(self, x, seed, tick)
+
+
+class CountedSection(SaeSection):
+    """Fields of the kinds with k active features per input: always, or on average where thresholds take their place later."""
+
+    k: int = Field(8, ge=1, le=4096, description="active features per input")
+
+    @property
+    def active(self) -> int:
+        return 0 if self.thresholds else self.k
+
+    def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
+        """Not more active features than there are."""
+        yield from super().findings(sections)
+        if self.k > self.features:
+            yield Finding("k", f"{self.k} active features of {self.features}: k must not exceed features")

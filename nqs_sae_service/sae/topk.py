@@ -23,7 +23,7 @@ from ..engine.ranks import ALONE, Ranks
 from ..spec.section import Finding, Section
 from .dictionary import Dictionary, kernels_for
 from .distributed import best_over_ranks
-from .record import SaeSection
+from .record import CountedSection
 from .training import Adam, Parameters, unit_rows
 
 if TYPE_CHECKING:
@@ -36,10 +36,9 @@ Choice: TypeAlias = Callable[
 ]
 
 
-class SparseSection(SaeSection):
-    """Fields of the kinds with k active features per input."""
+class SparseSection(CountedSection):
+    """Fields of those that learn by the sparse step: an auxiliary loss for dead features."""
 
-    k: int = Field(8, ge=1, le=4096, description="active features per input")
     k_aux: int | None = Field(
         None,
         ge=1,
@@ -49,10 +48,8 @@ class SparseSection(SaeSection):
     aux_coefficient: float = Field(1 / 32, ge=0, le=10, description="weight alpha of the auxiliary loss")
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
-        """Not more active features than there are."""
+        """Not more dead features than there are features."""
         yield from super().findings(sections)
-        if self.k > self.features:
-            yield Finding("k", f"{self.k} active features of {self.features}: k must not exceed features")
         if self.k_aux is not None and self.k_aux > self.features:
             yield Finding(
                 "k_aux", f"{self.k_aux} features of {self.features}: k_aux must not exceed features"
@@ -63,10 +60,6 @@ class TopK(SparseSection):
     """``[sae] kind = "topk"``: exactly (at most) k active features for every input."""
 
     kind: Literal["topk"] = Field(description="k largest pre-activations, auxiliary loss for dead features")
-
-    @property
-    def active(self) -> int:
-        return self.k
 
     def learner(
         self, generator: np.random.Generator, sample: np.ndarray, ranks: Ranks = ALONE
