@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -52,8 +54,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numba  # noqa: E402
 from numba import prange  # noqa: E402
+from numba.core import event  # noqa: E402
 from numba.core.codegen import JITCodeLibrary, JITCPUCodegen  # noqa: E402
-from numba.core.compiler_lock import global_compiler_lock  # noqa: E402
 
 # Contractions and reassociation let sums vectorise. NaN and infinity keep their meaning: a diverged network must be seen.
 FAST = {"contract", "nsz", "arcp", "reassoc"}
@@ -89,9 +91,23 @@ def njit(parallel: bool = False, fastmath: set[str] = FAST, **options):
     )
 
 
-def compiling() -> bool:
-    """Whether this thread is compiling a kernel at this moment."""
-    return bool(global_compiler_lock.is_locked())
+class _Before(event.Listener):
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action = action
+
+    def on_start(self, event) -> None:
+        self.action()
+
+    def on_end(self, event) -> None:
+        pass
 
 
-__all__ = ["CACHE_DIRECTORY", "EXACT", "FAST", "compiling", "njit", "prange"]
+def before_each_pass(action: Callable[[], None]) -> AbstractContextManager[event.Listener]:
+    """While entered, ``action`` is called before each pass of the compiler over a kernel; it may raise to end the compilation.
+
+    A signal handler must not raise there: LLVM calls back into Python, which prints and drops what is raised in a callback.
+    """
+    return event.install_listener("numba:run_pass", _Before(action))
+
+
+__all__ = ["CACHE_DIRECTORY", "EXACT", "FAST", "before_each_pass", "njit", "prange"]

@@ -2,7 +2,7 @@
 
 The first signal sets a flag that stages meet at their next tick; a later one leaves at once, and the last checkpoint stands.
 Two within half a second are one: srun and mpiexec pass on to a process what it has received by itself too.
-The first run compiles kernels for many seconds without a tick: there the signal interrupts the compiler (CompilationStopped).
+The first run compiles kernels for many seconds without a tick: there the compiler ends before its next pass (CompilationStopped).
 A known end of the time (``--max-time``) asks in the same way, early enough for the checkpoint.
 """
 
@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 import os
 import signal
+import threading
 import time
 from types import FrameType, TracebackType
 from typing import Protocol
 
-from ..engine.jit import compiling
+from ..engine.jit import before_each_pass
 from ..errors import CompilationStopped
 
 FAILED = 1
@@ -47,6 +48,7 @@ class StopRequest:
         self.signalled = False
         self._first = math.inf  # when the first signal came
         self._before: dict[signal.Signals, object] = {}
+        self._guard = before_each_pass(self._end_compilation)
 
     @property
     def asked(self) -> bool:
@@ -55,11 +57,13 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        self._guard.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._guard.__exit__(kind, error, trace)
         if self.signalled:
             return  # the process is on its way out: one more signal still leaves at once, and quietly
         for number, handler in self._before.items():
@@ -73,7 +77,9 @@ class StopRequest:
         self.signalled, self._first = True, time.monotonic()
         text = f"{signal.Signals(number).name} received: writing a checkpoint, then stopping (once more: leave at once)\n"
         os.write(2, text.encode())
-        if compiling():
+
+    def _end_compilation(self) -> None:
+        if self.asked and threading.current_thread() is threading.main_thread():
             raise CompilationStopped
 
 

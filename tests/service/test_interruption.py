@@ -5,13 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import numba
 import numpy as np
 import pytest
 import toy
 
+from nqs_sae_service.errors import CompilationStopped
 from nqs_sae_service.service import stop
 from nqs_sae_service.service.stop import StopRequest
 
@@ -93,6 +96,20 @@ def test_three_signals_ask_to_stop(number, capfd):
     finally:
         for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(each, signal.default_int_handler if each is signal.SIGINT else signal.SIG_DFL)
+
+
+def test_no_kernel_is_compiled_once_the_end_is_asked_for():
+    doubled = numba.njit(lambda x: 2 * x)
+    with StopRequest(deadline=time.monotonic()), pytest.raises(CompilationStopped):
+        doubled(1)
+    with StopRequest():
+        assert doubled(1) == 2
+    with StopRequest(deadline=time.monotonic()):
+        assert doubled(2) == 4  # it is compiled
+        with pytest.raises(CompilationStopped):
+            doubled(1.0)
+        with ThreadPoolExecutor() as pool:
+            assert pool.submit(doubled, 1.0).result() == 2.0  # a thread that is not asked to stop
 
 
 def test_the_same_request_twice_is_one(monkeypatch):
