@@ -2,7 +2,7 @@
 
 The first signal sets a flag that stages meet at their next tick; a later one leaves at once, and the last checkpoint stands.
 Two within half a second are one: srun and mpiexec pass on to a process what it has received by itself too.
-The first run compiles kernels for many seconds without a tick: there the compiler ends before its next pass (CompilationStopped).
+The first run compiles kernels for many seconds without a tick: there the compiler ends before its next pass.
 A known end of the time (``--max-time``) asks in the same way, early enough for the checkpoint.
 """
 
