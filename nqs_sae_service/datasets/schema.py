@@ -371,9 +371,57 @@ SCHEMA: dict[str, dict[str, Variable]] = {
         "carrier_pearson": _v("pair side layer", "that correlation"),
         "verdict": _v("pair", "verdict in one sentence"),
     },
+    # Beside the report of a sweep, no stage: dictionaries against size and compute (``interpret/scaling.py``).
+    "scaling": {
+        "unexplained": _v(
+            "group layer features steps learning_rate sae_seed", "1 - explained variance, select split"
+        ),
+        "training_loss": _v(
+            "group layer features steps learning_rate sae_seed",
+            "training loss per element of the scaled input, mean over the last 1 % of the steps",
+        ),
+        "dead": _v("group layer features steps learning_rate sae_seed", "share of dead features at the end"),
+        "compute": _v(
+            "group layer features steps",
+            "operations of the training of one dictionary: steps x batch x those of an input",
+        ),
+        "budget_compute": _v("group layer budget", "operations of a budget"),
+        "optimal_loss": _v("group layer budget", "lowest unexplained share of the variance at this budget"),
+        "optimal_loss_low": _v("group layer budget", "lower end of its interval"),
+        "optimal_loss_high": _v("group layer budget", "upper end of its interval"),
+        "optimal_features": _v("group layer budget", "number of features that reaches it"),
+        "optimal_features_low": _v("group layer budget", "lower end of its interval"),
+        "optimal_features_high": _v("group layer budget", "upper end of its interval"),
+        "optimal_steps": _v("group layer budget", "number of steps that goes with it"),
+        "optimal_steps_low": _v("group layer budget", "lower end of its interval"),
+        "optimal_steps_high": _v("group layer budget", "upper end of its interval"),
+        "optimum_inside": _v(
+            "group layer budget", "1 where the best size is no end of the sizes that reach the budget"
+        ),
+        "optimal_learning_rate": _v(
+            "group layer features steps", "best learning rate, NaN where it is an end of those tried"
+        ),
+        "exponent": _v(
+            "group layer quantity", "b of the law a C^b of the optimum at a budget of C operations"
+        ),
+        "exponent_low": _v("group layer quantity", "lower end of its interval, NaN with one seed"),
+        "exponent_high": _v("group layer quantity", "upper end of its interval, NaN with one seed"),
+        "prefactor": _v("group layer quantity", "a of this law"),
+        "fate_share": _v(
+            "group layer growth fate",
+            "share of the smaller dictionary's live features without, with one, with several descendants in the larger; of the "
+            "larger's without a parent",
+        ),
+        "descent_threshold": _v(
+            "group layer growth", "cosine that a descendant exceeds: 99 % of random directions do not"
+        ),
+        "parent": _v("group layer growth feature", "nearest feature of the smaller dictionary, -1 if dead"),
+        "parent_cosine": _v("group layer growth feature", "cosine of the decoder rows"),
+    },
 }
 
-STAGES = tuple(name for name in SCHEMA if name != "comparison")
+OF_SWEEPS = ("comparison", "scaling")
+STAGES = tuple(name for name in SCHEMA if name not in OF_SWEEPS)
 
 # Dimensions and coordinates: what a label means, and its unit. Dimensions not listed in UNLABELLED always carry labels.
 COORDINATES: dict[str, tuple[str, str]] = {
@@ -406,6 +454,13 @@ COORDINATES: dict[str, tuple[str, str]] = {
     "point": ("point of a sweep", "1"),
     "pair": ("two points with one Hamiltonian", "1"),
     "side": ("whose dictionary it is: that of the first or of the second point", "1"),
+    "group": ("points of a sweep that differ in nothing but their dictionaries", "1"),
+    "features": ("number of features of the dictionary", "1"),
+    "steps": ("number of optimisation steps", "1"),
+    "learning_rate": ("step length of Adam", "1"),
+    "budget": ("budget of operations, from small to large", "1"),
+    "growth": ("from one size of the dictionary to the next", "1"),
+    "fate": ("what becomes of the features of the smaller dictionary; new: of the larger", "1"),
 }
 UNLABELLED = ("parameter", "width")  # positions in a vector that have no meaning of their own
 

@@ -2,29 +2,24 @@
 
 Points are compared pair by pair where lattice and Hamiltonian are the same and the trained states are not. Everything comes
 from the stage files: parameters, Born samples, observables, dictionaries. What takes the networks of both (fidelity,
-activations on the samples of the other) is computed once: the file says in its key which stage files it was made from, and is
-read again while these are there. It is made by ``stages/compared.py``.
+activations on the samples of the other) is computed once (``kept.py``). It is made by ``stages/compared.py``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
-from ..datasets.netcdf import Origin, read_attributes, write_stage
-from ..datasets.schema import SCHEMA
-from ..errors import UserError, plain
-from .reading import read_summary
+from ..errors import plain
+from .kept import kept
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from .reading import Point, Run
 
 FILE = "comparison.nc"
@@ -42,23 +37,14 @@ def comparison(directory: Path, points: Sequence[Point]) -> xr.Dataset | None:
     groups = comparable(points)
     if not groups:
         return None
-    key = _key(groups)
-    if read_attributes(directory / FILE).get("key") == key:
-        stored = read_summary(directory / FILE)
-        if set(SCHEMA["comparison"]) <= set(stored.data_vars):
-            return stored
     from ..stages.compared import compared
 
-    begun = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    try:
-        found = compared([{label: run.directory for label, run in group.items()} for group in groups])
-    except Exception as problem:  # there is hardly an exception that foreign files do not bring about
-        return xr.Dataset(attrs={"problem": plain(" ".join(str(problem).split())) or type(problem).__name__})
-    ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    origin = Origin("comparison", key, VERSION, "{}", 0, 1, begun, ended)
-    with suppress(UserError):
-        write_stage(found, directory / FILE, origin)
-    return found
+    return kept(
+        directory / FILE,
+        VERSION,
+        _told(groups),
+        lambda: compared([{label: run.directory for label, run in group.items()} for group in groups]),
+    )
 
 
 def comparable(points: Sequence[Point]) -> list[dict[str, Run]]:
@@ -109,11 +95,11 @@ def _labels(coordinates: Sequence[Mapping[str, Any]]) -> list[str]:
     return [plain(", ".join(f"{names[k]}={value}" for k, value in point.items())) for point in coordinates]
 
 
-def _key(groups: Sequence[Mapping[str, Run]]) -> str:
+def _told(groups: Sequence[Mapping[str, Run]]) -> list[list[str]]:
+    """The stage files that the dataset is made from."""
     stages = (*NEEDED, "sae")
-    told = [
+    return [
         [label, run.name, *(str(run.stages[s].attrs.get("key")) if s in run.stages else "" for s in stages)]
         for group in groups
         for label, run in group.items()
     ]
-    return hashlib.sha256(json.dumps([VERSION, told]).encode()).hexdigest()[:32]

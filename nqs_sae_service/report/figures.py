@@ -20,6 +20,7 @@ from .plots.correlations import correlation_figure
 from .plots.evolution import drift_figure, observables_figure
 from .plots.followed import followed_figure
 from .plots.later import later_figure
+from .plots.scaling import scaling_figure
 from .plots.steering import steering_figure
 from .plots.style import STYLE
 from .plots.sweep import sweep_figures
@@ -62,8 +63,11 @@ def draw(found: Run | Sweep) -> dict[str, Figure]:
     """Name to figure, in the order of the report; a figure without a single finite number is left out."""
     with mpl.rc_context(STYLE):
         if isinstance(found, Sweep):
-            compared = comparison_figure(found.comparison)
-            return sweep_figures(found) | ({"comparison": compared} if compared else {})
+            others = {
+                "comparison": comparison_figure(found.comparison),
+                "scaling": scaling_figure(found.scaling),
+            }
+            return sweep_figures(found) | {name: figure for name, figure in others.items() if figure}
         stages = settled(found.stages)
         followed = {"followed": followed_figure(found.stages["features"])} if "features" in stages else {}
         drawn = {name: figure for stage, data in stages.items() for name, figure in _of(stage, data).items()}

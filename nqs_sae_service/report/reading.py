@@ -88,12 +88,14 @@ class Point:
 class Sweep:
     """The runs of a sweep directory, in the order of their coordinates.
 
-    ``comparison`` of those that share a Hamiltonian (``comparison.py``), None where no two do.
+    ``comparison`` of those that share a Hamiltonian (``comparison.py``), ``scaling`` of those that differ in the size of their
+    dictionaries (``scaling.py``); None where no two do.
     """
 
     directory: Path
     points: tuple[Point, ...]
     comparison: xr.Dataset | None = None
+    scaling: xr.Dataset | None = None
 
     @property
     def name(self) -> str:
@@ -108,9 +110,10 @@ def read(directory: Path | str) -> Run | Sweep:
     points = [child for child in directory.iterdir() if "=" in child.name and _is_run(child)]
     if points:
         from .comparison import comparison
+        from .scaling import scaling
 
         ordered = tuple(sorted(map(_read_point, points), key=_order))
-        return Sweep(directory, ordered, comparison(directory, ordered))
+        return Sweep(directory, ordered, comparison(directory, ordered), scaling(directory, ordered))
     if not _is_run(directory):
         raise UserError(f"{directory}: not a run directory (no spec.toml, status.json or stage file inside)")
     return read_run(directory)

@@ -23,6 +23,7 @@ from .moments import at_time, last_training_time, settled, shown_times, when
 from .numbers import NOTHING, number, with_error
 from .reading import Run, Sweep
 from .records import Kind, Section, Summary, Table, Verdict
+from .scaling import scaling_section
 from .values import attribute, cell, finite, labels
 
 SWEEP = {
@@ -40,9 +41,9 @@ THROUGH_TIME = (
 def summarise(found: Run | Sweep) -> Summary:
     """Sentences and tables of a run or a sweep."""
     if isinstance(found, Sweep):
-        compared = comparison_section(found.comparison)
-        sections = [compared] if compared else []
-        return Summary(found.name, _sweep_verdicts(found), [sweep_table(found)], sections)
+        sections = [comparison_section(found.comparison), scaling_section(found.scaling)]
+        told = [section for section in sections if section]
+        return Summary(found.name, _sweep_verdicts(found), [sweep_table(found)], told)
     stages = settled(found.stages)
     verdicts, tables = _state_verdicts(found), []
     if "ground_state" in stages:

@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     from ..spec import Spec
 
 UNTRAINED_SEED = 1_000_000  # seeds of the untrained networks follow on from here
-_BURN_IN, _DRAWS = 15, 2  # sweeps before, and samples per chain of, the energy of a replaced state
+# Sweeps before, and samples per chain of, the energy of a replaced state; of so many chains at most.
+_BURN_IN, _DRAWS, _CHAINS = 15, 8, 256
 _IN_TRAINING = "training."  # before the names of what a checkpoint holds of dictionaries in training
 _ARRAYS = 6  # of F x d numbers for every dictionary in training: encoder and decoder with two moments each
 _SHARE_OF_MEMORY = (
@@ -114,7 +115,7 @@ class _Workshop:
             spec.sampling, lattice, self.record.seeds[0], Stream.RECONSTRUCTION, economy_of(spec)
         )
         sampling = FreshSampling(
-            process, spec.sampling.chains, _BURN_IN, _DRAWS, 1, economy_of(spec), at.ranks
+            process, min(_CHAINS, spec.sampling.chains), _BURN_IN, _DRAWS, 1, economy_of(spec), at.ranks
         )
         select = at.upstream["samples"].isel(chain=self.chains["select"])
         sigma, log_psi = born_samples(select, self.network.complex_amplitude)
@@ -327,7 +328,7 @@ STAGE = Stage(
     name="sae",
     reads=("lattice", "hamiltonian", "state", "sampling", "activations", "sae"),
     upstream=("ground_state", "dynamics", "samples", "activations"),
-    version=2,
+    version=3,
     run=run,
     estimate=estimate,
     distributed=True,

@@ -1,4 +1,5 @@
-"""Fast twins of some bricks for float32 arrays in main memory: LayerNorm, GELU and softmax, with derivatives.
+"""Fast twins of some bricks for arrays in main memory: LayerNorm, GELU and softmax of float32 arrays, with derivatives, and the
+sum of log cosh of complex arguments in any precision.
 
 The plain formula of ``primitives.py`` reads and writes an array for every operation in it. A twin keeps a row of channels
 in the first-level cache from its first to its last operation, and what real and imaginary deltas share is computed once. All
@@ -12,9 +13,10 @@ from dataclasses import fields, replace
 
 import numpy as np
 
+from ..engine.exponentials import cosine_and_sine, exp_negative
 from ..engine.jit import EXACT, njit
 from ..engine.vector import exp32
-from .primitives import LAYER_NORM_EPSILON, Attention, Brick, Gelu, LayerNorm
+from .primitives import LAYER_NORM_EPSILON, Attention, Brick, Gelu, LayerNorm, LogCosh
 from .state import State, Wavefunction
 
 _f4 = np.float32
@@ -146,6 +148,37 @@ def softmax_backward(a, delta, out):
                 target[c] = row[c] * (own[c] - along)
 
 
+_FACTORS = 16  # 1 + e^(-2z) of a product: each is 0 or above 1e-17 and at most 2 in modulus, so that it stays in range
+
+
+@njit(fastmath=EXACT)
+def log_cosh_sum(re, im, out):
+    """Sums (n,) of log cosh(re + i im) over the columns of (n, m), float64; the imaginary part modulo 2 pi.
+
+    With z or -z, so that Re z >= 0: log cosh z = z - log 2 + log(1 + e^(-2z)), and one logarithm for a product of factors.
+    """
+    n, m = re.shape
+    e, angle, bits = np.empty(m), np.empty(m), np.empty(m, np.int64)
+    cosine, sine = np.empty(m), np.empty(m)
+    for i in range(n):
+        real, imaginary = 0.0, 0.0
+        for j in range(m):
+            sign = -1.0 if re[i, j] < 0 else 1.0
+            e[j], angle[j] = -2.0 * sign * re[i, j], -2.0 * sign * im[i, j]
+            real -= 0.5 * e[j]
+            imaginary -= 0.5 * angle[j]
+        exp_negative(e, bits)
+        cosine_and_sine(angle, cosine, sine)
+        for start in range(0, m, _FACTORS):
+            a, b = 1.0, 0.0
+            for j in range(start, min(start + _FACTORS, m)):
+                c, d = 1.0 + e[j] * cosine[j], e[j] * sine[j]
+                a, b = a * c - b * d, a * d + b * c
+            real += math.log(math.hypot(a, b))
+            imaginary += math.atan2(b, a)
+        out[i] = complex(real - m * math.log(2.0), imaginary)
+
+
 def _groups(delta: np.ndarray, x: np.ndarray) -> np.ndarray:
     """delta as (group, *shape of x): two groups where it comes by real and imaginary parts."""
     return np.ascontiguousarray(delta).reshape(-1, *x.shape)
@@ -210,21 +243,36 @@ class FastAttention(Attention):
         return out
 
 
+class FastLogCosh(LogCosh):
+    """Sum of log cosh of complex arguments by real and imaginary parts; of real ones the plain formula."""
+
+    def forward(self, w, *x):
+        """log psi (n,), its phase modulo 2 pi."""
+        if len(x) != 2:
+            return super().forward(w, *x)
+        out = np.empty(len(x[0]), np.complex128)
+        log_cosh_sum(*(part.reshape(len(part), -1).astype(np.float64, copy=False) for part in x), out)
+        return out
+
+
+_ANY_PRECISION: dict[type[Brick], type[Brick]] = {LogCosh: FastLogCosh}
 _TWINS: dict[type[Brick], type[Brick]] = {
+    **_ANY_PRECISION,
     LayerNorm: FastLayerNorm,
     Gelu: FastGelu,
     Attention: FastAttention,
 }
 
 
-def _twin(brick: Brick) -> Brick:
-    twin = _TWINS.get(type(brick))
+def _twin(brick: Brick, twins: dict[type[Brick], type[Brick]]) -> Brick:
+    twin = twins.get(type(brick))
     return twin(*(getattr(brick, field.name) for field in fields(brick))) if twin else brick
 
 
 def with_fast_bricks(psi: Wavefunction) -> Wavefunction:
-    """The same wave function with faster bricks, where its parameters are float32 in main memory: for real deltas only."""
-    if not (isinstance(psi.parameters, np.ndarray) and psi.parameters.dtype == np.float32):
+    """The same wave function with faster bricks, where its parameters are in main memory: for real deltas only."""
+    if not isinstance(psi.parameters, np.ndarray):
         return psi
-    state: State = replace(psi.state, bricks=tuple(map(_twin, psi.state.bricks)))
+    twins = _TWINS if psi.parameters.dtype == np.float32 else _ANY_PRECISION
+    state: State = replace(psi.state, bricks=tuple(_twin(brick, twins) for brick in psi.state.bricks))
     return replace(psi, state=state)

@@ -80,7 +80,7 @@ class State:
 
     def tokens(self, sigma: Array) -> Array:
         """Configurations (n, n_sites) int8 as the first edge (n, token, spins per token)."""
-        return sigma[:, beside(self.sites, sigma)]
+        return sigma.take(beside(self.sites, sigma), axis=1)
 
     @cached_property
     def layout(self) -> dict[str, tuple[slice, tuple[int, ...]]]:
@@ -340,6 +340,13 @@ class Wavefunction:
         self.state.check_layer(layer)
         return EditedWavefunction(self, layer, edit)
 
+    @cached_property
+    def fast_bricks(self) -> Wavefunction:
+        """This wave function with its bricks replaced by their twins, where there are any (``primitives_cpu.py``)."""
+        from .primitives_cpu import with_fast_bricks
+
+        return with_fast_bricks(self)
+
     def starts_at(self, layer: str) -> bool:
         """Whether the fast twin can start from the activations of ``layer`` alone (the residual stream)."""
         return self._streams(layer) is not None
@@ -401,4 +408,4 @@ class EditedWavefunction:
     def _of_network(self, psi: Wavefunction, sigma: Array) -> Array:
         if psi.starts_at(self.layer):
             return psi.log_psi_from(self.layer, self.edit(psi.stream_at(sigma, self.layer)))
-        return psi.passes(lambda s: psi.tape(s, {self.layer: self.edit}).log_psi, sigma)
+        return psi.passes(lambda s: psi.fast_bricks.tape(s, {self.layer: self.edit}).log_psi, sigma)

@@ -181,10 +181,9 @@ def test_the_file_is_written_once_and_again_when_a_stage_changes(wrong_phase: Pa
     stored.close()
     monkeypatch.setattr("nqs_sae_service.stages.compared.compared", None)  # not called again
     assert read(wrong_phase).comparison.identical(found)
-    monkeypatch.undo()
-    changed = gathering.comparable(read(wrong_phase).points)
-    next(iter(changed[0].values())).stages["ground_state"].attrs["key"] = "another"
-    assert gathering._key(changed) != stored.attrs["key"]
+    points = read(wrong_phase).points
+    points[0].run.stages["ground_state"].attrs["key"] = "another"
+    assert "problem" in gathering.comparison(wrong_phase, points).attrs  # called, to no avail
 
 
 def test_a_damaged_comparison_is_made_again(wrong_phase: Path) -> None:
