@@ -5,8 +5,8 @@ The loss of a grid of dictionaries (number of features F, optimisation steps, le
     compute   C = steps x batch x (operations of an input), see ``operations``
     frontier  for a budget C the loss of every size, interpolated in log C along the steps; the best size is the minimum of the
               parabola, in log F, through the lowest and its neighbours
-    laws      best loss, size and steps of the budgets whose best size is inside the sizes that reach them, and the best learning
-              rate, as power laws a C^b (Templeton et al. 2024, Scaling Monosemanticity;
+    laws      best loss, size and steps of the budgets whose best size is inside the sizes that reach them, and the best
+              learning rate, as power laws a C^b (Templeton et al. 2024, Scaling Monosemanticity;
               the frontier as in Hoffmann et al. 2022, arXiv:2203.15556, approach 2)
     bands     the same from losses redrawn with their scatter between seeds
 
@@ -85,7 +85,7 @@ def lowest(x: Array, y: Array) -> tuple[float, float, bool]:
 
 
 def budgets(compute: Array) -> Array:
-    """Budgets (budget,) that at least ``SIZES`` sizes reach, evenly spaced in log C; of ``compute`` (size, steps). May be empty."""
+    """Budgets (budget,) that at least ``SIZES`` sizes reach, evenly spaced in log C, if any; of ``compute`` (size, steps)."""
     first, last = compute.min(axis=1), compute.max(axis=1)
     ends = np.unique([first, last])
     reaching = ((first <= ends[:, None]) & (ends[:, None] <= last)).sum(axis=1)
@@ -101,8 +101,8 @@ def frontier(sizes: Array, steps: Array, compute: Array, loss: Array, at: Array)
         log_size, log_loss, inside = lowest(np.log(sizes), np.asarray(curve))
         each = np.exp(np.interp(log_size, np.log(sizes), np.log(compute[:, 0] / steps[0])))  # of a step
         found.append((np.exp(log_loss), np.exp(log_size), np.exp(budget) / each, inside))
-    best, features, long, inside = (np.asarray(column) for column in zip(*found, strict=True))
-    return Frontier(at, best, features, long, inside.astype(bool))
+    best, features, long, inside = np.asarray(found, np.float64).T
+    return Frontier(at, best, features, long, inside > 0)
 
 
 def _interpolated(at: float, x: Array, y: Array) -> float:
@@ -140,7 +140,7 @@ class Scaling:
 def scaling(
     sizes: Array, steps: Array, rates: Array, compute: Array, loss: Array, confidence: float = 0.95
 ) -> Scaling | None:
-    """Everything from the ``loss`` (size, steps, rate, seed) > 0 and ``compute`` (size, steps); None without a budget to compare at.
+    """From the ``loss`` (size, steps, rate, seed) > 0 and ``compute`` (size, steps); None without a budget to compare at.
 
     The scatter of log loss between seeds is pooled over the grid; intervals are the middle ``confidence`` of redrawn means.
     """
@@ -200,10 +200,10 @@ def _quantile(drawn: Sequence[Frontier], at: Array, q: float) -> Frontier:
     nothing = np.full(len(at), np.nan)
     if not drawn:
         return Frontier(at, nothing, nothing, nothing, np.zeros(len(at), bool))
-    middle = [
+    loss, features, steps = (
         np.quantile([getattr(d, name) for d in drawn], q, axis=0) for name in ("loss", "features", "steps")
-    ]
-    return Frontier(at, *middle, np.all([d.inside for d in drawn], axis=0))
+    )
+    return Frontier(at, loss, features, steps, np.all([d.inside for d in drawn], axis=0))
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ class Descent:
 def descent(
     small: NDArray, large: NDArray, live_small: NDArray[np.bool_], live_large: NDArray[np.bool_]
 ) -> Descent | None:
-    """Between decoders ``small`` (f, d) and ``large`` (F, d), masks of live features (f,) and (F,); None where nothing lives."""
+    """Between decoders ``small`` (f, d) and ``large`` (F, d), with masks of live features; None where nothing lives."""
     if not live_small.any() or not live_large.any():
         return None
     before, after = _unit(small[live_small]), _unit(large[live_large])

@@ -51,7 +51,8 @@ CAPTIONS = {
     "squares are shown, of expectation values the change itself.",
     "comparison": "Points with one Hamiltonian: energies beside observables, those that differ first; and how far the mean "
     "activation of every feature of the last layer shifts between the two states that differ most.",
-    "scaling": "What dictionaries of every size leave unexplained against the operations of their training, best learning rate, mean over seeds; and the best of every budget with its interval.",
+    "scaling": "What dictionaries of every size leave unexplained against the operations of their training, at the best learning "
+    "rate, mean over seeds; and the best of every budget with its interval.",
     "sweep_observables": "Observables against the swept parameter.",
     "sweep_correlations": "The best feature of the last layer and its best control against the swept parameter.",
 }

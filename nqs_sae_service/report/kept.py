@@ -1,4 +1,4 @@
-"""Datasets made from the points of a sweep, kept beside its report: computed once, read again while the same stage files are there."""
+"""Datasets made from the points of a sweep, kept beside its report: computed once, read again while the stage files stay."""
 
 from __future__ import annotations
 

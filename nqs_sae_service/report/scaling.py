@@ -28,13 +28,13 @@ SWEPT = ("sae.features", "sae.steps", "sae.learning_rate")
 TITLE = "How large should the dictionary be?"
 FRONTIER = {
     "operations": "multiplications and additions of the training: steps x batch x those of an input",
-    "features": "size that leaves least unexplained at this budget, with its interval from the scatter between seeds; * where it "
+    "features": "size that leaves least unexplained at this budget, and its interval from the scatter between seeds; * where it "
     "is the smallest or the largest that reaches the budget: the optimum may lie beyond",
     "steps": "number of steps that goes with it",
     "unexplained": "share of the variance on the select chains that the dictionary misses",
 }
 LAWS = {
-    "exponent": "b of a C^b for the optimum at C operations, with its interval; a dash where fewer than three optima are inside "
+    "exponent": "b of a C^b for the optimum at C operations, with its interval; a dash with fewer than three optima inside "
     "the grid"
 }
 SPLITTING = {

@@ -28,7 +28,7 @@ _END = 0.01  # share of the steps whose training loss is averaged
 
 @dataclass(frozen=True)
 class Trained:
-    """What is read of the dictionaries of a point, by layer and seed; the decoder of the first seed by layer, if it is small."""
+    """The dictionaries of a point, by layer and seed; ``decoder`` of the first seed, where it is small, and ``live``."""
 
     at: tuple[float, ...]  # of SWEPT
     layers: tuple[str, ...]
@@ -67,26 +67,24 @@ def scaled(groups: Mapping[str, Sequence[Path]]) -> xr.Dataset:
     """scaling.nc of groups of ``sae.nc`` files, which within a group differ in nothing but ``SWEPT``."""
     found = {label: [Trained.read(path) for path in paths] for label, paths in groups.items()}
     every = [point for points in found.values() for point in points]
-    grid = _Grid(
-        *(np.unique([point.at[axis] for point in every]) for axis in range(len(SWEPT))),
-        tuple(dict.fromkeys(seed for point in every for seed in point.seeds)),
-    )
+    sizes, steps, rates = (np.unique([point.at[axis] for point in every]) for axis in range(len(SWEPT)))
+    grid = _Grid(sizes, steps, rates, tuple(dict.fromkeys(seed for point in every for seed in point.seeds)))
     layers = list(dict.fromkeys(layer for point in every for layer in point.layers))
     tables = [[grid.layer(points, layer) for layer in layers] for points in found.values()]
     variables = {
         name: np.stack([np.stack([table[name] for table in row]) for row in tables]) for name in tables[0][0]
     }
-    sizes = grid.sizes.astype(int)
+    whole = sizes.astype(int)
     coordinates = {
         "group": list(found),
         "layer": layers,
         "sae_seed": list(grid.seeds),
         "budget": np.arange(BUDGETS),
         "quantity": list(QUANTITIES),
-        "growth": [f"{small} to {large}" for small, large in itertools.pairwise(sizes)],
+        "growth": [f"{small} to {large}" for small, large in itertools.pairwise(whole)],
         "fate": list(FATES),
-        "feature": np.arange(min(sizes.max(), MOST_FEATURES)),
-        "features": sizes,
+        "feature": np.arange(min(whole.max(), MOST_FEATURES)),
+        "features": whole,
         "steps": grid.steps.astype(int),
         "learning_rate": grid.rates,
     }
@@ -144,7 +142,7 @@ class _Grid:
         rate = np.full(compute.shape, np.nan)
         for name in ("loss", "features", "steps"):
             table |= {f"optimal_{name}{end}": nothing for end in ("", "_low", "_high")}
-        table |= {name: none for name in ("exponent", "exponent_low", "exponent_high", "prefactor")}
+        table |= dict.fromkeys(("exponent", "exponent_low", "exponent_high", "prefactor"), none)
         if found is not None:
             table |= {"budget_compute": found.frontier.compute, "optimum_inside": found.frontier.inside}
             for end, frontier in (("", found.frontier), ("_low", found.low), ("_high", found.high)):
