@@ -23,10 +23,9 @@ from ..sae.inputs import Held
 from ..sae.metrics import density, stability
 from .experiment import Candidates, Experiment, Layer
 from .following import FEATURE, OFFERED
+from .portraits import ROWS, portraits
 
 Tables = dict[str, Any]
-
-_STABILITY_ROWS = 2**15  # correlations of activations to half a percent
 
 
 def evidence(layer: Layer) -> Tables:
@@ -67,8 +66,10 @@ def evidence(layer: Layer) -> Tables:
         tables["candidate"] = np.repeat([FEATURE, *names], [len(r) for r, _ in offers])
     tables["density"] = _density(dictionary, layer.trained("test"))
     tables["participation_ratio"] = layer.participation_ratio
+    tables |= _stability(layer, dictionary)
     tables["verdict"] = [_verdict(layer, tables, i) for i in range(len(experiment.observables))]
-    return tables | _stability(layer, dictionary)
+    experiment.progress.begin(layer.name, "portraits")
+    return tables | portraits(layer, dictionary, f, best, tables["density"] > 0)
 
 
 def _controls(layer: Layer, f: dict[str, NDArray]) -> Iterator[Candidates]:
@@ -179,6 +180,7 @@ def _verdict(layer: Layer, tables: Tables, i: int) -> str:
             permutations=section.permutations,
             participation_ratio=layer.participation_ratio,
             test_chains=len(experiment.split["test"]),
+            stability=float(tables["stability"][feature]),
             simple_function_r2=np.nan if explained is None else float(explained[i]),
         )
     )
@@ -198,10 +200,10 @@ def _stability(layer: Layer, dictionary: Dictionary) -> Tables:
     """Agreement with the dictionaries of the other seeds, on a sample of the test rows."""
     experiment = layer.experiment
     experiment.progress.begin(layer.name, "stability")
-    others = [Dictionary.from_dataset(experiment.sae, layer.name, seed) for seed in experiment.sae_seeds[1:]]
+    others = layer.other_dictionaries
     if not others:
         return dict.fromkeys(("stability", "stability_activation"), np.full(dictionary.n_features, np.nan))
-    x = layer.sample("test", _STABILITY_ROWS)
+    x = layer.sample("test", ROWS)
     scores = []
     for other in others:
         scores.append(stability([dictionary, other], x))

@@ -19,13 +19,16 @@ from ..errors import UserError
 from ..interpret import controls, correlation
 from ..interpret.series import Average, Load, RowMoments, Rows, per_sample, row_moments
 from ..physics.observables import simple_functions
+from ..physics.symmetries import Symmetries, generators
+from ..sae.dictionary import Dictionary
 from ..sae.metrics import participation_ratio_of
+from .inputs import origin
 from .stage import Context
 
 Moments = dict[str, RowMoments]
 
 SPINS = "spins"  # beside the names of the layers
-STEPS = ("dictionary", "controls", "intervals", "p-values", "ranks", "stability")
+STEPS = ("dictionary", "controls", "intervals", "p-values", "ranks", "stability", "portraits")
 
 
 class Progress:
@@ -139,6 +142,20 @@ class Experiment:
     def state(self) -> Any:
         return self.context.spec.state.build(self.context.spec.lattice.build())
 
+    @cached_property
+    def generators(self) -> dict[str, Symmetries]:
+        """Of the symmetries that lattice and Hamiltonian have in common, by name."""
+        spec = self.context.spec
+        lattice = spec.lattice.build()
+        return generators(lattice, spec.final_hamiltonian.build(lattice), spec.sampling.fixed_magnetization)
+
+    def some(self, part: str, at_most: int) -> tuple[slice, slice]:
+        """Chains (of the part) and draws of about ``at_most`` of its samples, evenly spaced."""
+        n_chains = len(self.split[part])
+        apart = max(1, -(-n_chains // at_most))
+        per_chain = max(1, at_most // n_chains)
+        return slice(0, n_chains, apart), slice(0, self.n_draws, -(-self.n_draws // per_chain))
+
     @property
     def n_draws(self) -> int:
         return self.context.upstream["samples"].sizes["draw"]
@@ -212,16 +229,30 @@ class Layer:
         return self.experiment.rows(load, part, self.stored.shape[2], self.pooled)
 
     def untrained(self, initialisation: int, part: str) -> Rows:
-        stored = self.experiment.sae["untrained_parameters"].sel(initialisation=initialisation).values
-        parameters = np.ascontiguousarray(stored, dtype=self.experiment.state.dtype)
+        parameters = self.experiment.sae["untrained_parameters"].sel(initialisation=initialisation).values
 
         def load(chains: NDArray[np.int64], draws: slice) -> NDArray:
-            sigma = self.experiment.spins(chains, draws)
-            flat = np.ascontiguousarray(sigma.reshape(-1, sigma.shape[-1]))
-            x = self.experiment.state.activations(parameters, flat, [self.name])[self.name]
-            return np.asarray(x, np.float32).reshape(*sigma.shape[:2], *x.shape[1:])
+            return self.computed(parameters, self.experiment.spins(chains, draws))
 
         return self.experiment.rows(load, part, self.stored.shape[2], self.pooled)
+
+    def of_configurations(self, sigma: NDArray) -> NDArray:
+        """The rows (chain, draw, row, width) of the trained network on any configurations (chain, draw, spin)."""
+        x = self.computed(origin(self.experiment.context)["parameters"].values, sigma)
+        return x.mean(axis=2, keepdims=True) if self.pooled else x
+
+    def computed(self, parameters: NDArray, sigma: NDArray) -> NDArray:
+        """Activations (chain, draw, token, width) float32 of the network with these parameters on sigma (chain, draw, spin)."""
+        state = self.experiment.state
+        flat = np.ascontiguousarray(sigma.reshape(-1, sigma.shape[-1]))
+        x = state.activations(np.ascontiguousarray(parameters, state.dtype), flat, [self.name])[self.name]
+        return np.asarray(x, np.float32).reshape(*sigma.shape[:2], *x.shape[1:])
+
+    @cached_property
+    def other_dictionaries(self) -> list[Dictionary]:
+        """Those of all seeds but the first."""
+        seeds = self.experiment.sae_seeds[1:]
+        return [Dictionary.from_dataset(self.experiment.sae, self.name, seed) for seed in seeds]
 
     def sample(self, part: str, at_most: int) -> NDArray:
         """About ``at_most`` rows (n, width) of a part of the split: every chain, evenly spaced draws."""

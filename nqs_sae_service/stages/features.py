@@ -20,6 +20,7 @@ from .evidence import evidence
 from .experiment import Experiment, Moments, Progress
 from .following import OFFERED, followed
 from .over_time import contexts, everywhere, over_time, training
+from .portraits import geometry
 from .stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -46,11 +47,15 @@ def _features(context: Context, fitted: Moments | None = None) -> xr.Dataset:
         "layer": [layer.name for layer in experiment.layers],
         "feature": experiment.sae["feature"].values,
         "observable": experiment.observables,
+        "sae_seed": experiment.sae_seeds,
         "control": experiment.controls,
         "initialisation": experiment.initialisations,
     }
     if not experiment.initialisations:
         del variables["untrained_pearson"], coords["initialisation"]
+    if experiment.generators:
+        coords["symmetry"] = list(experiment.generators)
+    variables |= geometry(experiment)
     dataset = labelled("features", variables, coords, {"confidence": context.spec.features.confidence})
     if not offered:
         return dataset
@@ -85,9 +90,9 @@ def estimate(spec: Spec) -> Cost:
 
 STAGE = Stage(
     name="features",
-    reads=("lattice", "state", "sae", "features"),
-    upstream=("dynamics", "samples", "observables", "activations", "sae"),
-    version=2,
+    reads=("lattice", "hamiltonian", "state", "sae", "features"),
+    upstream=("ground_state", "dynamics", "samples", "observables", "activations", "sae"),
+    version=3,
     run=run,
     estimate=estimate,
 )
