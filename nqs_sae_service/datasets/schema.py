@@ -196,6 +196,10 @@ SCHEMA: dict[str, dict[str, Variable]] = {
             "partners in the dictionary of another seed, matched on activations",
             "degree",
         ),
+        "subspace_p_value": _v(
+            "layer sae_seed",
+            "chance of a mean angle as small between as many random vectors with the covariance of the inputs",
+        ),
         "subspace_angle_random": _v(
             "layer angle", "its mean between spans of as many isotropic random vectors", "degree"
         ),

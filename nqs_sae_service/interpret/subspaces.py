@@ -41,11 +41,20 @@ def principal_angles(a: ArrayLike, b: ArrayLike) -> Array:
 
 
 def of_random(count: int, covariance: ArrayLike, replicas: int, rng: np.random.Generator) -> Array:
-    """Mean principal angles (count,) in degrees between the spans of ``count`` random vectors each, of a covariance (d, d)."""
+    """Principal angles (replicas, count) in degrees between spans of ``count`` random vectors each, of a covariance (d, d)."""
     variances, axes = np.linalg.eigh(np.asarray(covariance, np.float64))
     root = np.sqrt(np.maximum(variances, 0.0))[:, None] * axes.T
     drawn = rng.standard_normal((replicas, 2, count, len(root))) @ root
-    return np.mean([principal_angles(*pair) for pair in drawn], axis=0)
+    return np.array([principal_angles(*pair) for pair in drawn])
+
+
+def p_value(angles: Array, of_chance: Array) -> float:
+    """Chance that random subspaces (replicas, m) are as close, by the mean of the known angles (m,).
+
+    Never below 1 / (1 + replicas) (Phipson & Smyth, Stat. Appl. Genet. Mol. Biol. 9, 39 (2010), eq. 2).
+    """
+    mean, means = np.nanmean(angles), np.nanmean(of_chance, axis=1)
+    return float((1 + np.sum(means <= mean)) / (1 + len(means)))
 
 
 def leading(variance: ArrayLike, decoder: ArrayLike, count: int) -> NDArray[np.int64]:

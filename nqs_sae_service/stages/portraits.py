@@ -59,26 +59,34 @@ def geometry(experiment: Experiment) -> Tables:
 
 def _subspaces(layer: Layer, dictionary: Dictionary, x: NDArray) -> Tables:
     """Principal angles with the dictionaries of the other seeds, and those of chance."""
-    experiment, covariance = layer.experiment, layer.moments.covariance
-    angles = np.full((1 + len(layer.other_dictionaries), ANGLES), np.nan)  # none of the first with itself
-    of_chance = np.full((2, ANGLES), np.nan)
-    wanted = int(np.ceil(np.nan_to_num(layer.participation_ratio)))
-    leading = subspaces.leading(activation_variance(dictionary, x), dictionary.decoder, min(wanted, ANGLES))
-    if len(leading) and layer.other_dictionaries:
-        for row, other in zip(angles[1:], layer.other_dictionaries, strict=True):
-            partner = subspaces.partners(activation_correlation(dictionary, other, x, leading))
-            row[: len(leading)] = subspaces.principal_angles(
-                dictionary.decoder[leading], other.decoder[partner]
-            )
-            experiment.progress.tick()
-        rng = np.random.Generator(np.random.Philox(experiment.context.spec.features.seed).jumped())
-        for row, c in zip(of_chance, (np.eye(layer.width), covariance), strict=True):
-            row[: len(leading)] = subspaces.of_random(len(leading), c, _RANDOM, rng)
-    return {
+    experiment, others = layer.experiment, layer.other_dictionaries
+    angles = np.full((1 + len(others), ANGLES), np.nan)  # none of the first with itself
+    p, random, alike = np.full(1 + len(others), np.nan), np.full(ANGLES, np.nan), np.full(ANGLES, np.nan)
+    tables = {
         "subspace_angle": angles,
-        "subspace_angle_random": of_chance[0],
-        "subspace_angle_covariance": of_chance[1],
+        "subspace_p_value": p,
+        "subspace_angle_random": random,
+        "subspace_angle_covariance": alike,
     }
+    wanted = min(ANGLES, int(np.ceil(np.nan_to_num(layer.participation_ratio))))
+    leading = subspaces.leading(activation_variance(dictionary, x), dictionary.decoder, wanted)
+    if not len(leading) or not others:
+        return tables
+    known, rng = (
+        slice(len(leading)),
+        np.random.Generator(np.random.Philox(experiment.context.spec.features.seed).jumped()),
+    )
+    isotropic, of_inputs = (
+        subspaces.of_random(len(leading), c, _RANDOM, rng)
+        for c in (np.eye(layer.width), layer.moments.covariance)
+    )
+    random[known], alike[known] = isotropic.mean(axis=0), of_inputs.mean(axis=0)
+    for i, other in enumerate(others, 1):
+        partner = subspaces.partners(activation_correlation(dictionary, other, x, leading))
+        angles[i, known] = subspaces.principal_angles(dictionary.decoder[leading], other.decoder[partner])
+        p[i] = subspaces.p_value(angles[i, known], of_inputs)
+        experiment.progress.tick()
+    return tables
 
 
 def _nearest(

@@ -44,14 +44,18 @@ def test_rows_that_others_span_have_no_angle():
 def test_random_subspaces_share_a_known_part():
     """The mean of cos^2 over the angles of m isotropic vectors in d dimensions is m / d; with a rank of m all is shared."""
     rng = np.random.default_rng(1)
-    drawn = np.array([subspaces.of_random(2, np.eye(6), 1, rng) for _ in range(2000)])
+    drawn = subspaces.of_random(2, np.eye(6), 2000, rng)
     assert np.mean(np.cos(np.radians(drawn)) ** 2) == pytest.approx(1 / 3, abs=0.01)
-    averaged = subspaces.of_random(2, np.eye(6), 2000, np.random.default_rng(1))
-    np.testing.assert_allclose(averaged, drawn.mean(axis=0), atol=1.0)
     plane = np.diag([4.0, 1.0, 0.0, 0.0])
     np.testing.assert_allclose(subspaces.of_random(2, plane, 5, rng), 0.0, atol=1e-5)
-    narrow = np.diag([100.0, 1.0, 1.0, 1.0])
-    assert subspaces.of_random(1, narrow, 500, rng) < 0.6 * subspaces.of_random(1, np.eye(4), 500, rng)
+    narrow, round_ = (subspaces.of_random(1, np.diag([v, 1, 1, 1]), 500, rng).mean() for v in (100.0, 1.0))
+    assert narrow < 0.6 * round_
+
+
+def test_p_value_counts_the_random_subspaces_that_are_as_close():
+    chance = np.array([[10.0, 40.0], [20.0, 60.0], [0.0, 20.0]])
+    assert subspaces.p_value(np.array([5.0, 45.0]), chance) == 3 / 4
+    assert subspaces.p_value(np.array([5.0, np.nan]), chance) == 1 / 4
 
 
 def test_leading_features_contribute_most_variance():
