@@ -188,7 +188,9 @@ def test_configurations_are_drawn_with_their_token_and_value(
 def test_configurations_of_a_plane_are_squares_that_do_not_overlap(whole_run: Path) -> None:
     dataset = read(whole_run).stages["features"]
     x, y = np.divmod(np.arange(40), 8)
-    plane = dataset.assign(site_position=(("spin", "axis"), np.stack([x, y], axis=1).astype(float)))
+    plane = dataset.drop_dims("axis").assign(
+        site_position=(("spin", "axis"), np.stack([x, y], axis=1).astype(float))
+    )
     figure = configurations_figure(plane)
     assert figure is not None
     up, down, _ = figure.axes[0].collections

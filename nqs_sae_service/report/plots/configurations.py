@@ -27,6 +27,10 @@ def configurations_figure(dataset: xr.Dataset) -> Figure | None:
     layers, observables = labels(dataset, "layer"), labels(dataset, "observable")[:MOST_OBSERVABLES]
     if any(name not in dataset for name in NEEDED) or not np.any(dataset["top_configuration"]):
         return None
+    placed = np.isfinite(dataset["site_position"].values).all(axis=-1)
+    if not placed.any():
+        return None
+    dataset = dataset.isel(spin=placed)
     places = _places(dataset)
     width, height = np.ptp(places, axis=(0, 1)) + 1
     panel = 2.3 * min(1.2, max(0.45, height / width))
