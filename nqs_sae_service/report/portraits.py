@@ -129,7 +129,8 @@ def _nearest(dataset: xr.Dataset, at: Mapping[str, Any]) -> str:
     other = index(cell(dataset, "nearest_feature", **at))
     if other < 0:
         return NOTHING
-    return f"{other} ({cell(dataset, 'nearest_cosine', **at):.2f}, {cell(dataset, 'nearest_pearson', **at):+.2f})"
+    cosine, together = (cell(dataset, f"nearest_{name}", **at) for name in ("cosine", "pearson"))
+    return f"{other} ({number(cosine, 2)}, {number(together, 2)})"
 
 
 def _behaves(dataset: xr.Dataset, at: Mapping[str, Any]) -> str:
@@ -138,5 +139,5 @@ def _behaves(dataset: xr.Dataset, at: Mapping[str, Any]) -> str:
         return NOTHING
     word = str(dataset["symmetry_behaviour"].sel(at).item())
     partner = index(cell(dataset, "symmetry_partner", **at))
-    other = f" ({partner}: {cell(dataset, 'symmetry_partner_pearson', **at):+.2f})"
+    other = f" ({partner}: {number(cell(dataset, 'symmetry_partner_pearson', **at), 2)})"
     return f"{word} {r:+.2f}{other if word != 'invariant' and partner >= 0 else ''}"

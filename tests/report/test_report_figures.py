@@ -149,7 +149,11 @@ def test_nothing_known_draws_nothing_and_little_known_draws_little(make_run: Fac
 
 
 def test_a_partial_run_has_the_figures_of_its_stages(make_run: Factory) -> None:
-    assert list(draw(read(make_run(stages=("ground_state", "features"))))) == ["energy", "correlations"]
+    assert list(draw(read(make_run(stages=("ground_state", "features"))))) == [
+        "energy",
+        "correlations",
+        "configurations",
+    ]
 
 
 def test_equal_data_give_equal_files(make_run: Factory) -> None:

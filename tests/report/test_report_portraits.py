@@ -53,8 +53,8 @@ def test_tables_hold_angles_neighbours_and_behaviour(section: Section, dataset: 
     median = np.nanmedian(dataset["top_percentile"].values[0, 0])
     assert float(row[4]) == pytest.approx(median, rel=0.01)
     assert row[5] == "invariant +0.99"
-    assert best.rows[1][5] == "partner -0.40 (21: +0.97)"
-    assert best.rows[2][7] == "neither +0.30 (21: +0.60)"
+    assert best.rows[1][5] == "partner -0.40 (21: 0.97)"
+    assert best.rows[2][7] == "neither +0.30 (21: 0.60)"
 
 
 def test_files_without_portraits_have_no_section(dataset: xr.Dataset) -> None:
