@@ -4,8 +4,9 @@
     python benchmarks/intervals.py --replicas 200 --chains 60
 
 A network, its dictionary, its controls and its directions stand fixed. Every replica draws Metropolis chains anew and computes
-what the stages print, by the functions of the stages: means with standard errors (1.96 of them are the interval) and percentile
-intervals. The share of the replicas whose interval holds the true value should be 0.95. Chains are as many as a spec's test
+what the stages print, by the functions of the stages: means with standard errors (1.96 of them are the interval) and intervals
+of correlations. The share of the replicas whose interval holds the true value should be 0.95; those without an interval, where
+too few chains carry a feature, are counted apart. Chains are as many as a spec's test
 chains; draws are one sweep apart, so that they are correlated. Results: ``benchmarks/results/intervals.md``.
 """
 
@@ -174,18 +175,25 @@ def normal(mean: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return mean - 1.96 * error, mean + 1.96 * error
 
 
-def measure_coverage(experiment: Experiment, chains: int, replicas: int) -> dict[str, list[float]]:
-    """Share of the replicas whose interval holds the truth: of every quantity, for every one of its numbers."""
+def measure_coverage(experiment: Experiment, chains: int, replicas: int) -> dict[str, np.ndarray]:
+    """Whether the intervals hold the truth, of every quantity (replica, number): 1 or 0, NaN where there is no interval."""
     hits: dict[str, list[np.ndarray]] = defaultdict(list)
     for replica in range(replicas):
         found: dict[str, list[np.ndarray]] = defaultdict(list)
         for name, low, high, true in experiment.replica(chains, replica):
-            found[name].append(((low <= true) & (true <= high)).ravel())
+            found[name].append(np.where(np.isnan(low), np.nan, (low <= true) & (true <= high)).ravel())
         for name, parts in found.items():
             hits[name].append(np.concatenate(parts))
         if replica % 50 == 49:
             print(f"{chains} chains: {replica + 1} of {replicas} replicas", flush=True)
-    return {name: list(np.mean(rows, axis=0)) for name, rows in hits.items()}
+    return {name: np.array(rows) for name, rows in hits.items()}
+
+
+def described(hits: np.ndarray) -> str:
+    """Mean, smallest and largest share of the columns (replica, number), and how many replicas had no interval."""
+    shares, without = np.nanmean(hits, axis=0), np.isnan(hits).mean()
+    apart = f"; none in {100 * without:.1f} %" if without else ""
+    return f"{shares.mean():.3f} ({shares.min():.3f} to {shares.max():.3f}){apart}"
 
 
 def main() -> None:
@@ -211,12 +219,9 @@ def main() -> None:
         "| interval of | numbers | " + " | ".join(f"{c} chains" for c in columns) + " |",
         "|---|---|" + "---|" * len(columns),
     ]
-    for name, shares in covered[columns[0]].items():
-        cells = [
-            f"{np.mean(covered[c][name]):.3f} ({min(covered[c][name]):.3f} to {max(covered[c][name]):.3f})"
-            for c in columns
-        ]
-        lines.append(f"| {name} | {len(shares)} | " + " | ".join(cells) + " |")
+    for name, hits in covered[columns[0]].items():
+        cells = [described(covered[c][name]) for c in columns]
+        lines.append(f"| {name} | {hits.shape[1]} | " + " | ".join(cells) + " |")
     text = "\n".join(lines) + "\n"
     print(text)
     if arguments.write:

@@ -190,6 +190,63 @@ SCHEMA: dict[str, dict[str, Variable]] = {
         "stability_activation": _v(
             "layer feature", "mean correlation of activations with the matched feature of the other seeds"
         ),
+        "subspace_angle": _v(
+            "layer sae_seed angle",
+            "principal angle between the decoder rows of the features that contribute most variance and those of their "
+            "partners in the dictionary of another seed, matched on activations",
+            "degree",
+        ),
+        "subspace_p_value": _v(
+            "layer sae_seed",
+            "chance of a mean angle as small between as many random vectors with the covariance of the inputs",
+        ),
+        "subspace_angle_random": _v(
+            "layer angle", "its mean between spans of as many isotropic random vectors", "degree"
+        ),
+        "subspace_angle_covariance": _v(
+            "layer angle",
+            "the same of random vectors with the covariance of the dictionary's inputs",
+            "degree",
+        ),
+        "nearest_feature": _v(
+            "layer feature neighbour",
+            "other live feature with the largest cosine of the decoder rows; -1 where there is none or none was asked for",
+            "1",
+            True,
+        ),
+        "nearest_cosine": _v("layer feature neighbour", "that cosine", "1", True),
+        "nearest_pearson": _v(
+            "layer feature neighbour", "correlation of the activations of both on test inputs", "1", True
+        ),
+        "top_configuration": _v(
+            "layer observable example spin",
+            "test configurations on which the best feature is most active, sigma^z; 0 where there are fewer",
+            "1",
+            True,
+        ),
+        "top_activation": _v("layer observable example", "activation there, mean over tokens"),
+        "top_value": _v("layer observable example", "observable there"),
+        "top_percentile": _v(
+            "layer observable example", "percentile of that value among the test samples", "percent"
+        ),
+        "top_token": _v(
+            "layer observable example", "token where it fires most, -1 where the dictionary sees no tokens"
+        ),
+        "site_position": _v("spin axis", "place of the site, in lattice constants"),
+        "site_token": _v("spin", "token that the site is a part of, -1 unless that is exactly one"),
+        "symmetry_pearson": _v(
+            "layer symmetry observable",
+            "correlation of the best feature on sigma with itself on g sigma, g a symmetry of the Hamiltonian; test chains",
+        ),
+        "symmetry_shift": _v(
+            "layer symmetry observable", "change of its mean activation by g, in standard deviations"
+        ),
+        "symmetry_partner": _v(
+            "layer symmetry observable",
+            "other feature that follows it best: on sigma what it is on g sigma, chosen on select chains; -1 for none",
+        ),
+        "symmetry_partner_pearson": _v("layer symmetry observable", "that correlation on test chains"),
+        "symmetry_behaviour": _v("layer symmetry observable", "invariant, partner or neither"),
         "followed_feature": _v(
             "layer observable",
             "after a quench: the feature with the largest mean |r| over the training times, on select chains",
@@ -439,6 +496,11 @@ COORDINATES: dict[str, tuple[str, str]] = {
     "subsystem": ("part of the lattice whose entanglement with the rest is measured", "1"),
     "layer": ("place in the network", "1"),
     "sae_seed": ("seed of the dictionary", "1"),
+    "angle": ("place among the principal angles, the smallest first", "1"),
+    "neighbour": ("place among the nearest features, the nearest first", "1"),
+    "example": ("place among the most active configurations, the most active first", "1"),
+    "axis": ("axis in space", "1"),
+    "symmetry": ("symmetry of lattice and Hamiltonian", "1"),
     "initialisation": ("seed of an untrained control network", "1"),
     "feature": ("dictionary feature", "1"),
     "control": ("what a feature has to beat", "1"),

@@ -4,7 +4,8 @@ The feature f and the observable O are known on Born samples that come from inde
 within a chain are correlated, so the chain, not the sample, is the unit of every statement about uncertainty:
 
     r = Cov(f, O) / sqrt(Var f  Var O)                      over all samples of the test chains
-    interval: resample whole chains with replacement        (percentile bootstrap, Efron & Tibshirani, ch. 13)
+    interval: tanh(atanh r +- t s), s from resampling whole chains with replacement
+                                                            (bootstrap, Efron & Tibshirani 1993, ch. 12; Fisher's z)
     p-value:  give each chain of f the O of another chain,  p = (1 + #{|r_perm| >= |r|}) / (1 + P)
               which keeps both autocorrelations and breaks only the pairing (Phipson & Smyth 2010, eq. 2)
     q-value:  Benjamini & Hochberg 1995 over features x observables
@@ -12,6 +13,12 @@ within a chain are correlated, so the chain, not the sample, is the unit of ever
 A bootstrap replica weights the chains with multinomial counts, and r of the replica follows from per-chain
 sums alone. The same counts serve every feature and every control, so that differences are paired. A
 permutation leaves Var f and Var O as they are, so that all permutations of a block are one matrix product.
+
+The factor t is Student's with as many degrees of freedom as s is worth. s^2 sums the squared influences u_c of the chains (of
+leaving one out), and its own relative variance is (kurtosis of u - 1) / C over C chains: that of 2 C / (kurtosis - 1) degrees
+of freedom (Satterthwaite 1946), nearly C for influences like a Gaussian's, few where few chains decide. Where a series varies
+in fewer than three chains, (sum v_c)^2 / sum v_c^2 with v_c their shares of its variance, there is no telling what other chains
+would say, and the interval is NaN. ``benchmarks/intervals.py`` measures what all that covers.
 
 The partial correlation beyond some functions of the input is the r of what their least-squares fits leave of f and of O.
 
@@ -26,12 +33,15 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import false_discovery_control, rankdata
+from scipy.stats import t as student
 
 Array = NDArray[np.float64]
 
 BLOCK = 2**22  # elements of a temporary (32 MiB): fixed, because block shapes can touch the last bit
 EXPLAINED = 1e-6  # of its standard deviation: a rest below that is rounding (f is float32)
 TIE = 1e-12  # permutations whose |r| equals the measured one but for rounding count as at least as large
+FEWEST_CHAINS = 3  # that must carry a series, or it has no intervals
+LARGEST = 1 - 2**-40  # |r| whose Fisher z is still taken
 ROUNDING = 4  # a deviation below this many eps of the given type is rounding of a constant
 
 
@@ -126,20 +136,61 @@ def resampled_pearson(f: ArrayLike, o: ArrayLike, counts: Array) -> Array:
 def bootstrap_interval(
     f: ArrayLike, o: ArrayLike, counts: Array, confidence: float, tick: Callable[[], object] = lambda: None
 ) -> tuple[Array, Array]:
-    """Percentile interval (low, high), each (F, O), of the Pearson correlation, resampling whole chains."""
+    """Interval (low, high), each (F, O), of the Pearson correlation, resampling whole chains; NaN where too few carry it."""
     f, o = np.asarray(f), np.asarray(o)
     low, high = (np.empty((f.shape[-1], o.shape[-1])) for _ in range(2))
+    left_out, known = leave_one_out(len(o)), effective_chains(o) >= FEWEST_CHAINS
     for block in _blocks(f.shape[-1], max(o.shape[0] * o.shape[1], len(counts) * o.shape[-1])):
-        low[block], high[block] = percentiles(resampled_pearson(f[..., block], o, counts), confidence)
+        part = f[..., block]
+        ends = correlation_interval(
+            pearson(part, o),
+            resampled_pearson(part, o, counts),
+            resampled_pearson(part, o, left_out),
+            confidence,
+        )
+        carried = (effective_chains(part) >= FEWEST_CHAINS)[:, None] & known
+        low[block], high[block] = np.where(carried, ends, np.nan)
         tick()
     return low, high
 
 
-def percentiles(replicas: Array, confidence: float) -> tuple[Array, Array]:
-    """Ends of the central interval that holds the share ``confidence`` of the replicas (axis 0)."""
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(replicas, [tail, 1.0 - tail], axis=0)
-    return low, high
+def effective_chains(x: ArrayLike) -> Array:
+    """How many chains carry the variance of the columns of x (chain, draw, K): (sum v)^2 / sum v^2. Infinite where constant."""
+    v = np.mean(standardised(x) ** 2, axis=1)
+    total = np.sum(v**2, axis=0)
+    return np.divide(v.sum(axis=0) ** 2, total, out=np.full(len(total), np.inf), where=total > 0)
+
+
+def leave_one_out(n_chains: int) -> Array:
+    """``chain_counts`` that leave one chain out in turn (chain, chain)."""
+    return 1.0 - np.eye(n_chains)
+
+
+def correlation_interval(
+    r: Array, replicas: Array, left_out: Array, confidence: float
+) -> tuple[Array, Array]:
+    """``student_interval`` of correlations on the scale of Fisher's z, where their distribution is close to a normal one."""
+    z, resampled, others = (np.arctanh(np.clip(x, -LARGEST, LARGEST)) for x in (r, replicas, left_out))
+    low, high = (np.tanh(end) for end in student_interval(z, resampled, others, confidence))
+    return np.minimum(low, r), np.maximum(high, r)
+
+
+def student_interval(
+    value: Array, replicas: Array, left_out: Array, confidence: float
+) -> tuple[Array, Array]:
+    """Ends of value (...) -+ t s, from its bootstrap ``replicas`` (replica, ...) and those of ``leave_one_out`` (chain, ...).
+
+    s is the standard deviation of the replicas, times sqrt(C / (C - 1)) for C chains; t has 2 C / (kurtosis - 1) degrees of
+    freedom, at least 1 and at most C - 1.
+    """
+    n_chains = len(left_out)
+    influence = left_out - left_out.mean(axis=0)
+    second, fourth = np.mean(influence**2, axis=0), np.mean(influence**4, axis=0)
+    excess = np.divide(fourth, second**2, out=np.full_like(second, 3.0), where=second**2 > 0) - 1.0
+    freedom = np.clip(2.0 * n_chains / np.maximum(excess, TIE), 1.0, max(1.0, n_chains - 1.0))
+    error = replicas.std(axis=0, ddof=1) * np.sqrt(n_chains / (n_chains - 1.0))
+    reach = student.ppf((1.0 + confidence) / 2.0, freedom) * error
+    return value - reach, value + reach
 
 
 def permutation_p_values(

@@ -4,8 +4,9 @@
 
 Feature and controls were chosen on other chains, so the choice adds no bias. Its interval comes from a paired
 bootstrap: one resampling of the chains for the feature and all controls, the maximum over the controls taken
-anew in every replica. The interval covers the choice of samples, not the choice of the network: one that learned
-nothing still beats n untrained ones with probability 1 / (n + 1), whatever its interval says.
+anew in every replica (see ``correlation`` for what is made of the replicas). The interval covers the choice of
+samples, not the choice of the network: one that learned nothing still beats n untrained ones with probability
+1 / (n + 1), whatever its interval says.
 """
 
 from __future__ import annotations
@@ -15,12 +16,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .correlation import Array, pearson, percentiles, resampled_pearson
+from .correlation import (
+    FEWEST_CHAINS,
+    Array,
+    correlation_interval,
+    effective_chains,
+    leave_one_out,
+    pearson,
+    resampled_pearson,
+    student_interval,
+)
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Best feature beside K controls for O observables: all on test chains, with percentile intervals."""
+    """Best feature beside K controls for O observables on test chains; intervals are NaN if too few chains carry a series."""
 
     feature: Array  # (O,) signed r of the best feature
     control: Array  # (K, O) signed r of every control
@@ -43,16 +53,21 @@ def gain_over_controls(
     series = np.concatenate([np.asarray(feature)[None], np.asarray(controls)])
     r, low, high = (np.empty((len(series), o.shape[-1])) for _ in range(3))
     gain_low, gain_high = np.empty(o.shape[-1]), np.empty(o.shape[-1])
+    left_out = leave_one_out(len(o))
     for i in range(o.shape[-1]):
         candidates, target = np.moveaxis(series[..., i], 0, -1), o[..., [i]]
         r[:, i] = pearson(candidates, target)[:, 0]
-        replicas = resampled_pearson(candidates, target, counts)[:, :, 0]
-        low[:, i], high[:, i] = percentiles(replicas, confidence)
-        gain_low[i], gain_high[i] = percentiles(_gain(replicas), confidence)
+        replicas, others = (resampled_pearson(candidates, target, c)[:, :, 0] for c in (counts, left_out))
+        ends = correlation_interval(r[:, i], replicas, others, confidence)
+        of_gain = student_interval(_gain(r[:, i]), _gain(replicas), _gain(others), confidence)
+        carried = np.minimum(effective_chains(candidates), effective_chains(target)) >= FEWEST_CHAINS
+        strongest = 1 + np.argmax(np.abs(r[1:, i]))
+        low[:, i], high[:, i] = np.where(carried, ends, np.nan)
+        gain_low[i], gain_high[i] = np.where(carried[0] & carried[strongest], of_gain, np.nan)
     return Gain(r[0], r[1:], low[1:], high[1:], _gain(r.T), gain_low, gain_high)
 
 
 def _gain(r: Array) -> Array:
-    """|r| of column 0 minus the largest |r| of the other columns. (n, 1 + K) -> (n,)."""
+    """|r| of column 0 minus the largest |r| of the other columns. (..., 1 + K) -> (...)."""
     size = np.abs(r)
-    return size[:, 0] - size[:, 1:].max(axis=1)
+    return size[..., 0] - size[..., 1:].max(axis=-1)

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FEW_CHAINS = 10  # below this the percentiles of a bootstrap over chains mean little
+FEW_CHAINS = 10  # below this an error from resampling chains means little
 LOW_DIMENSIONAL = 2.0
 SIGNIFICANT = 0.05
 EXPLAINED = 0.99
+UNSTABLE = 0.5  # mean cosine with the matched features of other seeds: these are other features
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Evidence:
     participation_ratio: float
     test_chains: int
     simple_function_r2: float = np.nan
+    stability: float = np.nan
 
     @property
     def found(self) -> bool:
@@ -67,10 +69,13 @@ def _judgement(e: Evidence) -> str:
 
 
 def _numbers(e: Evidence) -> str:
+    interval = f"[{e.gain_low:+.3f}, {e.gain_high:+.3f}] ({100 * e.confidence:g} %)"
+    if np.isnan(e.gain_low):
+        interval = "(no interval: too few chains carry it)"
     return (
         f"feature {e.feature} follows {e.observable} at {e.layer} with r = {e.pearson:+.3f} on test chains, "
         f"the best control ({e.control}) with |r| = {abs(e.control_pearson):.3f}; gain {e.gain:+.3f} "
-        f"[{e.gain_low:+.3f}, {e.gain_high:+.3f}] ({100 * e.confidence:g} %), q = {e.q_value:.2g}"
+        f"{interval}, q = {e.q_value:.2g}"
     )
 
 
@@ -85,4 +90,8 @@ def _remarks(e: Evidence) -> str:
     if e.simple_function_r2 > EXPLAINED:
         share = f"{100 * e.simple_function_r2:.1f} %"
         remarks.append(f"simple functions of the configuration explain {share} of {e.observable}")
+    if e.stability < UNSTABLE:
+        remarks.append(
+            f"other seeds of the dictionary do not find this feature (stability {e.stability:.2f})"
+        )
     return "".join(f"; {remark}" for remark in remarks)

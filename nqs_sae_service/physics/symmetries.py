@@ -255,6 +255,45 @@ def commutes(operator: Operator, group: Symmetries) -> bool:
     return True
 
 
+def generators(
+    lattice: Lattice, operator: Operator, magnetization: int | None = None
+) -> dict[str, Symmetries]:
+    """What generates the symmetries that the lattice and an operator have in common, by name: groups' worth of one element.
+
+    ``translation`` by a cell along the only axis or ``translation_1``, ... along each periodic one; the ``rotation`` by the
+    smallest angle and the first ``reflection`` of the point group; the ``spin_flip`` of all spins, where the fixed
+    ``magnetization``, if any, is zero. Each is there if it alone commutes with the operator.
+    """
+    found = {name: (permutation, 1) for name, permutation in _of_lattice(lattice)}
+    if not magnetization:
+        found["spin_flip"] = np.arange(lattice.n_sites, dtype=np.int32), -1
+    single = {
+        name: Symmetries(permutation[None], np.array([flip], np.int8), np.ones(1), (0,))
+        for name, (permutation, flip) in found.items()
+    }
+    return {name: element for name, element in single.items() if commutes(operator, element)}
+
+
+def _of_lattice(lattice: Lattice) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and permutations (n_sites,) of translations, the smallest rotation and a reflection."""
+    places = list(_axis_places(lattice, 1))[::-1]
+    for axis, place in zip(np.flatnonzero(lattice.wraps), places, strict=True):
+        yield (
+            "translation" if lattice.dimensions == 1 else f"translation_{axis + 1}",
+            lattice.translations()[place],
+        )
+    turns, matrices = lattice.point_group(), lattice.point_group_matrices()
+    if len(turns) == 1:
+        return
+    reflected = np.linalg.det(matrices) < 0
+    traces = np.where(reflected, -np.inf, np.trace(matrices, axis1=1, axis2=2))
+    traces[0] = -np.inf  # the identity
+    if np.isfinite(traces).any():
+        yield "rotation", turns[traces.argmax()]
+    if reflected.any():
+        yield "reflection", turns[reflected.argmax()]
+
+
 def _row_elements(operator: Operator, sigma: np.ndarray) -> np.ndarray:
     """Elements (n, 1 + n_connected) of the rows of sigma (n, n_sites), the diagonal first."""
     diagonal = operator.diagonal(sigma)[:, None]

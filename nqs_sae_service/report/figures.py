@@ -16,6 +16,7 @@ from ..datasets.files import replace_atomically
 from .moments import moment, settled, shown_times
 from .plots.attribution import agreement_figure, atlas_figure
 from .plots.compared import comparison_figure
+from .plots.configurations import configurations_figure
 from .plots.correlations import correlation_figure
 from .plots.evolution import drift_figure, observables_figure
 from .plots.followed import followed_figure
@@ -97,7 +98,10 @@ def _of(stage: str, dataset: xr.Dataset) -> dict[str, Figure | None]:
     if stage == "sae":
         return {"sae": dictionary_figure(dataset)}
     if stage == "features":
-        return {"correlations": correlation_figure(dataset)}
+        return {
+            "correlations": correlation_figure(dataset),
+            "configurations": configurations_figure(dataset),
+        }
     if stage == "steering":
         return _steering(dataset)
     return {}

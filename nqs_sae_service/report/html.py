@@ -38,6 +38,8 @@ CAPTIONS = {
     "energy": "Ground state: energy during training, and its distance to the exact one.",
     "sae": "Dictionaries: loss, active and dead features during training.",
     "correlations": "The best feature beside its controls, chosen on select chains and measured on test chains.",
+    "configurations": "Test configurations on which the best feature of each observable is most active, the most active first, "
+    "with the value of the observable. Up spins are orange, down spins blue; framed is the token where the feature fires most.",
     "evolution": "Observables after the quench, with standard errors, beside the exactly evolved state where it is known.",
     "drift": "Energy after the quench, the error of the steps, and their length, from one recorded time to the next.",
     "followed": "The followed feature of each observable beside its controls, |r| on test chains with its bootstrap interval. "

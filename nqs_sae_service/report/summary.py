@@ -21,6 +21,7 @@ from .evolution import dynamics_section, replaced
 from .followed import courses, followed_section
 from .moments import at_time, last_training_time, settled, shown_times, when
 from .numbers import NOTHING, number, with_error
+from .portraits import portraits_section
 from .reading import Run, Sweep
 from .records import Kind, Section, Summary, Table, Verdict
 from .scaling import scaling_section
@@ -83,6 +84,8 @@ def _sections(run: Run) -> list[Section]:
             tables += findings.steering_tables(moment)
         sections.append(Section("Steering", verdicts, tables, ("steering", "later")))
     shown = settled(stages)
+    if portraits := portraits_section(shown.get("features", xr.Dataset())):
+        sections.append(portraits)
     if attributed := attribution_section(
         shown.get("attribution", xr.Dataset()), shown.get("features", xr.Dataset())
     ):

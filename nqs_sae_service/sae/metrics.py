@@ -122,22 +122,69 @@ def stability(dictionaries: Sequence[Dictionary], x: np.ndarray) -> tuple[np.nda
     return np.mean(cosine, axis=0), np.mean(activation, axis=0)
 
 
-def activation_correlation(a: Dictionary, b: Dictionary, x: np.ndarray) -> np.ndarray:
-    """Pearson correlation (F_a, F_b) between the activations of two dictionaries on ``x`` (n, d); 0 where one is constant."""
-    cross = np.zeros((a.n_features, b.n_features))
-    sums, squares = [np.zeros(d.n_features) for d in (a, b)], [np.zeros(d.n_features) for d in (a, b)]
+def activation_correlation(
+    a: Dictionary, b: Dictionary, x: np.ndarray, chosen: np.ndarray | None = None
+) -> np.ndarray:
+    """Pearson correlation (F_a, F_b) between the activations of two dictionaries on ``x`` (n, d); 0 where one is constant.
+
+    Of ``a`` only the features ``chosen`` (m,), if given: (m, F_b).
+    """
+    size = a.n_features if chosen is None else len(chosen), b.n_features
+    cross = np.zeros(size)
+    sums, squares = [np.zeros(n) for n in size], [np.zeros(n) for n in size]
     for rows in _blocks(x, a.n_features + b.n_features):
-        features = [dictionary.encode(x[rows]).astype(np.float64) for dictionary in (a, b)]
+        own = a.encode(x[rows]) if chosen is None else a.some(x[rows], chosen)
+        features = [own.astype(np.float64), b.encode(x[rows]).astype(np.float64)]
         cross += features[0].T @ features[1]
         for f, total, square in zip(features, sums, squares, strict=True):
             total += f.sum(axis=0)
             square += (f**2).sum(axis=0)
     covariance = len(x) * cross - np.outer(*sums)
-    spread = [
-        np.sqrt(np.maximum(len(x) * square - total**2, 0))
-        for total, square in zip(sums, squares, strict=True)
+    return _normalised(covariance, np.outer(*_spreads(len(x), sums, squares)))
+
+
+def pair_correlation(
+    dictionary: Dictionary, x: np.ndarray, first: np.ndarray, others: np.ndarray
+) -> np.ndarray:
+    """The same (m, k) between the features ``first`` (m,) and those ``others`` (m, k) of one dictionary; NaN for index -1.
+
+    O(n F) operations and never more than a block of the (n, F) features.
+    """
+    needed, place = np.unique(np.concatenate([first, others[others >= 0]]), return_inverse=True)
+    at = np.full(others.shape, 0)
+    at[others >= 0] = place[len(first) :]
+    own = place[: len(first)]
+    total, square = np.zeros(len(needed)), np.zeros(len(needed))
+    cross = np.zeros(others.shape)
+    for rows in _blocks(x, dictionary.n_features):
+        f = dictionary.some(x[rows], needed).astype(np.float64)
+        total += f.sum(axis=0)
+        square += (f**2).sum(axis=0)
+        for k in range(others.shape[1]):
+            cross[:, k] += np.einsum("ni,ni->i", f[:, own], f[:, at[:, k]])
+    covariance = len(x) * cross - total[own, None] * total[at]
+    (spread,) = _spreads(len(x), [total], [square])
+    return np.where(others >= 0, _normalised(covariance, spread[own, None] * spread[at]), np.nan)
+
+
+def activation_variance(dictionary: Dictionary, x: np.ndarray) -> np.ndarray:
+    """Variance (F,) of every feature's activation on ``x`` (n, d)."""
+    total, square = np.zeros(dictionary.n_features), np.zeros(dictionary.n_features)
+    for rows in _blocks(x, dictionary.n_features):
+        f = dictionary.encode(x[rows]).astype(np.float64)
+        total += f.sum(axis=0)
+        square += (f**2).sum(axis=0)
+    return np.maximum(square / len(x) - (total / len(x)) ** 2, 0)
+
+
+def _spreads(n: int, sums: Sequence[np.ndarray], squares: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """n times the standard deviations, from sums and sums of squares of ``n`` rows."""
+    return [
+        np.sqrt(np.maximum(n * square - total**2, 0)) for total, square in zip(sums, squares, strict=True)
     ]
-    scale = np.outer(*spread)
+
+
+def _normalised(covariance: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0)
 
 

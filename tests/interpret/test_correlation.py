@@ -216,3 +216,62 @@ def test_nothing_lies_beyond_the_functions_themselves():
     rest = correlation.beyond(explained, design)
     assert not rest.any()
     assert np.isnan(correlation.pearson(rng.normal(size=(6, 40, 2)), rest)).all()
+
+
+def test_intervals_are_t_times_the_bootstrap_error_of_fishers_z():
+    """Everything once more in loops, for a feature that fires in few chains and one that always does."""
+    rng = generator(20)
+    f, o = planted(rng, 12, 10, 0.4)
+    rare = np.maximum(f, 0) * (np.arange(12) % 2 == 0)[:, None, None]
+    f = np.concatenate([f, rare], axis=-1)
+    counts = correlation.chain_counts(12, 60, rng)
+    low, high = correlation.bootstrap_interval(f, o, counts, 0.9)
+    for k in range(2):
+
+        def z(chains, k=k):
+            a, b = f[chains][..., k].ravel(), o[chains].ravel()
+            return np.arctanh(np.corrcoef(a, b)[0, 1])
+
+        every = np.arange(12)
+        replicas = [z(np.repeat(every, count.astype(int))) for count in counts]
+        u = np.array([z(np.delete(every, c)) for c in every])
+        u -= u.mean()
+        freedom = min(2 * 12 / (np.mean(u**4) / np.mean(u**2) ** 2 - 1), 11)
+        reach = stats.t.ppf(0.95, freedom) * np.std(replicas, ddof=1) * np.sqrt(12 / 11)
+        assert np.arctanh(low[k, 0]) == pytest.approx(z(every) - reach)
+        assert np.arctanh(high[k, 0]) == pytest.approx(z(every) + reach)
+
+
+def test_what_too_few_chains_carry_has_no_interval():
+    rng = generator(21)
+    f, o = planted(rng, 20, 10, 0.5)
+    one, two, four = (f * (np.arange(20) < n)[:, None, None] for n in (1, 2, 4))
+    x = np.concatenate([f, one, two, four, 0 * f], axis=-1)
+    carry = correlation.effective_chains(x)
+    assert 10 < carry[0] <= 20
+    assert carry[1] < 1.2
+    assert carry[2] < 2.5
+    assert 3 < carry[3] < 5
+    assert carry[4] == np.inf
+    counts = correlation.chain_counts(20, 50, rng)
+    low, high = correlation.bootstrap_interval(x, np.concatenate([o, one], axis=-1), counts, 0.95)
+    known = np.isfinite(low) & np.isfinite(high)
+    assert known[:, 0].tolist() == [True, False, False, True, True]
+    assert not known[:, 1].any()
+    assert np.all(low[[0, 3, 4], 0] <= high[[0, 3, 4], 0])
+
+
+def test_intervals_of_rarely_firing_features_cover():
+    """A feature that fires in one chain of eight, with an observable that it is a part of."""
+    rng = generator(22)
+    fires = 1 / 8
+    covered = []
+    for _ in range(300):
+        strength = (rng.random((80, 1, 1)) < fires) * (0.5 + rng.random((80, 1, 1)))
+        f = strength * rng.random((80, 6, 1))
+        o = f + rng.standard_normal(f.shape)
+        variance = fires * (13 / 12) / 3 - (fires / 2) ** 2
+        truth = np.sqrt(variance / (1 + variance))
+        low, high = correlation.bootstrap_interval(f, o, correlation.chain_counts(80, 200, rng), 0.95)
+        covered.append(low[0, 0] <= truth <= high[0, 0])
+    assert 0.92 < np.mean(covered) < 0.98

@@ -76,6 +76,20 @@ def test_observables_do_not_mix_and_constant_ones_are_undefined():
     assert gain.feature[0] == pytest.approx(pearson(feature[..., :1], o[..., :1])[0, 0])
 
 
+def test_too_few_chains_give_no_interval_of_the_gain():
+    rng = generator(6)
+    o = rng.standard_normal((20, 10, 1))
+    counts = chain_counts(20, 100, rng)
+    often, rarely = noisy(rng, o, 0.7), noisy(rng, o, 0.7) * (np.arange(20) < 1)[:, None, None]
+    weak = noisy(rng, o, 0.1)
+    for feature, controls, known in ((often, [weak, rarely], True), (rarely, [weak], False)):
+        gain = gain_over_controls(feature, np.stack(controls), o, counts, 0.95)
+        assert np.isfinite(gain.value[0])
+        assert np.isfinite([gain.low[0], gain.high[0]]).all() == (known and abs(gain.control[0, 0]) > 0)
+    strongest = gain_over_controls(weak, rarely[None] * 1.0, o, counts, 0.95)
+    assert np.isnan(strongest.low[0])
+
+
 EVIDENCE = Evidence(
     layer="residual_2",
     observable="abs_magnetization",
@@ -124,6 +138,8 @@ def test_verdict_begins_with_the_judgement(change, start):
         ({}, "the best control (pca) with |r| = 0.700"),
         ({"q_value": 0.3, "p_value": 1 / 1001}, "raise features.permutations"),
         ({"test_chains": 4}, "only 4 test chains"),
+        ({"gain_low": np.nan, "gain_high": np.nan}, "gain +0.120 (no interval: too few chains carry it)"),
+        ({"stability": 0.31}, "other seeds of the dictionary do not find this feature (stability 0.31)"),
         (
             {"simple_function_r2": 0.998},
             "simple functions of the configuration explain 99.8 % of abs_magnetization",

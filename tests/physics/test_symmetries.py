@@ -7,7 +7,7 @@ from nqs_sae_service.physics.exact import all_configurations
 from nqs_sae_service.physics.hamiltonians import HAMILTONIANS
 from nqs_sae_service.physics.lattices import Chain, Graph, Kagome, Rectangular, Square, Triangular
 from nqs_sae_service.physics.operators import basis_index
-from nqs_sae_service.physics.symmetries import IRREPS, NoRepresentation, commutes, symmetries
+from nqs_sae_service.physics.symmetries import IRREPS, NoRepresentation, commutes, generators, symmetries
 
 SQUARE = Square(kind="square", length=4).build()
 RING = Chain(kind="chain", length=6).build()
@@ -153,3 +153,41 @@ def test_the_marshall_rotation_moves_momentum_and_parity():
         group = symmetries(RING, True, (momentum,), spin_flip=parity)
         for p, f, chi in zip(group.permutations, group.flips, group.characters, strict=True):
             np.testing.assert_allclose(ground[basis_index(states[:, p] * f)], chi * ground, atol=1e-10)
+
+
+def moved_hamiltonian(operator, element):
+    """Its matrix elements between the images of all configurations."""
+    sigma = all_configurations(operator.n_sites)
+    to = basis_index(sigma[:, element.permutations[0]] * element.flips[0])
+    return operator.to_sparse().toarray()[np.ix_(to, to)]
+
+
+@pytest.mark.parametrize(
+    "lattice",
+    [
+        RING,
+        Square(kind="square", length=2).build(),
+        Graph(kind="graph", sites=3, edges=((0, 1), (1, 2))).build(),
+    ],
+)
+@pytest.mark.parametrize("fields", [{}, {"hz": 0.3}, {"disorder": "uniform", "disorder_width": 0.5}])
+def test_generators_are_what_leaves_the_matrix_alone(lattice, fields):
+    operator = HAMILTONIANS["tfim"](kind="tfim", h=1.0, **fields).build(lattice)
+    found = generators(lattice, operator)
+    for element in found.values():
+        np.testing.assert_allclose(moved_hamiltonian(operator, element), operator.to_sparse().toarray())
+    assert ("spin_flip" in found) == ("hz" not in fields)
+    if "disorder_width" in fields:
+        assert set(found) == {"spin_flip"}
+
+
+def test_names_of_generators():
+    field = HAMILTONIANS["tfim"](kind="tfim", h=1.0)
+    assert list(generators(RING, field.build(RING))) == ["translation", "reflection", "spin_flip"]
+    names = list(generators(SQUARE, field.build(SQUARE), 2))
+    assert names == ["translation_1", "translation_2", "rotation", "reflection"]
+    turn = generators(SQUARE, field.build(SQUARE))["rotation"].permutations[0]
+    np.testing.assert_array_equal(turn[turn[turn[turn]]], np.arange(16))
+    assert np.any(turn[turn] != np.arange(16))
+    cylinder, _, _ = LATTICES["cylinder"]
+    assert "translation_2" not in generators(cylinder, field.build(cylinder))

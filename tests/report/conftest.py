@@ -19,6 +19,7 @@ LAYERS = ["residual_1", "residual_2"]
 OBSERVABLES = ["abs_magnetization", "half_chain_correlation", "sigma_x"]
 TARGETS = OBSERVABLES[:2]
 CONTROLS = ["untrained", "neuron", "pca", "raw_spins", "random_direction", "shuffled"]
+SYMMETRIES = ["translation", "reflection", "spin_flip"]
 DIRECTIONS = ["feature", "random_direction", "other_feature", "jastrow_dial"]
 ESTIMATORS = ["reweighted", "resampled", "exact"]
 SCALES = np.array([0.0, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5, 2.0])
@@ -138,9 +139,47 @@ def features(rng: np.random.Generator) -> xr.Dataset:
         "stability_activation": rng.uniform(0.5, 1.0, (2, FEATURES)),
         "density": rng.uniform(0, 0.2, (2, FEATURES)),
         "participation_ratio": [5.3, 3.71],
+        **portraits(),
     }
     coords = {"layer": LAYERS, "feature": np.arange(FEATURES), "observable": OBSERVABLES, "control": CONTROLS}
+    coords |= {"sae_seed": [1, 2, 3], "symmetry": SYMMETRIES}
     return labelled("features", variables, coords, {"confidence": 0.95})
+
+
+def portraits() -> dict[str, Any]:
+    """Seeds agree in the first layer alone; every third feature is invariant, has a partner, or neither."""
+    rng = np.random.default_rng(6)
+    angles = np.full((2, 3, 4), np.nan)
+    angles[0, 1:, :3], angles[1, 1:, :2] = [5.0, 20.0, 31.0], [40.0, 80.0]
+    chance = np.full((2, 4), np.nan)
+    chance[0, :3], chance[1, :2] = [30.0, 55.0, 80.0], [38.0, 77.0]
+    configuration = rng.choice(np.array([-1, 1], np.int8), (2, 3, 8, 40))
+    configuration[1, 2, 5:] = 0
+    value = rng.uniform(0, 1, (2, 3, 8))
+    value[1, 2, 5:] = np.nan
+    r = np.tile([0.99, -0.4, 0.3], (2, len(SYMMETRIES), 1))
+    words = np.tile(np.array(["invariant", "partner", "neither"]), (2, len(SYMMETRIES), 1))
+    return {
+        "subspace_angle": angles,
+        "subspace_p_value": np.array([[np.nan, 0.005, 0.02], [np.nan, 0.6, 0.4]]),
+        "subspace_angle_random": chance + 9,
+        "subspace_angle_covariance": chance,
+        "nearest_feature": rng.integers(0, FEATURES, (2, FEATURES, 5)),
+        "nearest_cosine": rng.uniform(0.2, 0.8, (2, FEATURES, 5)),
+        "nearest_pearson": rng.uniform(-0.2, 0.8, (2, FEATURES, 5)),
+        "top_configuration": configuration,
+        "top_activation": value + 1,
+        "top_value": value,
+        "top_percentile": 100 * value,
+        "top_token": np.where(np.isnan(value), -1, rng.integers(0, 10, value.shape)),
+        "site_position": np.arange(40.0)[:, None],
+        "site_token": np.arange(40) // 4,
+        "symmetry_pearson": r,
+        "symmetry_shift": 0.01 * r,
+        "symmetry_partner": np.full(r.shape, 21),
+        "symmetry_partner_pearson": np.tile([0.9, 0.97, 0.6], (2, len(SYMMETRIES), 1)),
+        "symmetry_behaviour": words,
+    }
 
 
 def steering(rng: np.random.Generator) -> xr.Dataset:
@@ -293,6 +332,8 @@ PER_TIME = {
         ),
         *("best_control", "gain", "gain_low", "gain_high", "verdict", "control_pearson", "control_low"),
         *("control_high", "untrained_pearson", "density"),
+        *("nearest_pearson", "top_configuration", "top_value", "top_token", "site_position", "site_token"),
+        *("subspace_angle", "subspace_p_value", "symmetry_pearson", "symmetry_behaviour"),
     ),
 }
 

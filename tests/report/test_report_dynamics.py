@@ -23,7 +23,18 @@ STEERED = [
     for target in ("abs_magnetization", "half_chain_correlation")
     for name in (f"steering_{target}_t0.5", f"steering_{target}_t1.5", f"later_{target}")
 ]
-NAMES = ["energy", "evolution", "drift", "sae", "correlations", *STEERED, "followed", "atlas", "attribution"]
+NAMES = [
+    "energy",
+    "evolution",
+    "drift",
+    "sae",
+    "correlations",
+    "configurations",
+    *STEERED,
+    "followed",
+    "atlas",
+    "attribution",
+]
 ENDED = "t = 0.7: the step has collapsed to 1.0e-06"
 
 
@@ -297,6 +308,7 @@ def test_page_has_the_sections(quenched_run: Path) -> None:
             "Dynamics",
             "Features through time",
             "Steering",
+            "What the best features are like",
             "Attribution",
             "Numbers",
             "Figures",

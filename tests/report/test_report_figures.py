@@ -12,11 +12,19 @@ from matplotlib.image import imread
 from nqs_sae_service.interpret.kinds import DIRECTIONS
 from nqs_sae_service.report import write_figures
 from nqs_sae_service.report.figures import draw, render
+from nqs_sae_service.report.plots.configurations import configurations_figure
 from nqs_sae_service.report.reading import read
 
 Factory = Callable[..., Path]
 NAMES = [
-    *("energy", "sae", "correlations", "steering_abs_magnetization", "steering_half_chain_correlation"),
+    *(
+        "energy",
+        "sae",
+        "correlations",
+        "configurations",
+        "steering_abs_magnetization",
+        "steering_half_chain_correlation",
+    ),
     *("atlas", "attribution"),
 ]
 
@@ -141,7 +149,11 @@ def test_nothing_known_draws_nothing_and_little_known_draws_little(make_run: Fac
 
 
 def test_a_partial_run_has_the_figures_of_its_stages(make_run: Factory) -> None:
-    assert list(draw(read(make_run(stages=("ground_state", "features"))))) == ["energy", "correlations"]
+    assert list(draw(read(make_run(stages=("ground_state", "features"))))) == [
+        "energy",
+        "correlations",
+        "configurations",
+    ]
 
 
 def test_equal_data_give_equal_files(make_run: Factory) -> None:
@@ -158,3 +170,38 @@ def test_a_sweep_is_drawn_against_its_parameter(sweep: Path) -> None:
     feature, control = axes.lines
     np.testing.assert_allclose(feature.get_xydata(), [[0.5, 0.83], [1.0, 0.83]])
     assert np.all(np.asarray(control.get_ydata()) < 0.83)
+
+
+def test_configurations_are_drawn_with_their_token_and_value(
+    drawn: dict[str, Figure], whole_run: Path
+) -> None:
+    figure, found = drawn["configurations"], read(whole_run)
+    features = found.stages["features"]
+    assert len(figure.axes) == 6
+    for axes, place in zip(figure.axes, np.ndindex(2, 3), strict=True):
+        sigma = features["top_configuration"].values[place]
+        up, down, framed = (len(drawn.get_paths()) for drawn in axes.collections)
+        assert (up, down) == ((sigma > 0).sum(), (sigma < 0).sum())
+        token = features["top_token"].values[place]
+        assert framed == 4 * (token >= 0).sum()
+        assert len(axes.texts) == np.isfinite(features["top_value"].values[place]).sum()
+    assert "abs magnetization" in figure.axes[0].get_title()
+    assert "feature 3" in figure.axes[0].get_title()
+
+
+def test_configurations_of_a_plane_are_squares_that_do_not_overlap(whole_run: Path) -> None:
+    dataset = read(whole_run).stages["features"]
+    x, y = np.divmod(np.arange(40), 8)
+    plane = dataset.drop_dims("axis").assign(
+        site_position=(("spin", "axis"), np.stack([x, y], axis=1).astype(float))
+    )
+    figure = configurations_figure(plane)
+    assert figure is not None
+    up, down, _ = figure.axes[0].collections
+    centres = np.concatenate([path.vertices[:4].mean(axis=0) for c in (up, down) for path in c.get_paths()])
+    centres = centres.reshape(-1, 2)
+    apart = np.abs(centres[:, None] - centres[None]).max(axis=2) + 9 * np.eye(len(centres))
+    assert len(centres) == 8 * 40
+    assert apart.min() > 0.9
+    assert configurations_figure(dataset.drop_vars("site_token")) is None
+    assert configurations_figure(dataset.assign(top_configuration=0 * dataset["top_configuration"])) is None

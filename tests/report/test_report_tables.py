@@ -191,7 +191,7 @@ def test_a_slope_off_its_prediction_and_chains_that_disagree_are_faults(make_run
 def test_attribution_is_judged_by_ablation_and_by_the_bare_activation(
     whole_run: Path, make_run: Factory
 ) -> None:
-    (section,) = summarise(read(whole_run)).sections
+    *_, section = summarise(read(whole_run)).sections
     assert section.title == "Attribution"
     assert [verdict.kind for verdict in section.verdicts] == ["good", "good"]
     assert "r = 0.970 (the bare activation: 0.12)" in section.verdicts[0].text
@@ -206,7 +206,7 @@ def test_attribution_is_judged_by_ablation_and_by_the_bare_activation(
     def worse(dataset: xr.Dataset) -> xr.Dataset:
         return dataset.assign(agreement=1 - dataset["agreement"]) if "agreement" in dataset else dataset
 
-    (spoilt,) = summarise(read(make_run("worse", change=worse))).sections
+    *_, spoilt = summarise(read(make_run("worse", change=worse))).sections
     assert [verdict.kind for verdict in spoilt.verdicts] == ["bad", "bad"]
 
 

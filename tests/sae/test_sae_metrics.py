@@ -116,3 +116,23 @@ def test_dead_features_have_no_correlation_and_alone_there_is_no_stability():
     dictionary.encoder_bias[0] = -1e3
     assert not metrics.activation_correlation(dictionary, dictionary, x)[0].any()
     assert np.isnan(metrics.stability([dictionary], x)).all()
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("kind", ["topk", "relu-l1"])
+def test_correlations_of_some_features_and_of_pairs(kind):
+    a, b = make(kind), make(kind, seed=4)
+    x = np.random.default_rng(1).standard_normal((100, 5)).astype(np.float32)
+    chosen = np.array([7, 2, 2])
+    np.testing.assert_allclose(
+        metrics.activation_correlation(a, b, x, chosen[:2]),
+        metrics.activation_correlation(a, b, x)[chosen[:2]],
+        atol=1e-6,
+    )
+    own = metrics.activation_correlation(a, a, x)
+    others = np.array([[1, 3, -1], [7, -1, -1], [2, 5, 11]])
+    wanted = np.where(others >= 0, own[chosen[:, None], others], np.nan)
+    np.testing.assert_allclose(metrics.pair_correlation(a, x, chosen, others), wanted, atol=1e-6)
+    np.testing.assert_allclose(
+        metrics.activation_variance(a, x), a.encode(x.astype(np.float64)).var(axis=0), rtol=1e-5, atol=1e-7
+    )

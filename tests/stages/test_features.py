@@ -10,6 +10,7 @@ from nqs_sae_service.datasets.schema import SCHEMA, labelled
 from nqs_sae_service.errors import UserError
 from nqs_sae_service.interpret import series
 from nqs_sae_service.interpret.controls import CONTROLS
+from nqs_sae_service.physics.hamiltonians.tfim import Tfim
 from nqs_sae_service.physics.lattices import Chain
 from nqs_sae_service.spec.root import Spec
 from nqs_sae_service.spec.sections import Features
@@ -21,10 +22,11 @@ LAYERS, SEEDS, INITIALISATIONS = ["residual_1", "residual_2"], [5, 6], [0, 1, 2]
 NAMES = ["abs_magnetization", "magnetization", "noise", "constant"]
 
 
-class UntrainedNetwork:
+class Network:
     """Tokens are random linear maps of the patches, given by the parameters."""
 
     n_sites, dtype = SITES, np.float32
+    sites = np.arange(SITES).reshape(TOKENS, PATCH)
 
     def activations(self, parameters, sigma, layers):
         weights = parameters.reshape(PATCH, WIDTH)
@@ -37,13 +39,14 @@ class Context:
     def __init__(self, upstream, pooled=False, **section):
         self.upstream, self.ticks = upstream, []
         options = {"seed": 3, "bootstrap": 200, "permutations": 400} | section
-        build = SimpleNamespace(build=lambda *_: UntrainedNetwork())
+        build = SimpleNamespace(build=lambda *_: Network())
         self.spec = SimpleNamespace(
             features=Features(**options),
             sae=SimpleNamespace(input="pooled" if pooled else "token"),
             state=build,
             lattice=Chain(kind="chain", length=SITES),
             sampling=SimpleNamespace(fixed_magnetization=None),
+            final_hamiltonian=Tfim(kind="tfim", h=1.0),
         )
 
     def tick(self, done, total, message="", state=None):
@@ -74,6 +77,7 @@ def upstream():
     value = np.stack([np.abs(m), m, rng.standard_normal(m.shape), np.full(m.shape, 2.0)], axis=-1)
     split = np.array(["select", "train", "test", "train"])[np.arange(CHAINS) % 4]
     return {
+        "ground_state": labelled("ground_state", {"parameters": rng.standard_normal(PATCH * WIDTH)}),
         "samples": labelled(
             "samples", {"configuration": sigma, "log_psi": 0j * m}, {"split": ("chain", split)}
         ),
@@ -271,3 +275,146 @@ def test_too_few_test_chains_are_refused(upstream):
     few = upstream | {"samples": upstream["samples"].isel(chain=[0, 1, 2, 4, 5])}
     with pytest.raises(UserError, match="1 test chains are too few"):
         STAGE.run(Context(few))
+
+
+# ---- what features are like, once more in plain loops ----------------------------------------------------------------
+
+
+def tokens_of(x, upstream):
+    """Features (..., feature) of rows of the first layer, first dictionary; float64."""
+    dictionary = upstream["sae"].isel(layer=0, sae_seed=0)
+    z = x @ dictionary["encoder"].values.T.astype(np.float64) + dictionary["encoder_bias"].values
+    return np.maximum(z, 0)
+
+
+@pytest.fixture(scope="module")
+def tested(upstream):
+    """Of the test chains: spins, features (chain, draw, token, feature), observables."""
+    chains = np.flatnonzero(upstream["samples"]["split"].values == "test")
+    x = upstream["activations"][LAYERS[0]].values[chains].astype(np.float64)
+    sigma = upstream["samples"]["configuration"].values[chains]
+    return sigma, tokens_of(x, upstream), upstream["observables"]["value"].values[chains]
+
+
+def test_other_seeds_with_the_same_features_span_the_same_subspaces(result):
+    """The second dictionary has the features of the first in another order."""
+    angles = result.subspace_angle.sel(sae_seed=6)
+    assert np.all(np.isnan(result.subspace_angle.sel(sae_seed=5)))
+    for layer in LAYERS:
+        m = int(np.ceil(result.participation_ratio.sel(layer=layer)))
+        np.testing.assert_allclose(angles.sel(layer=layer)[:m], 0, atol=1e-4)
+        assert np.all(np.isnan(angles.sel(layer=layer)[m:]))
+        assert result.subspace_angle_random.sel(layer=layer)[m - 1] > 5
+    np.testing.assert_allclose(result.subspace_p_value.sel(sae_seed=6), 1 / 201)
+
+
+def test_nearest_features(upstream, result, tested):
+    _, f, _ = tested
+    decoder = upstream["sae"]["decoder"].values[0, 0]
+    flat = f.reshape(-1, FEATURES)
+    for feature in range(FEATURES):
+        found = result.isel(layer=0).sel(feature=feature)
+        if feature == 5:  # dead
+            assert np.all(found.nearest_feature == -1)
+            continue
+        cosine = {
+            j: decoder[feature] @ decoder[j] / np.linalg.norm(decoder[feature]) / np.linalg.norm(decoder[j])
+            for j in range(FEATURES)
+            if j not in (feature, 5)
+        }
+        wanted = sorted(cosine, key=cosine.get, reverse=True)[:5]
+        assert found.nearest_feature.values.tolist() == wanted
+        np.testing.assert_allclose(found.nearest_cosine, [cosine[j] for j in wanted], atol=1e-5)
+        together = [np.corrcoef(flat[:, feature], flat[:, j])[0, 1] for j in wanted]
+        np.testing.assert_allclose(found.nearest_pearson, together, atol=1e-4)
+
+
+def test_top_configurations(result, tested):
+    sigma, f, o = tested
+    found = result.isel(layer=0).sel(observable="abs_magnetization")
+    active, value = f.mean(axis=2)[..., 3].ravel(), o[..., 0].ravel()
+    order, seen = np.argsort(-active), []
+    for sample in order:
+        if not any(np.array_equal(sigma.reshape(-1, SITES)[sample], s) for s, _ in seen):
+            seen.append((sigma.reshape(-1, SITES)[sample], sample))
+    samples = [sample for _, sample in seen[:8]]
+    np.testing.assert_array_equal(found.top_configuration, [s for s, _ in seen[:8]])
+    np.testing.assert_allclose(found.top_activation, active[samples], rtol=1e-4)
+    np.testing.assert_allclose(found.top_value, value[samples])
+    percentiles = [100 * (np.mean(value < v) + np.mean(value == v) / 2) for v in value[samples]]
+    np.testing.assert_allclose(found.top_percentile, percentiles)
+    assert (
+        found.top_token.values.tolist() == f.reshape(-1, TOKENS, FEATURES)[samples, :, 3].argmax(1).tolist()
+    )
+    assert result.site_token.values.tolist() == np.repeat(range(TOKENS), PATCH).tolist()
+    constant = result.isel(layer=0).sel(observable="constant")
+    assert not constant.top_configuration.values.any()
+    assert np.all(constant.top_token == -1)
+
+
+def test_behaviour_under_symmetries(upstream, result, tested):
+    """Of a network whose activations are linear in the spins, held against the stored ones."""
+    sigma, f, _ = tested
+    network = Network()
+    parameters = upstream["ground_state"]["parameters"].values.astype(np.float32)
+    moves = {
+        "translation": np.roll(sigma, -1, axis=-1),
+        "reflection": sigma[..., -np.arange(SITES) % SITES],
+        "spin_flip": -sigma,
+    }
+    assert result.symmetry.values.tolist() == list(moves)
+    own = f.mean(axis=2)
+    for name, moved in moves.items():
+        x = network.activations(parameters, moved.reshape(-1, SITES), ["x"])["x"].astype(np.float64)
+        there = tokens_of(x, upstream).mean(axis=1)[:, 3]
+        here = own[..., 3].ravel()
+        found = result.isel(layer=0).sel(observable="abs_magnetization", symmetry=name)
+        assert found.symmetry_pearson == pytest.approx(np.corrcoef(here, there)[0, 1], abs=1e-4)
+        assert found.symmetry_shift == pytest.approx((there.mean() - here.mean()) / here.std(), abs=1e-3)
+        partner = int(found.symmetry_partner)
+        assert partner != 3
+        r = np.corrcoef(own[..., partner].ravel(), there)[0, 1]
+        assert found.symmetry_partner_pearson == pytest.approx(r, abs=1e-4)
+        assert found.symmetry_behaviour == "neither"
+    constant = result.sel(observable="constant")
+    assert np.all(constant.symmetry_behaviour == "")
+    assert np.all(constant.symmetry_partner == -1)
+
+
+def test_networks_that_know_a_symmetry_have_invariant_features(upstream):
+    """The stored activations are those of the network; its token means do not change when tokens move."""
+    network, sigma = Network(), upstream["samples"]["configuration"].values
+    one = upstream["ground_state"]["parameters"].values[:WIDTH].astype(np.float32)
+    parameters = np.tile(one, PATCH)  # every spin of a patch counts alike
+    x = network.activations(parameters, sigma.reshape(-1, SITES), LAYERS)
+    stored = {name: a.reshape(CHAINS, DRAWS, TOKENS, WIDTH) for name, a in x.items()}
+    known = {
+        "ground_state": labelled("ground_state", {"parameters": parameters}),
+        "activations": labelled("activations", stored, {"layer": LAYERS}),
+    }
+    context = Context(upstream | known, pooled=True)
+    found = STAGE.run(context).sel(observable="magnetization")
+    for name in ("translation", "reflection"):
+        assert np.all(found.symmetry_behaviour.sel(symmetry=name) == "invariant")
+        np.testing.assert_allclose(found.symmetry_pearson.sel(symmetry=name), 1, atol=1e-5)
+        np.testing.assert_allclose(found.symmetry_shift.sel(symmetry=name), 0, atol=1e-5)
+    assert np.all(found.symmetry_behaviour.sel(symmetry="spin_flip") != "invariant")
+    assert np.all(found.top_token == -1)  # pooled: there are none
+
+
+def test_large_dictionaries_know_the_neighbours_of_the_best_features_alone(upstream, result, monkeypatch):
+    monkeypatch.setattr("nqs_sae_service.stages.portraits.MATCHED_FEATURES", FEATURES - 1)
+    found, best = STAGE.run(Context(upstream)).isel(layer=0), result.isel(layer=0).best_feature.values
+    others = [feature for feature in range(FEATURES) if feature not in best]
+    assert np.all(found.nearest_feature.sel(feature=others) == -1)
+    known = result.isel(layer=0).sel(feature=best[best >= 0])
+    xr.testing.assert_equal(found.nearest_feature.sel(feature=best[best >= 0]), known.nearest_feature)
+
+
+def test_without_symmetries_nothing_is_said_about_them(upstream):
+    context = Context(upstream)
+    context.spec.final_hamiltonian = Tfim(
+        kind="tfim", h=1.0, hz=0.1, disorder="uniform", disorder_width=0.5, disorder_of="hz"
+    )
+    found = STAGE.run(context)
+    assert not any(str(name).startswith("symmetry") for name in found.variables)
