@@ -345,6 +345,7 @@ SCHEMA: dict[str, dict[str, Variable]] = {
             "sae_seed feature",
             "position of the view that the feature is specific to; -1: shared by all, -2: neither, -3: never active",
         ),
+        "live_features": _v("sae_seed", "features that are active on the select split"),
         "shared_features": _v("sae_seed", "live features that all views share"),
         "specific_features": _v("sae_seed view", "live features specific to the view"),
         "decoder_cosine": _v(
@@ -370,6 +371,7 @@ SCHEMA: dict[str, dict[str, Variable]] = {
         "untrained_explained_variance": _v(
             "initialisation view", "explained variance of the crosscoder of untrained networks"
         ),
+        "untrained_live_features": _v("initialisation", "its features that are active on the select split"),
         "untrained_shared_features": _v("initialisation", "its live features that all views share"),
         "untrained_specific_features": _v("initialisation view", "its live features specific to the view"),
         "untrained_pearson": _v("initialisation observable", "its best feature, each initialisation"),

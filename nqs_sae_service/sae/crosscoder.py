@@ -29,11 +29,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..errors import NumericalError
+from .classes import COMMON, NEITHER
 from .dictionary import Dictionary
 from .inputs import Inputs, blocks
 
 SHARED, SPECIFIC = 0.5, 0.2  # of the longest decoder row: every view has at least; all others at most
-COMMON, NEITHER, NEVER = -1, -2, -3  # classes of features that are specific to no view
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from ..interpret.controls import best_candidate, chosen, of_chosen
 from ..interpret.gain import gain_over_controls
 from ..interpret.series import Rows as SampleRows
 from ..interpret.series import per_sample
+from ..sae.classes import NEVER
 from ..sae.crosscoder import (
-    NEVER,
     SHARED,
     SPECIFIC,
     OneView,
@@ -228,7 +228,7 @@ class _Workshop:
         variables |= _Correlations(self).variables()
         if untrained := [_measured(self, task, self.dictionaries(task)[0]) for task in self.of("untrained_")]:
             table = _stacked(untrained)
-            kept = ("explained_variance", "shared_features", "specific_features")
+            kept = ("explained_variance", "live_features", "shared_features", "specific_features")
             variables |= {f"untrained_{name}": table[name] for name in kept}
         family, views = self._family(), self._views()
         apart = np.array([[not _comparable(a, b) for b in family] for a in family])
@@ -395,6 +395,7 @@ def _measured(workshop: _Workshop, task: _Task, dictionary: Dictionary) -> dict[
         "decoder_norm": norms,
         "norm_share": norm_share(norms),
         "specific_view": classes,
+        "live_features": np.sum(alive > 0),
         "shared_features": shared,
         "specific_features": specific,
         "decoder_cosine": decoder_cosines(decoder),
