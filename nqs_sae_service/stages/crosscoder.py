@@ -395,7 +395,7 @@ def _measured(workshop: _Workshop, task: _Task, dictionary: Dictionary) -> dict[
         "decoder_norm": norms,
         "norm_share": norm_share(norms),
         "specific_view": classes,
-        "live_features": np.sum(alive > 0),
+        "live_features": np.asarray(np.sum(alive > 0)),
         "shared_features": shared,
         "specific_features": specific,
         "decoder_cosine": decoder_cosines(decoder),
