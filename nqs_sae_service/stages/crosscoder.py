@@ -8,20 +8,17 @@ does sharing cost?), and crosscoders of untrained networks. Observables are thos
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-from ..datasets import read_stage
 from ..datasets.schema import labelled
 from ..engine.arrays import to_host
 from ..engine.memory import available_memory
-from ..errors import UserError
 from ..interpret import correlation
 from ..interpret.controls import best_candidate, chosen, of_chosen
 from ..interpret.gain import gain_over_controls
@@ -53,6 +50,7 @@ from .inputs import Rows, Source, computed, projection_attributes
 from .sae import UNTRAINED_SEED
 from .stage import Context, Stage
 from .starts import sections_of
+from .views import check_runs, comparable, told_apart
 
 if TYPE_CHECKING:
     from ..spec import Spec
@@ -60,7 +58,6 @@ if TYPE_CHECKING:
 _IN_TRAINING = "training."  # before the names of what a checkpoint holds of dictionaries in training
 _SHARE_OF_MEMORY = 0.25  # of what is available: the most that inputs are held in
 _HISTORY = ("loss", "l0", "dead_fraction")
-_STREAM = ("embedding", "residual_")  # layers of one network with a common basis begin so
 
 
 def run(context: Context) -> xr.Dataset:
@@ -231,7 +228,7 @@ class _Workshop:
             kept = ("explained_variance", "live_features", "shared_features", "specific_features")
             variables |= {f"untrained_{name}": table[name] for name in kept}
         family, views = self._family(), self._views()
-        apart = np.array([[not _comparable(a, b) for b in family] for a in family])
+        apart = np.array([[not comparable(a, b) for b in family] for a in family])
         variables["decoder_cosine"][:, apart] = np.nan
         coordinates: dict[str, Any] = {
             "view": np.asarray(views, object),
@@ -414,57 +411,6 @@ def _has(dictionary: Dictionary, name: str) -> bool:
 
 def _controls(untrained: bool) -> list[str]:
     return [*(["untrained"] if untrained else []), "neuron", "separate"]
-
-
-def _comparable(a: tuple[int, str], b: tuple[int, str]) -> bool:
-    """Whether two views have a common basis: one training, and one layer or the residual stream."""
-    return a[0] == b[0] and (a[1] == b[1] or (a[1].startswith(_STREAM) and b[1].startswith(_STREAM)))
-
-
-def told_apart(tables: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Labels from what differs between tables, ``h = 0.5``; numbers where that does not tell all apart."""
-    keys = [
-        key
-        for key in dict.fromkeys(k for t in tables for k in t)
-        if len({str(t.get(key)) for t in tables}) > 1
-    ]
-    labels = [", ".join(f"{key} = {table.get(key)}" for key in keys) for table in tables]
-    if len(set(labels)) == len(labels):
-        return labels
-    return ["this run", *(f"run {number}" for number in range(1, len(tables)))]
-
-
-def check_runs(spec: Spec, sources: Mapping[str, Path]) -> None:
-    """Raise UserError where another run (by its key in the spec) has another lattice or network, or no plain samples."""
-    for number in range(len(spec.crosscoder.runs)):
-        place = f"{RUNS}[{number}]"
-        ground_state, samples = (sources[f"{place}.{stage}"] for stage in ("ground_state", "samples"))
-        with read_stage(ground_state) as before:
-            for problem in _misfits(spec, before):
-                raise UserError(f"{place}: {ground_state}: {problem}")
-        with read_stage(samples) as drawn:
-            if "time" in drawn.dims or "split" not in drawn:
-                raise UserError(
-                    f"{place}: {samples}: not the samples of a ground state; name a run without dynamics"
-                )
-
-
-def _misfits(spec: Spec, before: xr.Dataset) -> Iterator[str]:
-    """What is another in the lattice and network that a ground state was computed with."""
-    try:
-        sections = sections_of(before)
-        there = {name: dict(sections[name]) for name in ("lattice", "state")}
-    except (KeyError, TypeError, ValueError):
-        yield "its network is not known to this version; run its spec again"
-        return
-    here = json.loads(canonical_json({"lattice": spec.lattice, "state": spec.state}))
-    for name, table in there.items():
-        for key in sorted(table.keys() | here[name].keys()):
-            if (name, key) != ("state", "load") and table.get(key) != here[name].get(key):
-                yield (
-                    f"{name}.{key} is {table.get(key)} there and {here[name].get(key)} here: views need the same lattice "
-                    "and network"
-                )
 
 
 def estimate(spec: Spec) -> Cost:

@@ -18,8 +18,8 @@ from nqs_sae_service.service.plan import make_plan
 from nqs_sae_service.service.runner import run_plans
 from nqs_sae_service.spec import load_spec
 from nqs_sae_service.stages import STAGES, crosscoder
-from nqs_sae_service.stages.crosscoder import told_apart
 from nqs_sae_service.stages.sae import UNTRAINED_SEED
+from nqs_sae_service.stages.views import told_apart
 
 SITES, WIDTH, FEATURES, CHAINS, DRAWS = 8, 8, 12, 32, 8
 SPEC = f"""
