@@ -71,7 +71,6 @@ ablated = 4
 ablation_samples = 64
 edges = 2
 [crosscoder]
-layers = ["residual_1", "residual_2"]
 checkpoints = [0]
 [output]
 report = false
