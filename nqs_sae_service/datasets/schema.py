@@ -53,6 +53,9 @@ SCHEMA: dict[str, dict[str, Variable]] = {
         "step_seconds": _v("step", "wall time of the step", "s", True, True),
         "parameters": _v("parameter", "final variational parameters"),
         "initial_parameters": _v("parameter", "variational parameters before training"),
+        "checkpoint_parameters": _v(
+            "checkpoint parameter", "variational parameters after the steps of ground_state.checkpoints"
+        ),
         "final_configuration": _v(
             "chain spin", "the chains at the end, thermalised: later samples start here", "1", True
         ),
@@ -374,6 +377,62 @@ SCHEMA: dict[str, dict[str, Variable]] = {
         ),
         "edge_effect_error": _v("edge", "its standard error"),
     },
+    "crosscoder": {
+        "encoder": _v("sae_seed view feature width", "encoder rows, acting on raw activations of the view"),
+        "decoder": _v("sae_seed view feature width", "decoder rows, writing raw activations of the view"),
+        "encoder_bias": _v("sae_seed feature", "encoder bias, one for all views"),
+        "decoder_bias": _v(
+            "sae_seed view width", "decoder bias, subtracted from the input and added to the output"
+        ),
+        "threshold": _v(
+            "sae_seed feature", "what a pre-activation must exceed, of kinds that have thresholds"
+        ),
+        "view_scale": _v("view", "factor s that makes E|s (x - mean)|^2 = width on the train split"),
+        "loss": _v("sae_seed step", "training loss per element of the scaled input", "1", True),
+        "l0": _v("sae_seed step", "mean number of active features", "1", True),
+        "dead_fraction": _v("sae_seed step", "share of features that have not fired lately", "1", True),
+        "feature_density": _v(
+            "sae_seed feature", "share of select-split inputs on which the feature is active"
+        ),
+        "decoder_norm": _v("sae_seed view feature", "length of the decoder row in scaled units, s |d|"),
+        "norm_share": _v(
+            "sae_seed view feature", "its share in the sum over views: the relative norm of the feature"
+        ),
+        "specific_view": _v(
+            "sae_seed feature",
+            "position of the view that the feature is specific to; -1: shared by all, -2: neither, -3: never active",
+        ),
+        "live_features": _v("sae_seed", "features that are active on the select split"),
+        "shared_features": _v("sae_seed", "live features that all views share"),
+        "specific_features": _v("sae_seed view", "live features specific to the view"),
+        "decoder_cosine": _v(
+            "sae_seed view other_view feature",
+            "cosine of the decoder rows of two views with a common basis, else NaN",
+        ),
+        "explained_variance": _v(
+            "sae_seed view", "1 - sum |e|^2 / sum |x - mean|^2 of the view on the select split"
+        ),
+        "separate_explained_variance": _v(
+            "sae_seed view", "that of a dictionary of this view alone, trained by the same record"
+        ),
+        "best_feature": _v("observable", "feature of the first seed with the largest |r| on select chains"),
+        "best_pearson": _v("observable", "its Pearson correlation on test chains"),
+        "best_low": _v("observable", "lower end of its bootstrap interval"),
+        "best_high": _v("observable", "upper end of its bootstrap interval"),
+        "control_pearson": _v("control observable", "Pearson correlation of the control on test chains"),
+        "control_low": _v("control observable", "lower end of its bootstrap interval"),
+        "control_high": _v("control observable", "upper end of its bootstrap interval"),
+        "gain": _v("observable", "|r| of the best feature minus |r| of the best control, test chains"),
+        "gain_low": _v("observable", "lower end of the paired-bootstrap interval of the gain"),
+        "gain_high": _v("observable", "upper end of the paired-bootstrap interval of the gain"),
+        "untrained_explained_variance": _v(
+            "initialisation view", "explained variance of the crosscoder of untrained networks"
+        ),
+        "untrained_live_features": _v("initialisation", "its features that are active on the select split"),
+        "untrained_shared_features": _v("initialisation", "its live features that all views share"),
+        "untrained_specific_features": _v("initialisation view", "its live features specific to the view"),
+        "untrained_pearson": _v("initialisation observable", "its best feature, each initialisation"),
+    },
     # Beside the report of a sweep, no stage: its points that share a Hamiltonian, compared (``interpret/alarm.py``).
     "comparison": {
         "directory": _v("point", "directory of the point inside that of the sweep"),
@@ -486,6 +545,11 @@ COORDINATES: dict[str, tuple[str, str]] = {
     "held_out": ("1 where no dictionary was trained and nothing was chosen", "1"),
     "time": ("time after the quench; imaginary where the run says so", "1/J"),
     "step": ("optimisation step, counted from 0", "1"),
+    "checkpoint": ("optimisation steps done", "1"),
+    "view": ("layer of a network that a crosscoder reads and writes", "1"),
+    "view_layer": ("layer of the view", "1"),
+    "view_network": ("network of the view", "1"),
+    "other_view": ("another view of the same feature", "1"),
     "chain": ("Markov chain", "1"),
     "draw": ("recorded sample within its chain", "1"),
     "spin": ("lattice site", "1"),

@@ -18,6 +18,7 @@ from .plots.attribution import agreement_figure, atlas_figure
 from .plots.compared import comparison_figure
 from .plots.configurations import configurations_figure
 from .plots.correlations import correlation_figure
+from .plots.crosscoder import crosscoder_figure
 from .plots.evolution import drift_figure, observables_figure
 from .plots.followed import followed_figure
 from .plots.later import later_figure
@@ -78,6 +79,8 @@ def draw(found: Run | Sweep) -> dict[str, Figure]:
                 "atlas": atlas_figure(attributed, stages.get("features", xr.Dataset())),
                 "attribution": agreement_figure(attributed),
             }
+        if crossed := stages.get("crosscoder"):
+            drawn["crosscoder"] = crosscoder_figure(crossed)
         return {name: figure for name, figure in drawn.items() if figure is not None}
 
 

@@ -50,7 +50,11 @@ class Run:
 
     @property
     def missing(self) -> list[str]:
-        asked = {"dynamics": self.evolves, "attribution": self.attributes}
+        asked = {
+            "dynamics": self.evolves,
+            "attribution": self.attributes,
+            "crosscoder": self.crosses,
+        }
         return [stage for stage in STAGES if asked.get(stage, True) and stage not in self.stages]
 
     @property
@@ -66,6 +70,11 @@ class Run:
         """Whether the spec asks for an attribution."""
         samples = self.section("attribution").get("samples")
         return isinstance(samples, (int, float)) and samples > 0
+
+    @property
+    def crosses(self) -> bool:
+        """Whether the spec asks for a crosscoder."""
+        return any(self.section("crosscoder").get(views) for views in ("layers", "checkpoints", "runs"))
 
     def section(self, name: str) -> Mapping[str, Any]:
         """A section of the spec, empty when it is missing or cannot be read."""

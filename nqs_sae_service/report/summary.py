@@ -17,6 +17,7 @@ import xarray as xr
 from . import findings, quality
 from .alarm import comparison_section
 from .attribution import attribution_section
+from .crosscoder import crosscoder_section
 from .evolution import dynamics_section, replaced
 from .followed import courses, followed_section
 from .moments import at_time, last_training_time, settled, shown_times, when
@@ -71,7 +72,7 @@ def summarise(found: Run | Sweep) -> Summary:
 
 
 def _sections(run: Run) -> list[Section]:
-    """What a run has to say about time, and about attribution; nothing where it has neither."""
+    """What a run has to say about time, attribution and a crosscoder; nothing where it has none of them."""
     stages, sections = run.stages, []
     if "dynamics" in stages:
         sections.append(dynamics_section(run))
@@ -90,6 +91,8 @@ def _sections(run: Run) -> list[Section]:
         shown.get("attribution", xr.Dataset()), shown.get("features", xr.Dataset())
     ):
         sections.append(attributed)
+    if crossed := crosscoder_section(stages.get("crosscoder", xr.Dataset())):
+        sections.append(crossed)
     return sections
 
 

@@ -122,7 +122,7 @@ def _plan_point(
             reason = "cached"
         else:
             reason = _why(directory / f"{name}.nc", stage, key, sections, store.checkpoint(name, key))
-        own = {place: sources[place] for place in stage.sources if place in sources}
+        own = {place: source for place, source in sources.items() if place.startswith(stage.sources)}
         if runs:
             claimed[key] = point.run
             _check_fit(point, stage, own)

@@ -1,4 +1,4 @@
-"""What a run starts from besides its spec: the ground state of another run, or parameters in a file.
+"""What a run starts from besides its spec: ground states and samples of other runs, or parameters in a file.
 
 A source counts by its content. In keys, and in the sections that a stage file carries, the key of the other run's ground
 state stands in the place of its name, and the digest of a file in the place of its path: another source is another result,
@@ -18,12 +18,12 @@ from ..datasets.files import sha256_of
 from ..datasets.runs import check_run
 from ..datasets.status import read_status
 from ..errors import UserError, plain
-from ..spec.files import LOAD, START_FROM, is_path
+from ..spec.files import LOAD, RUNS, START_FROM, is_path
 
 if TYPE_CHECKING:
     from ..spec import Point, Spec
 
-_FILE = "ground_state.nc"
+_OF_A_RUN = ("ground_state", "samples")  # stages that a crosscoder reads of another run
 _LENGTH = 20  # hex digits, as of a key
 
 
@@ -45,7 +45,8 @@ class Source:
 
     def refuse_change(self, run: str) -> None:
         """Raise UserError when the file is not the one that was planned with."""
-        if (_key_of(self.path) if self.stage_file else _digest(self.path)) != self.digest:
+        now = _attributes(self.path).get("key") if self.stage_file else _digest(self.path)
+        if now != self.digest:
             raise UserError(f"{self.path} has changed since {run} was planned: run it again")
 
 
@@ -55,10 +56,14 @@ def find_sources(point: Point, results: Path) -> dict[str, Source]:
     try:
         if start := spec.ground_state.start_from:
             key = START_FROM
-            found[key] = _ground_state(start, results / point.run, results)
+            found[key] = _stage_file(start, results / point.run, results)
         if load := spec.state.load:
             key = LOAD
             found[key] = Source(Path(load), _digest(Path(load)), stage_file=False)
+        for number, run in enumerate(spec.crosscoder.runs):
+            for stage in _OF_A_RUN:
+                key = f"{RUNS}[{number}].{stage}"
+                found[key] = _stage_file(run, results / point.run, results, stage)
     except Unfinished as problem:
         raise Unfinished(plain(f"{point.run}: {key}: {problem}"), problem.directory) from None
     except (UserError, OSError) as problem:
@@ -68,48 +73,58 @@ def find_sources(point: Point, results: Path) -> dict[str, Source]:
 
 def identified(spec: Spec, sources: Mapping[str, Source]) -> Spec:
     """The spec with the content of the sources in the place of their names: what keys are made of."""
+    digests: dict[str, list[str]] = {}
     for key, source in sources.items():
-        section, name = key.split(".")
-        record = getattr(spec, section).model_copy(update={name: source.digest})
+        digests.setdefault(key.partition("[")[0], []).append(source.digest)
+    for field, found in digests.items():
+        section, name = field.split(".")
+        several = isinstance(getattr(getattr(spec, section), name), tuple)
+        record = getattr(spec, section).model_copy(update={name: tuple(found) if several else found[0]})
         spec = spec.model_copy(update={section: record})
     return spec
 
 
-def _ground_state(start: str, own: Path, results: Path) -> Source:
-    """The ground state of the run that ``start`` names, or that is at this path."""
-    path = Path(start) if is_path(start) else results / start
-    file = path if path.suffix == ".nc" and not path.is_dir() else path / _FILE
-    if os.path.abspath(file.parent) == os.path.abspath(own):
+def _stage_file(run: str, own: Path, results: Path, stage: str = "ground_state") -> Source:
+    """The file of a stage of the run that ``run`` names, or that is at this path; a path may lead to a ground_state.nc."""
+    path = Path(run) if is_path(run) else results / run
+    directory = path.parent if path.suffix == ".nc" and not path.is_dir() else path
+    file = path if directory != path and stage == "ground_state" else directory / f"{stage}.nc"
+    if os.path.abspath(directory) == os.path.abspath(own):
         raise UserError("a run cannot start from itself: name another one")
     if not file.exists():
-        if file != path:
-            _refuse_missing(start, path, results)
+        if directory == path or stage != "ground_state":
+            _refuse_missing(run, directory, results, stage)
         else:
             raise UserError(f"{file}: no such file")
-    key = _key_of(file)
+    key = _key_of(file, stage)
     return Source(file, key, stage_file=True)
 
 
-def _refuse_missing(start: str, directory: Path, results: Path) -> None:
+def _refuse_missing(run: str, directory: Path, results: Path, stage: str) -> None:
     try:
         check_run(directory)
     except UserError as problem:
         text = str(problem)
-        if not is_path(start):
-            text += f"; {start!r} is taken for a run in {results}, a path begins with ./ or /"
+        if not is_path(run):
+            text += f"; {run!r} is taken for a run in {results}, a path begins with ./ or /"
         raise (UserError(text) if directory.exists() else Unfinished(text, directory)) from None
     state = read_status(directory).get("state", "not begun")
+    what = "no ground state" if stage == "ground_state" else f"no {stage}.nc"
     raise Unfinished(
-        f"the run in {directory} has no ground state yet (it is {state}): let it finish that stage first",
+        f"the run in {directory} has {what} yet (it is {state}): let it finish that stage first",
         directory,
     )
 
 
-def _key_of(file: Path) -> str:
-    attributes = read_attributes(file) if file.is_file() else {}
-    if attributes.get("stage") != "ground_state" or "key" not in attributes:
-        raise UserError(f"{file}: not the ground_state.nc of a run")
+def _key_of(file: Path, stage: str) -> str:
+    attributes = _attributes(file)
+    if attributes.get("stage") != stage or "key" not in attributes:
+        raise UserError(f"{file}: not the {stage}.nc of a run")
     return str(attributes["key"])
+
+
+def _attributes(file: Path) -> Mapping[str, object]:
+    return read_attributes(file) if file.is_file() else {}
 
 
 def _digest(file: Path) -> str:

@@ -76,6 +76,7 @@ def reduced(point: Point, number: int) -> Point:
             "steps": 2,
             "samples": 2 * _CHAINS,
             "final_samples": 4 * _CHAINS,
+            "checkpoints": (0,) if spec.ground_state.checkpoints or spec.crosscoder.runs else (),
         },
         "samples": {"count": 8 * _CHAINS, "sweeps": 1, "split": (0.5, 0.25, 0.25)},
         "sae": {
@@ -94,6 +95,11 @@ def reduced(point: Point, number: int) -> Point:
             "ablation_samples": _CHAINS,
             "steps": 1,
             "edges": 1,
+        },
+        "crosscoder": {
+            "checkpoints": (0,) if spec.crosscoder.checkpoints or spec.crosscoder.runs else (),
+            "runs": (),
+            "features": min(spec.crosscoder.features, _MOST_FEATURES),
         },
         "output": {"report": number == 1, "figures": number == 1},
     }

@@ -7,17 +7,18 @@ in the queue, in a Slurm script, in the ``spec.toml`` of a run.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from .document import Document
 from .problems import COMMAND_LINE, KeyPath
 
-LOAD, START_FROM = "state.load", "ground_state.start_from"
-_PLACES: tuple[KeyPath, ...] = tuple(tuple(key.split(".")) for key in (LOAD, START_FROM))
+LOAD, START_FROM, RUNS = "state.load", "ground_state.start_from", "crosscoder.runs"
+_PLACES: tuple[KeyPath, ...] = tuple(tuple(key.split(".")) for key in (LOAD, START_FROM, RUNS))
 
 
-def is_path(start_from: str) -> bool:
-    """Whether a value of ``ground_state.start_from`` is a path; else it is the name of a run."""
-    return start_from.startswith(("/", "./", "../", "~")) or start_from.endswith(".nc")
+def is_path(run: str) -> bool:
+    """Whether a value of ``ground_state.start_from`` or ``crosscoder.runs`` is a path; else it is the name of a run."""
+    return run.startswith(("/", "./", "../", "~")) or run.endswith(".nc")
 
 
 def anchored(document: Document) -> Document:
@@ -25,14 +26,23 @@ def anchored(document: Document) -> Document:
     for place in _PLACES:
         table = document.values.get(str(place[0]))
         value = table.get(place[1]) if isinstance(table, dict) else None
-        if not isinstance(value, str) or not value or (place == _PLACES[1] and not is_path(value)):
-            continue
         origin = document.origin(place)
         base = "" if origin.rank == COMMAND_LINE else os.path.dirname(origin.source)
-        path = os.path.abspath(os.path.join(base, os.path.expanduser(value)))
+        found = _anchored(value, base, place[0] == "state")
+        if found == value:
+            continue
         inner = {path: origin for path, origin in document.origins.items() if path[: len(place)] == place}
-        document = document.assigned(place, path, inner or {place: origin})
+        document = document.assigned(place, found, inner or {place: origin})
     return document
 
 
-__all__ = ["LOAD", "START_FROM", "anchored", "is_path"]
+def _anchored(value: Any, base: str, always: bool) -> Any:
+    """A path, or paths in an array, from ``base`` on; what is no text, or a name unless ``always`` a path, as it is."""
+    if isinstance(value, list):
+        return [_anchored(each, base, always) for each in value]
+    if not isinstance(value, str) or not value or not (always or is_path(value)):
+        return value
+    return os.path.abspath(os.path.join(base, os.path.expanduser(value)))
+
+
+__all__ = ["LOAD", "RUNS", "START_FROM", "anchored", "is_path"]

@@ -16,6 +16,7 @@ from ..physics.hamiltonians import HAMILTONIANS
 from ..physics.lattices import LATTICES
 from ..sae import KINDS
 from ..states import STATES
+from .crosscoder import Crosscoder
 from .dynamics import Dynamics
 from .sampling import Sampling
 from .section import Section, one_of
@@ -90,6 +91,7 @@ class Spec(Heading):
     features: Features = Field(default_factory=Features)
     steering: Steering = Field(default_factory=Steering)
     attribution: Attribution = Field(default_factory=Attribution)
+    crosscoder: Crosscoder = Field(default_factory=Crosscoder)
     engine: Engine = Field(default_factory=Engine)
     output: Output = Field(default_factory=Output)
 

@@ -82,10 +82,22 @@ class GroundState(Section):
     final_samples: int = Field(
         16384, ge=2, le=10**8, description="fresh samples for the final energy; a multiple of sampling.chains"
     )
+    checkpoints: tuple[Annotated[int, Field(ge=0, le=1_000_000)], ...] = Field(
+        (),
+        max_length=1000,
+        description="steps after which the parameters are kept in the file beside the final ones; 0: those at the start",
+        json_schema_extra={"neutral": True},
+    )
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
         yield from _multiple_of_chains("samples", self.samples, sections)
         yield from _multiple_of_chains("final_samples", self.final_samples, sections)
+        for index, step in enumerate(self.checkpoints):
+            if step > self.steps:
+                what = f"{step} is beyond the {self.steps} steps of ground_state.steps"
+                yield Finding(f"checkpoints[{index}]", what)
+            elif step in self.checkpoints[:index]:
+                yield Finding(f"checkpoints[{index}]", f"{step} is listed twice")
         sampling: Any = sections.get("sampling")
         if self.exponent < 1 and getattr(sampling, "method", None) == "direct":
             yield Finding(

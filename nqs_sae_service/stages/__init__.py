@@ -3,6 +3,7 @@
 from . import (
     activations,
     attribution,
+    crosscoder,
     dynamics,
     features,
     ground_state,
@@ -25,6 +26,7 @@ STAGES: dict[str, Stage] = {
         features,
         steering,
         attribution,
+        crosscoder,
     )
 }
 

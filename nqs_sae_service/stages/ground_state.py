@@ -49,14 +49,23 @@ def run(context: Context) -> xr.Dataset:
     )
 
     def state() -> dict[str, np.ndarray]:
-        return training.arrays(context.ranks)
+        return training.arrays(context.ranks) | (kept if checkpoints else {})
 
-    steps = spec.ground_state.steps
+    def keep() -> None:
+        if training.step in checkpoints:
+            at = checkpoints.index(training.step)
+            kept["checkpoint_parameters"][at] = to_host(training.parameters)
+
+    steps, checkpoints = spec.ground_state.steps, spec.ground_state.checkpoints
+    kept = {"checkpoint_parameters": np.zeros((len(checkpoints), parameters.size), trainer.state.dtype)}
+    kept |= {name: saved[name] for name in kept if saved and name in saved}
     final_draws = spec.ground_state.final_samples // spec.sampling.chains
     total = steps + final_draws
+    keep()
     while training.step < steps:
         context.tick(training.step, total, _message(training, exact), state)
         trainer.advance(training)
+        keep()
     final = _final_energy(context, trainer, training, lambda n: context.tick(n, total, "final energy", state))
     if exact is not None:
         final |= {"exact_energy": exact, "relative_error": (final["final_energy"] - exact) / abs(exact)}
@@ -66,7 +75,9 @@ def run(context: Context) -> xr.Dataset:
     variables["initial_parameters"] = parameters
     for name in ("mean_configuration", "final_configuration"):
         variables[name] = final.pop(name)
-    return labelled("ground_state", variables, {}, final)
+    if not checkpoints:
+        return labelled("ground_state", variables, {}, final)
+    return labelled("ground_state", variables | kept, {"checkpoint": np.asarray(checkpoints)}, final)
 
 
 def _message(training: Training, exact: float | None) -> str:

@@ -68,7 +68,8 @@ class Stage:
 
     A ``distributed`` stage is run by all processes of a run at once; rank 0 runs the others alone. ``sources`` are the keys
     of the spec that name files it starts from: what is in these files enters its key, and ``check`` raises UserError, before
-    anything runs, where they do not fit the spec. A stage file among them is upstream by the key that names it.
+    anything runs, where they do not fit the spec. A stage file among them is upstream by the key that names it; in an array
+    every run is a source for each stage that is read of it, ``crosscoder.runs[0].samples``.
     """
 
     name: str

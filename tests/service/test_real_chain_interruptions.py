@@ -43,6 +43,7 @@ steps = 60
 samples = 128
 learning_rate = 0.15
 final_samples = 512
+checkpoints = [0]
 [samples]
 count = 512
 [activations]
@@ -69,6 +70,8 @@ samples = 256
 ablated = 4
 ablation_samples = 64
 edges = 2
+[crosscoder]
+checkpoints = [0]
 [output]
 report = false
 figures = false
@@ -164,7 +167,7 @@ def assert_tidy(results: Path) -> None:
 
 def test_killed_in_every_stage_that_checkpoints_it_ends_with_the_same_bits(start, undisturbed, tmp_path):
     rng = np.random.default_rng(11)
-    for stage in ("ground_state", "sae", "steering"):
+    for stage in ("ground_state", "sae", "steering", "crosscoder"):
         process = start(tmp_path, *EAGER)
         wait_until(lambda stage=stage: checkpoints(tmp_path, stage), process)
         time.sleep(rng.uniform(0, 0.3))
@@ -271,7 +274,8 @@ def test_editing_steering_runs_steering_alone(spec, undisturbed):
 def test_adding_an_observable_does_not_retrain_the_dictionaries(spec, undisturbed):
     results = undisturbed.parent
     names = "observables.names=['magnetization', 'abs_magnetization', 'half_chain_correlation', 'sigma_x', 'domain_walls']"
-    assert set(reasons(spec, results, names)) == {"observables", "features", "steering", "attribution"}
+    later = {"features", "steering", "attribution", "crosscoder"}
+    assert set(reasons(spec, results, names)) == {"observables", *later}
     (directory,) = compute(spec, results, "name='wider'", names, until="features")
     for stage in ("ground_state", "samples", "activations", "sae"):
         assert (directory / f"{stage}.nc").samefile(undisturbed / f"{stage}.nc")
