@@ -433,6 +433,23 @@ SCHEMA: dict[str, dict[str, Variable]] = {
         "untrained_specific_features": _v("initialisation view", "its live features specific to the view"),
         "untrained_pearson": _v("initialisation observable", "its best feature, each initialisation"),
     },
+    "completeness": {
+        "order": _v("string", "number of spins in the product"),
+        "frequency": _v("string", "share of test tokens on which the product has its rarer sign"),
+        "weight": _v("string", "|r| of its mean over the tokens with log|psi|, test chains"),
+        "best_feature": _v("layer string", "feature with the largest |r| over tokens of the select chains"),
+        "pearson": _v(
+            "layer source string",
+            "correlation over tokens of the test chains, of the candidate chosen on the select chains",
+        ),
+        "share": _v(
+            "layer source spins",
+            "share of the products of so many spins whose |r| reaches the attribute threshold",
+        ),
+        "half": _v("layer predictor", "where the sigmoid through having a feature is 1/2"),
+        "slope": _v("layer predictor", "its slope in the logarithm of the predictor"),
+        "slope_error": _v("layer predictor", "its standard error"),
+    },
     # Beside the report of a sweep, no stage: its points that share a Hamiltonian, compared (``interpret/alarm.py``).
     "comparison": {
         "directory": _v("point", "directory of the point inside that of the sweep"),
@@ -580,6 +597,12 @@ COORDINATES: dict[str, tuple[str, str]] = {
     "point": ("point of a sweep", "1"),
     "pair": ("two points with one Hamiltonian", "1"),
     "side": ("whose dictionary it is: that of the first or of the second point", "1"),
+    "string": ("product of sigma^z on the sites z0 z1 ... as the first token sees them", "1"),
+    "spins": ("spins in a product", "1"),
+    "source": (
+        "what is to have a feature: the dictionary, a single neuron, dictionaries of untrained networks",
+        "1",
+    ),
     "group": ("points of a sweep that differ in nothing but their dictionaries", "1"),
     "features": ("number of features of the dictionary", "1"),
     "steps": ("number of optimisation steps", "1"),

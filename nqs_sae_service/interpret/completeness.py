@@ -1,9 +1,10 @@
 """Completeness: which products of spins near a token have a feature of their own, and what decides it.
 
-Every function of a configuration is a sum of Walsh strings chi_S = prod_{i in S} sigma_i. Seen from a token, a string up to some
-order over its nearest sites is a concept that the dictionary may or may not have: the best feature's correlation with it over
-tokens, chosen on the select and measured on the test chains, exceeds a threshold or does not. In language models the chance of
-a feature is a sigmoid in the logarithm of the concept's frequency (Templeton et al. 2024, Scaling Monosemanticity); here both
+Every function of a configuration is a sum of Walsh strings chi_S = prod_{i in S} sigma_i. Seen from a token, a string up to
+some order over its nearest sites is a concept that the dictionary may or may not have: the correlation of the best feature with
+it over tokens, chosen on the select and measured on the test chains, exceeds a threshold or does not. In language models the
+chance of a feature is a sigmoid in the logarithm of the concept's frequency (Templeton et al. 2024, Scaling Monosemanticity);
+here both
 
     frequency   how often the string has its rarer sign (1/2 for all odd strings of an even state)
     weight      |r| of the string, averaged over the tokens, with log|psi|: how much it matters to the state
@@ -83,7 +84,7 @@ def best(select: Array, test: Array) -> tuple[NDArray[np.int64], Array]:
 
 @dataclass(frozen=True)
 class Sigmoid:
-    """P(feature) = 1 / (1 + (x / half)^-slope) in a positive predictor x, with the error of the slope; NaN without both kinds."""
+    """P(feature) = 1 / (1 + (x / half)^-slope) in a predictor x > 0, and the error of the slope; NaN without both kinds."""
 
     half: float
     slope: float

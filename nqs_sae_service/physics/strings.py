@@ -50,14 +50,17 @@ def strings_of(sites: Sequence[int], order: int) -> list[String]:
     return [string for n in range(1, order + 1) for string in itertools.combinations(ordered, n)]
 
 
-def values_of(strings: Sequence[String], sigma: NDArray[np.int8], frame: NDArray[np.int64]) -> NDArray[np.float32]:
+def values_of(
+    strings: Sequence[String], sigma: NDArray[np.int8], frame: NDArray[np.int64]
+) -> NDArray[np.float32]:
     """chi_S (sample, token, string) of configurations (sample, n_sites) as each token of ``frames`` sees them."""
     seen = sigma[:, frame]  # (sample, token, site)
     values = np.ones((*seen.shape[:2], len(strings)), np.float32)
-    order = np.array([len(string) for string in strings])
-    for n in range(int(order.max(initial=0))):
-        with_more = np.flatnonzero(order > n)
-        values[..., with_more] *= seen[..., [strings[s][n] for s in with_more]]
+    for n in range(max(map(len, strings))):
+        places, sites = zip(
+            *((s, string[n]) for s, string in enumerate(strings) if len(string) > n), strict=True
+        )
+        values[..., list(places)] *= seen[..., list(sites)]
     return values
 
 

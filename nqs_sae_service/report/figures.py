@@ -16,6 +16,7 @@ from ..datasets.files import replace_atomically
 from .moments import moment, settled, shown_times
 from .plots.attribution import agreement_figure, atlas_figure
 from .plots.compared import comparison_figure
+from .plots.completeness import completeness_figure
 from .plots.configurations import configurations_figure
 from .plots.correlations import correlation_figure
 from .plots.crosscoder import crosscoder_figure
@@ -79,6 +80,8 @@ def draw(found: Run | Sweep) -> dict[str, Figure]:
                 "atlas": atlas_figure(attributed, stages.get("features", xr.Dataset())),
                 "attribution": agreement_figure(attributed),
             }
+        if complete := stages.get("completeness"):
+            drawn["completeness"] = completeness_figure(complete)
         if crossed := stages.get("crosscoder"):
             drawn["crosscoder"] = crosscoder_figure(crossed)
         return {name: figure for name, figure in drawn.items() if figure is not None}

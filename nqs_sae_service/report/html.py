@@ -51,12 +51,14 @@ CAPTIONS = {
     "atlas": "Every feature: how far it moves an observable for a given disturbance of the state, and how well it follows it.",
     "attribution": "Effects of single features: predicted by gradients, and measured by ablation. Sample by sample root mean "
     "squares are shown, of expectation values the change itself.",
+    "completeness": "Share of the products of spins with a feature against how often they have their rarer sign, and their "
+    "weight in log|psi|; bins of equal numbers of products, and the sigmoid.",
     "crosscoder": "Length of the decoder row of every live feature in each view, relative to its longest one: bright in all "
     "views for a shared feature, in one for a specific one. Beside it the explained variance of each view, a mark per seed.",
     "comparison": "Points with one Hamiltonian: energies beside observables, those that differ first; and how far the mean "
     "activation of every feature of the last layer shifts between the two states that differ most.",
-    "scaling": "What dictionaries of every size leave unexplained against the operations of their training, at the best learning "
-    "rate, mean over seeds; and the best of every budget with its interval.",
+    "scaling": "What dictionaries of every size leave unexplained against the operations of their training, at the best "
+    "learning rate, mean over seeds; and the best of every budget with its interval.",
     "sweep_observables": "Observables against the swept parameter.",
     "sweep_correlations": "The best feature of the last layer and its best control against the swept parameter.",
 }

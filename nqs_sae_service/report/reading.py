@@ -54,6 +54,7 @@ class Run:
             "dynamics": self.evolves,
             "attribution": self.attributes,
             "crosscoder": self.crosses,
+            "completeness": self.completes,
         }
         return [stage for stage in STAGES if asked.get(stage, True) and stage not in self.stages]
 
@@ -75,6 +76,12 @@ class Run:
     def crosses(self) -> bool:
         """Whether the spec asks for a crosscoder."""
         return any(self.section("crosscoder").get(views) for views in ("layers", "checkpoints", "runs"))
+
+    @property
+    def completes(self) -> bool:
+        """Whether the spec asks for completeness."""
+        order = self.section("completeness").get("order")
+        return isinstance(order, (int, float)) and order > 0
 
     def section(self, name: str) -> Mapping[str, Any]:
         """A section of the spec, empty when it is missing or cannot be read."""

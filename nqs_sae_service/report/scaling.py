@@ -28,8 +28,8 @@ SWEPT = ("sae.features", "sae.steps", "sae.learning_rate")
 TITLE = "How large should the dictionary be?"
 FRONTIER = {
     "operations": "multiplications and additions of the training: steps x batch x those of an input",
-    "features": "size that leaves least unexplained at this budget, and its interval from the scatter between seeds; * where it "
-    "is the smallest or the largest that reaches the budget: the optimum may lie beyond",
+    "features": "size that leaves least unexplained at this budget, and its interval from the scatter between seeds; * where "
+    "it is the smallest or the largest that reaches the budget: the optimum may lie beyond",
     "steps": "number of steps that goes with it",
     "unexplained": "share of the variance on the select chains that the dictionary misses",
 }

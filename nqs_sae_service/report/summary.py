@@ -17,6 +17,7 @@ import xarray as xr
 from . import findings, quality
 from .alarm import comparison_section
 from .attribution import attribution_section
+from .completeness import completeness_section
 from .crosscoder import crosscoder_section
 from .evolution import dynamics_section, replaced
 from .followed import courses, followed_section
@@ -72,7 +73,7 @@ def summarise(found: Run | Sweep) -> Summary:
 
 
 def _sections(run: Run) -> list[Section]:
-    """What a run has to say about time, attribution and a crosscoder; nothing where it has none of them."""
+    """What a run has to say about time, attribution, a crosscoder, completeness; nothing where it has none of them."""
     stages, sections = run.stages, []
     if "dynamics" in stages:
         sections.append(dynamics_section(run))
@@ -91,6 +92,8 @@ def _sections(run: Run) -> list[Section]:
         shown.get("attribution", xr.Dataset()), shown.get("features", xr.Dataset())
     ):
         sections.append(attributed)
+    if complete := completeness_section(stages.get("completeness", xr.Dataset())):
+        sections.append(complete)
     if crossed := crosscoder_section(stages.get("crosscoder", xr.Dataset())):
         sections.append(crossed)
     return sections

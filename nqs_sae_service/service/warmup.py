@@ -101,6 +101,7 @@ def reduced(point: Point, number: int) -> Point:
             "runs": (),
             "features": min(spec.crosscoder.features, _MOST_FEATURES),
         },
+        "completeness": {"order": min(spec.completeness.order, 1), "samples": 2 * _CHAINS},
         "output": {"report": number == 1, "figures": number == 1},
     }
     records = {name: getattr(spec, name).model_copy(update=change) for name, change in changes.items()}

@@ -18,7 +18,10 @@ class Completeness(Section):
 
     order: int = Field(0, ge=0, le=8, description="spins in a product at most; 0: no completeness")
     sites: int = Field(
-        12, ge=1, le=64, description="the sites nearest to a token, its own among them, whose products are taken"
+        12,
+        ge=1,
+        le=64,
+        description="the sites nearest to a token, its own among them, whose products are taken",
     )
     samples: int = Field(
         2048, ge=2, le=10**8, description="Born samples of the select chains, and as many of the test chains"
@@ -49,7 +52,9 @@ class Completeness(Section):
             yield Finding("order", what)
         dynamics: Any = sections.get("dynamics")
         if dynamics is not None and dynamics.wanted:
-            yield Finding("order", "completeness looks at ground states: set dynamics.duration = 0, or order = 0")
+            yield Finding(
+                "order", "completeness looks at ground states: set dynamics.duration = 0, or order = 0"
+            )
         activations = sections.get("activations")
         if isinstance(activations, Activations):
             allowed = tuple(layer for layer in activations.layers if layer != "head")

@@ -16,6 +16,7 @@ from ..physics.hamiltonians import HAMILTONIANS
 from ..physics.lattices import LATTICES
 from ..sae import KINDS
 from ..states import STATES
+from .completeness import Completeness
 from .crosscoder import Crosscoder
 from .dynamics import Dynamics
 from .sampling import Sampling
@@ -92,6 +93,7 @@ class Spec(Heading):
     steering: Steering = Field(default_factory=Steering)
     attribution: Attribution = Field(default_factory=Attribution)
     crosscoder: Crosscoder = Field(default_factory=Crosscoder)
+    completeness: Completeness = Field(default_factory=Completeness)
     engine: Engine = Field(default_factory=Engine)
     output: Output = Field(default_factory=Output)
 

@@ -3,6 +3,7 @@
 from . import (
     activations,
     attribution,
+    completeness,
     crosscoder,
     dynamics,
     features,
@@ -27,6 +28,7 @@ STAGES: dict[str, Stage] = {
         steering,
         attribution,
         crosscoder,
+        completeness,
     )
 }
 

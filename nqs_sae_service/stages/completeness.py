@@ -42,8 +42,11 @@ def run(context: Context) -> xr.Dataset:
         "string": [" ".join(f"z{site}" for site in string) for string in programme.strings],
         "source": programme.sources,
         "predictor": list(PREDICTORS),
+        "spins": np.arange(1, context.spec.completeness.order + 1),
     }
-    return labelled("completeness", variables, coordinates, {"threshold": context.spec.completeness.threshold})
+    return labelled(
+        "completeness", variables, coordinates, {"threshold": context.spec.completeness.threshold}
+    )
 
 
 class _Programme:
@@ -64,8 +67,9 @@ class _Programme:
             part: of_chains(context.upstream["samples"], part, self.options.samples, complex_amplitude)
             for part in _PARTS
         }
-        untrained = self.sae["initialisation"].values if "initialisation" in self.sae.dims else []
-        self.untrained = [int(seed) for seed in untrained]
+        self.untrained: list[int] = []
+        if "initialisation" in self.sae.dims:
+            self.untrained = [int(seed) for seed in self.sae["initialisation"].values]
         self.sources = [_DICTIONARY, _NEURON, *(f"untrained {n + 1}" for n in range(len(self.untrained)))]
         self.frequency, self.weight = self._of_strings()
 

@@ -23,7 +23,9 @@ from nqs_sae_service.service.runner import run_plans
 from nqs_sae_service.spec import load_spec
 from nqs_sae_service.stages import STAGES
 
-CHAIN = [name for name in STAGES if name not in ("dynamics", "crosscoder")]  # of a spec without them
+CHAIN = [
+    name for name in STAGES if name not in ("dynamics", "crosscoder", "completeness")
+]  # of a spec without them
 
 REAL = """
 name = "ring"

@@ -33,7 +33,11 @@ def loaded(tmp_path_factory, directory, exact, compute):
 
 
 def test_every_stage_runs_on_a_network_from_a_file(loaded, exact):
-    assert {path.stem for path in loaded.glob("*.nc")} == set(STAGES) - {"dynamics", "crosscoder"}
+    assert {path.stem for path in loaded.glob("*.nc")} == set(STAGES) - {
+        "dynamics",
+        "crosscoder",
+        "completeness",
+    }
     assert (loaded / "report.html").stat().st_size > 0
     ground = xr.open_dataset(loaded / "ground_state.nc")
     trained = exact.run["ground_state"]["parameters"].values
