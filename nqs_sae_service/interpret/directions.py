@@ -6,6 +6,7 @@
     jastrow_dial         log psi -> log psi + strength O / 2   for a diagonal observable O
     constant_shift       x -> x + strength s u   for every token, s the root mean square of |f_i d_i|
     difference_of_means  x -> x + strength v,   v the mean of x where O is above its median minus the mean elsewhere
+    probe, principal_component   x -> x + strength v   with v a regression's vector or a principal component
     leverage_feature     the feature with the largest |slope| / sqrt(metric), see ``atlas.py``
     natural_gradient     x -> x + strength sum_i a_i f_i(x) d_i   with weights of all features, see ``natural_gradient.py``
 
@@ -26,6 +27,8 @@ from ..engine.arrays import namespace, to_host
 from ..physics.observables import Observable
 from ..sae.dictionary import Dictionary
 from ..states import Wavefunction
+
+_ROUNDING = 1e-5  # of the range of local estimators: many samples have the same value but for rounding
 
 
 class Direction(ABC):
@@ -203,10 +206,7 @@ def difference_of_means(x: np.ndarray, values: np.ndarray) -> np.ndarray:
     x (n, token, width), averaged over tokens too, where psi is; values (n,). Where none is above, those at the median count
     as above. Zero when the values do not vary.
     """
-    median, rounding = (
-        np.median(values),
-        1e-5 * np.ptp(values),
-    )  # values of many samples are the same but for rounding
+    median, rounding = np.median(values), _ROUNDING * np.ptp(values)
     above = values > median + rounding
     if not above.any():
         above = values >= median - rounding
@@ -214,3 +214,42 @@ def difference_of_means(x: np.ndarray, values: np.ndarray) -> np.ndarray:
         return np.zeros(x.shape[-1])
     rows = to_host(x.mean(axis=1)).astype(np.float64)
     return rows[above].mean(axis=0) - rows[~above].mean(axis=0)
+
+
+def linear_probe(x: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The vector along which ridge regression of the values on x reads them, as long as the spread of x along it: (width,).
+
+    Shapes as in ``difference_of_means``. The penalty counts as much as one sample. Zero when the values do not vary.
+    """
+    rows, values = _centred(x, values)
+    weights = np.linalg.solve(rows.T @ rows + np.eye(rows.shape[1]) * rows.var(), rows.T @ values)
+    return _spread_along(rows, weights)
+
+
+def principal_component(x: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The principal component of x with the largest |r| with the values, as long as the spread along it: (width,).
+
+    Shapes as in ``difference_of_means``. Components of less than 1e-6 of the variance are left out.
+    """
+    rows, values = _centred(x, values)
+    variance, components = np.linalg.eigh(rows.T @ rows)
+    kept = variance > 1e-6 * variance.sum()
+    if not kept.any() or not values.any():
+        return np.zeros(rows.shape[1])
+    overlap = np.where(kept, values @ (rows @ components) / np.sqrt(np.where(kept, variance, 1)), 0)
+    best = int(np.abs(overlap).argmax())
+    return _spread_along(rows, np.sign(overlap[best]) * components[:, best])
+
+
+def _centred(x: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Token means of x (n, width) and values (n,) about their means, float64; zeros for values that vary by rounding only."""
+    rows = to_host(x.mean(axis=1)).astype(np.float64)
+    spread = np.ptp(values) > _ROUNDING * np.abs(values).max()
+    return rows - rows.mean(axis=0), (values - values.mean()) * spread
+
+
+def _spread_along(rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """The unit vector along ``vector``, times the standard deviation of the rows along it."""
+    length = np.linalg.norm(vector)
+    unit = vector / length if length else vector
+    return unit * (rows @ unit).std()

@@ -13,6 +13,8 @@ CONTROLS = {
     "jastrow_dial": "psi exp(a O / 2), for diagonal targets: does it take a network?",
     "constant_shift": "one random vector added to every token of every configuration: does it take an activation?",
     "difference_of_means": "mean activation above the target's median minus the mean below: does it take a dictionary?",
+    "probe": "the vector along which a linear regression reads the target: does reading it move it?",
+    "principal_component": "the principal component with the largest |r| with the target: does it take a direction of its own?",
 }
 OF_THE_DICTIONARY = {
     "leverage_feature": "the feature with the largest |slope| / sqrt(metric) on the select chains: does |r| choose well?",
@@ -20,4 +22,4 @@ OF_THE_DICTIONARY = {
     "natural_gradient_held": "the same with the energy and other observables held to first order: can it be moved alone?",
 }
 DIRECTIONS = (FEATURE, *CONTROLS, *OF_THE_DICTIONARY)
-BY_DEFAULT = (FEATURE, *CONTROLS)
+BY_DEFAULT = DIRECTIONS[:6]

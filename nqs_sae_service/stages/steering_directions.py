@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from ..interpret.directions import (
     JastrowDial,
     ShiftDirection,
     difference_of_means,
+    linear_probe,
+    principal_component,
     random_unit_vector,
 )
 from ..interpret.natural_gradient import SAMPLES_EACH, metric, steepest
@@ -83,7 +86,9 @@ class Directions:
             "random_direction": self._random,
             "jastrow_dial": self._dial,
             "constant_shift": self._shift,
-            "difference_of_means": self._difference,
+            "difference_of_means": partial(self._fitted_shift, "difference of means", difference_of_means),
+            "probe": partial(self._fitted_shift, "probe", linear_probe),
+            "principal_component": partial(self._fitted_shift, "principal component", principal_component),
             "natural_gradient": self._all_features,
             "natural_gradient_held": self._all_features_held,
         }
@@ -161,12 +166,15 @@ class Directions:
         values = measure(self.bench.psi, observables, flat, log_psi.reshape(-1), self.bench.sampling.economy)
         return to_host(values).reshape(*log_psi.shape, -1)
 
-    def _difference(self, pair: _Pair) -> Direction:
-        self.tick("difference of means")
+    def _fitted_shift(
+        self, what: str, fit: Callable[[np.ndarray, np.ndarray], np.ndarray], pair: _Pair
+    ) -> Direction:
+        """Along the vector (width,) that ``fit`` finds in activations and values of the target on the train chains."""
+        self.tick(what)
         sigma, log_psi = self._born("train")
         value = self._values((self.bench.observables[pair.column],), sigma, log_psi).real
         x = self.bench.psi.stream_at(sigma.reshape(-1, sigma.shape[-1]), pair.layer)
-        vector = difference_of_means(x, value.reshape(-1))
+        vector = fit(x, value.reshape(-1))
         return ShiftDirection(self.bench.psi, pair.layer, self._put(vector))
 
     def _fitted(self, layer: str) -> _Fitted:

@@ -10,6 +10,8 @@ from nqs_sae_service.interpret.directions import (
     FeaturesDirection,
     ShiftDirection,
     difference_of_means,
+    linear_probe,
+    principal_component,
     random_unit_vector,
 )
 from nqs_sae_service.interpret.expectation import Exact
@@ -227,3 +229,39 @@ def test_difference_of_means():
     expected = x[tied == 1].mean(axis=(0, 1)) - x[4].mean(axis=0)
     np.testing.assert_allclose(difference_of_means(x, tied), expected)
     assert not difference_of_means(x, np.ones(6)).any()
+
+
+def planted(n=4000):
+    """Activations (n, 2, 4) whose token mean reads a value along one vector and varies more along another."""
+    generator = np.random.default_rng(3)
+    value = generator.normal(size=n)
+    mean = generator.normal(size=(n, 4)) * [3.0, 1.0, 1e-5, 0.5]
+    mean[:, 1] = 0.5 * value + 0.1 * mean[:, 1]
+    mean[:, 3] += value
+    apart = generator.normal(size=(n, 4))
+    return np.stack([mean + apart, mean - apart], axis=1) + 7.0, value
+
+
+def test_the_probe_is_the_regression_along_its_spread():
+    x, value = planted()
+    x = x[..., [0, 1, 3]]  # the ridge keeps a channel that hardly varies out, plain least squares does not
+    vector, rows = linear_probe(x, value), x.mean(axis=1)
+    weights = np.linalg.lstsq(rows - rows.mean(0), value, rcond=None)[0]
+    assert vector @ weights / np.linalg.norm(vector) / np.linalg.norm(weights) > 0.999
+    unit = vector / np.linalg.norm(vector)
+    assert np.linalg.norm(vector) == pytest.approx((rows @ unit).std())
+    assert not linear_probe(x, np.ones(len(x))).any()
+
+
+def test_the_principal_component_is_the_one_that_follows_the_target():
+    x, value = planted()
+    vector, rows = principal_component(x, value), x.mean(axis=1)
+    components = np.linalg.svd(rows - rows.mean(0), full_matrices=False)[2]
+    r = [abs(np.corrcoef(rows @ c, value)[0, 1]) for c in components]
+    best = components[int(np.argmax(r[:3]))]  # the last one hardly varies
+    unit = vector / np.linalg.norm(vector)
+    assert abs(unit @ best) == pytest.approx(1, abs=1e-6)
+    assert np.linalg.norm(vector) == pytest.approx((rows @ unit).std())
+    assert np.corrcoef(rows @ vector, value)[0, 1] > 0  # more of it is more of the target
+    assert not principal_component(x, np.ones(len(x))).any()
+    assert not principal_component(np.ones_like(x), value).any()

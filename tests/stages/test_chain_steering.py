@@ -65,7 +65,7 @@ def means_apart(run, layer, target):
 
 
 def test_directions_are_all_there(run):
-    """A feature and eight others, in one order; the dial for the diagonal target only."""
+    """A feature and ten others, in one order; the dial for the diagonal target only."""
     assert tuple(run["steering"]["direction"].values) == DIRECTIONS
     expected = {
         (layer, target, direction)
@@ -89,6 +89,8 @@ def test_features_are_those_of_the_files(run):
         "jastrow_dial",
         "constant_shift",
         "difference_of_means",
+        "probe",
+        "principal_component",
         "natural_gradient",
         "natural_gradient_held",
     ]
