@@ -7,6 +7,8 @@
     constant_shift       x -> x + strength s u   for every token, s the root mean square of |f_i d_i|
     difference_of_means  x -> x + strength v,   v the mean of x where O is above its median minus the mean elsewhere
     probe, principal_component   x -> x + strength v   with v a regression's vector or a principal component
+    clamp                x -> x + strength (M - f_i(x)) d_i   clamped at strength 1, M the largest f_i of the train chains
+    add                  x -> x + strength M d_i
     leverage_feature     the feature with the largest |slope| / sqrt(metric), see ``atlas.py``
     natural_gradient     x -> x + strength sum_i a_i f_i(x) d_i   with weights of all features, see ``natural_gradient.py``
 
@@ -138,10 +140,26 @@ class FeatureDirection(LayerDirection):
         activation = self.activation(self.psi.stream_at(sigma, self.layer))
         return (activation * (gradient @ self.vector.astype(np.float64))).sum(axis=1)
 
+    def largest(self, sigma: np.ndarray) -> float:
+        """Largest activation over the rows of configurations (n, n_sites)."""
+        return float(to_host(self.activation(self.psi.stream_at(sigma, self.layer))).max())
+
     def typical_length(self, sigma: np.ndarray) -> float:
         """Root mean square of |f_i(x) vector| over the rows of configurations (n, n_sites)."""
         activation = to_host(self.activation(self.psi.stream_at(sigma, self.layer))).astype(np.float64)
         return float(np.sqrt(np.mean(activation**2)) * np.linalg.norm(to_host(self.vector)))
+
+
+@dataclass(frozen=True)
+class ClampDirection(FeatureDirection):
+    """Adds strength (``level`` - f_i(x)) ``vector``: at strength 1 the feature has the activation ``level`` on every row."""
+
+    level: float
+
+    def activation(self, x: np.ndarray) -> np.ndarray:
+        """What the activation is short of, shaped like f_i."""
+        f = super().activation(x)
+        return f.dtype.type(self.level) - f
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ CONTROLS = {
     "principal_component": "the principal component with the largest |r| with the target: does it take a direction of its own?",
 }
 OF_THE_DICTIONARY = {
+    "clamp": "the same feature clamped, to its largest activation at strength 1: does its own size matter?",
+    "add": "its decoder row added everywhere, times its largest activation: does it matter where it fires?",
     "leverage_feature": "the feature with the largest |slope| / sqrt(metric) on the select chains: does |r| choose well?",
     "natural_gradient": "all features at once, the most that they can do to first order: does it take a single feature?",
     "natural_gradient_held": "the same with the energy and other observables held to first order: can it be moved alone?",

@@ -64,20 +64,26 @@ def _features(context: Context, fitted: Moments | None = None) -> xr.Dataset:
     ).assign_coords(candidate=offered["candidate"][0])
 
 
+_TURNED = 2**14  # configurations, about: 2048 of two parts of the split for every generator
+
+
 def estimate(spec: Spec) -> Cost:
-    """Half the samples through every dictionary and untrained network, and one product per permutation."""
+    """Half the samples through every dictionary and untrained network, and one product per permutation.
+
+    Symmetries take a few passes of the network over some thousand configurations.
+    """
     n_layers, n_observables = len(spec.activations.layers), len(spec.observables.names)
     features, statistics = spec.sae.features, spec.features
     tokens = spec.state.build(spec.lattice.build()).n_tokens if spec.sae.input == "token" else 1
     _, select, test = (share * spec.samples.count for share in spec.samples.split)
-    forward = network_flops(spec) * (select + test) * spec.sae.untrained
+    forward = network_flops(spec) * ((select + test) * spec.sae.untrained + _TURNED)
     encoded = (select + test) * tokens * features * (len(spec.sae.seeds) + 1 + spec.sae.untrained)
     permuted = test * features * n_observables * statistics.permutations
     resampled = statistics.bootstrap * features * n_observables
     seconds = (
         seconds_for(forward) + encoded * 4e-9 + permuted * 1.5e-10 + resampled * 2e-7 + test * features * 2e-7
     )
-    disk = 8.0 * n_layers * features * (6 * n_observables + 3) + 1e5
+    disk = 8.0 * n_layers * features * (6 * n_observables + 20) + 1e5
     held = 8.0 * features * (select + test) + 8.0 * spec.samples.count * n_observables
     drawn = (
         8.0

@@ -18,6 +18,7 @@ from ..engine.arrays import to_host
 from ..interpret.atlas import Atlas, DecodedLayer, atlas, tangents
 from ..interpret.bench import Bench
 from ..interpret.directions import (
+    ClampDirection,
     Direction,
     FeatureDirection,
     FeaturesDirection,
@@ -89,10 +90,13 @@ class Directions:
             "difference_of_means": partial(self._fitted_shift, "difference of means", difference_of_means),
             "probe": partial(self._fitted_shift, "probe", linear_probe),
             "principal_component": partial(self._fitted_shift, "principal component", principal_component),
+            "clamp": self._clamp,
+            "add": self._add,
             "natural_gradient": self._all_features,
             "natural_gradient_held": self._all_features_held,
         }
-        return made[name](pair), (pair.best if name == "random_direction" else -1)
+        of_the_feature = ("random_direction", "clamp", "add")
+        return made[name](pair), (pair.best if name in of_the_feature else -1)
 
     def held(self, target: str) -> list[str]:
         """Observables that ``natural_gradient_held`` holds beside the energy while the target moves."""
@@ -148,6 +152,19 @@ class Directions:
     def _shift(self, pair: _Pair) -> Direction:
         length = self._along(pair, pair.best).typical_length(self.bench.born[0])
         return ShiftDirection(self.bench.psi, pair.layer, self._put(length * self._unit_vector(pair)))
+
+    def _largest(self, pair: _Pair) -> float:
+        """The largest activation of the feature on the train chains."""
+        sigma, _ = self._born("train")
+        return self._along(pair, pair.best).largest(sigma.reshape(-1, sigma.shape[-1]))
+
+    def _clamp(self, pair: _Pair) -> Direction:
+        feature = self._along(pair, pair.best)
+        return ClampDirection(**vars(feature), level=self._largest(pair))
+
+    def _add(self, pair: _Pair) -> Direction:
+        row = self._dictionary(pair.layer).decoder[pair.best]
+        return ShiftDirection(self.bench.psi, pair.layer, self._put(self._largest(pair) * row))
 
     def _dial(self, pair: _Pair) -> Direction | None:
         observable = self.bench.observables[pair.column]

@@ -6,6 +6,7 @@ import pytest
 from nqs_sae_service.interpret import steering
 from nqs_sae_service.interpret.atlas import DecodedLayer, atlas, tangents
 from nqs_sae_service.interpret.directions import (
+    ClampDirection,
     FeatureDirection,
     FeaturesDirection,
     ShiftDirection,
@@ -265,3 +266,23 @@ def test_the_principal_component_is_the_one_that_follows_the_target():
     assert np.corrcoef(rows @ vector, value)[0, 1] > 0  # more of it is more of the target
     assert not principal_component(x, np.ones(len(x))).any()
     assert not principal_component(np.ones_like(x), value).any()
+
+
+def test_a_clamped_feature_has_the_level_everywhere():
+    """On a dictionary whose decoder row reads back through the encoder: f_i of the edited layer is the level."""
+    psi = network()
+    rng = np.random.default_rng(5)
+    encoder = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0].astype(np.float32)
+    zero = np.zeros(WIDTH, np.float32)
+    dictionary = Dictionary("relu-l1", 0, encoder, encoder, zero + 5, zero)
+    row, sigma = encoder[2].astype(np.float64), ALL[:50]
+    clamp = ClampDirection(psi, "residual_1", dictionary, 2, row, False, 0.7)
+    x = psi.stream_at(sigma, "residual_1")
+    np.testing.assert_allclose(dictionary.feature(x + clamp.push(x), 2), 0.7, atol=1e-5)
+    half = dictionary.feature(x + 0.5 * clamp.push(x), 2)
+    np.testing.assert_allclose(half, 0.5 * (dictionary.feature(x, 2) + 0.7), atol=1e-5)
+    feature = FeatureDirection(psi, "residual_1", dictionary, 2, row, False)
+    assert feature.largest(sigma) == pytest.approx(float(dictionary.feature(x, 2).max()))
+    step = 1e-5
+    up, down = (psi.edited("residual_1", clamp._edit(s)).log_psi(sigma) for s in (step, -step))
+    np.testing.assert_allclose(clamp.tangent(sigma), (up - down) / (2 * step), rtol=1e-6, atol=1e-8)

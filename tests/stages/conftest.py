@@ -63,7 +63,7 @@ permutations = 200
 targets = ["abs_magnetization", "sigma_x"]
 directions = [
     "feature", "random_direction", "other_feature", "jastrow_dial", "constant_shift", "difference_of_means",
-    "probe", "principal_component", "leverage_feature", "natural_gradient", "natural_gradient_held",
+    "probe", "principal_component", "clamp", "add", "leverage_feature", "natural_gradient", "natural_gradient_held",
 ]
 scales = [0.0, 0.6, 0.8, 1.2, 1.4]
 samples = 2048

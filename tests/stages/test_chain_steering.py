@@ -65,7 +65,7 @@ def means_apart(run, layer, target):
 
 
 def test_directions_are_all_there(run):
-    """A feature and ten others, in one order; the dial for the diagonal target only."""
+    """A feature and twelve others, in one order; the dial for the diagonal target only."""
     assert tuple(run["steering"]["direction"].values) == DIRECTIONS
     expected = {
         (layer, target, direction)
@@ -81,7 +81,7 @@ def test_features_are_those_of_the_files(run):
     steering = run["steering"]
     turned = steering["turned_feature"]
     best = run["features"]["best_feature"].sel(observable=list(TARGETS)).values
-    for direction in ("feature", "random_direction"):
+    for direction in ("feature", "random_direction", "clamp", "add"):
         np.testing.assert_array_equal(turned.sel(direction=direction), best)
     np.testing.assert_array_equal(steering["feature"], best)
     assert np.all(turned.sel(direction="other_feature").values != best)
