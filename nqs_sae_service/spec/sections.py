@@ -253,6 +253,11 @@ class Activations(Section):
             if layer not in known:
                 what = f'the state has no layer "{layer}"; its layers: {", ".join(known)}'
                 yield Finding(f"layers[{index}]", what, known)
+        wider = state.wider_layers()
+        if len({wider.get(layer) for layer in self.layers}) > 1:
+            index = next(i for i, layer in enumerate(self.layers) if layer in wider)
+            what = f"{self.layers[index]} is wider than the other layers: look at it in a spec of its own"
+            yield Finding(f"layers[{index}]", what)
 
 
 class Features(Section):

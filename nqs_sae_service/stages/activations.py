@@ -53,7 +53,7 @@ def _pieces(context: Context) -> Iterator[Piece]:
     n_draws, n_sites = configurations.shape[1:]
     sigma = configurations.values.reshape(-1, n_sites)
     moments = {layer: Moments() for layer in layers}
-    each = len(layers) * psi.state.n_tokens * psi.state.width
+    each = len(layers) * psi.state.n_tokens * psi.state.width_of(layers[0])
     size = aligned_samples(_PIECE_ELEMENTS, each)
     for first in range(0, len(sigma), size):
         context.tick(first, len(sigma), "activations")
@@ -75,7 +75,7 @@ def estimate(spec: Spec) -> Cost:
     """One network call per sample and layer, of copy 0 alone where the state is projected."""
     state = spec.state.build(spec.lattice.build())
     layers = len(spec.activations.layers)
-    size = 4.0 * spec.samples.count * state.n_tokens * state.width * layers
+    size = 4.0 * spec.samples.count * state.n_tokens * state.width_of(spec.activations.layers[0]) * layers
     held = min(size, 4.0 * _PIECE_ELEMENTS) + spec.samples.count * state.n_sites
     flops = network_flops(spec) / state.n_copies * spec.samples.count * layers
     return Cost(seconds_for(flops) + size / 2e8, size, 4 * held).repeated(len(spec.dynamics.times))

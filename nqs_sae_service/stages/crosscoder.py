@@ -300,7 +300,7 @@ class _Correlations:
         workshop, observed = self.workshop, self.observed["test"]
         (own,) = workshop.of("crosscoder")
         best, _, feature = self._of_dictionary(own)
-        width = workshop.n_views * workshop.network.width
+        width = workshop.n_views * workshop.network.width_of(workshop.layers[0])
         neuron = self._best(own.networks, lambda x: x.mean(axis=1), width)[2]
         alone = self._strongest([self._of_dictionary(task) for task in workshop.of("view_")])
         controls, found = [neuron, alone], {}
@@ -416,7 +416,7 @@ def _controls(untrained: bool) -> list[str]:
 def estimate(spec: Spec) -> Cost:
     """As for ``sae``: encoding dominates a step, of all views for the crosscoder and of one for each dictionary alone."""
     state, options = spec.state.build(spec.lattice.build()), spec.crosscoder
-    record, width = options.record(spec.sae), options.n_views * state.width
+    record, width = options.record(spec.sae), options.n_views * state.width_of(options.layers[0])
     step = 2.0 * record.batch * record.features * (width + 32)
     passed = 48.0 * record.features * width / 2e10
     dictionaries = 2 * len(record.seeds) + record.untrained

@@ -82,6 +82,7 @@ class _Workshop:
         self.pooled = self.record.input == "pooled"
         self.times = contexts(context)
         self.network = context.spec.state.build(context.spec.lattice.build())
+        self.width = self.network.width_of(self.layers[0])
         split = context.upstream["samples"]["split"].values
         self.chains = {part: np.flatnonzero(split == part) for part in ("train", "select")}
         saved = context.restore() or self._empty()
@@ -130,7 +131,7 @@ class _Workshop:
             "sae_seed": len(self.record.seeds),
             "initialisation": self.record.untrained,
             "feature": self.record.features,
-            "width": self.network.width,
+            "width": self.width,
             "step": self.record.steps,
             "parameter": self.network.n_parameters,
         }
@@ -212,7 +213,7 @@ class _Workshop:
             members = [int(place) for place in self.in_training["members"]]
             if members[0] < len(self.record.seeds):
                 yield members
-        each = 4.0 * _ARRAYS * self.record.features * self.network.width
+        each = 4.0 * _ARRAYS * self.record.features * self.width
         together = max(1, int(self._memory() / each))
         left = [place for place in range(len(self.record.seeds)) if not self.results["done"][layer, place]]
         yield from (left[first : first + together] for first in range(0, len(left), together))
@@ -314,14 +315,15 @@ def estimate(spec: Spec) -> Cost:
     """Encoding dominates a step: 2 batch F d operations, and about as much again for narrow layers."""
     state, record = spec.state.build(spec.lattice.build()), spec.sae
     dictionaries = len(spec.activations.layers) * (len(record.seeds) + record.untrained)
-    step = 2.0 * record.batch * record.features * (state.width + 32)
-    passed = 48.0 * record.features * state.width / 2e10
-    arrays = 2 * 4.0 * record.features * state.width
+    width = state.width_of(spec.activations.layers[0])
+    step = 2.0 * record.batch * record.features * (width + 32)
+    passed = 48.0 * record.features * width / 2e10
+    arrays = 2 * 4.0 * record.features * width
     times = -(-len(spec.dynamics.times) // 2)
     rows = times * spec.samples.count * (1 if record.input == "pooled" else state.n_tokens)
     seconds = dictionaries * (record.steps * (seconds_for(step) + passed + 3e-4) + 1)
     together = 3 * arrays * len(record.seeds)
-    return Cost(seconds, dictionaries * arrays, dictionaries * arrays + together + 4.0 * rows * state.width)
+    return Cost(seconds, dictionaries * arrays, dictionaries * arrays + together + 4.0 * rows * width)
 
 
 STAGE = Stage(

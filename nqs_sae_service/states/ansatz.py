@@ -32,6 +32,10 @@ class Ansatz(Section):
         json_schema_extra={"neutral": True},
     )
 
+    def wider_layers(self) -> dict[str, int]:
+        """Layers whose activations are wider than the network, with their width."""
+        return {}
+
     def network(self, lattice: Lattice) -> State:
         """The bare network on a lattice."""
         raise NotImplementedError

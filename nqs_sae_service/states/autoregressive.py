@@ -92,7 +92,12 @@ class Autoregressive(Ansatz):
     def layer_names(self) -> tuple[str, ...]:
         """Public names of the places in the network, from the input to the output."""
         blocks = range(1, self.layers + 1)
-        return ("embedding", *(f"{kind}_{i}" for i in blocks for kind in ("attention", "mlp", "residual")))
+        kinds = ("heads", "attention", "hidden", "mlp", "residual")
+        return ("embedding", *(f"{kind}_{i}" for i in blocks for kind in kinds))
+
+    def wider_layers(self) -> dict[str, int]:
+        """The hidden units of the feed-forward networks."""
+        return {f"hidden_{i}": self.mlp_ratio * self.width for i in range(1, self.layers + 1)}
 
     def default_layers(self) -> tuple[str, ...]:
         """What is recorded unless a spec says otherwise: the residual stream after each block."""
@@ -108,6 +113,7 @@ class Autoregressive(Ansatz):
             n_tokens=len(sites),
             width=self.width,
             layers=self.layer_names(),
+            wider=self.wider_layers(),
             bricks=tuple(_bricks(self, len(sites), sites.shape[1], up)),
             dtype=np.dtype(self.precision),
             complex_amplitude=self.amplitude == "complex",

@@ -7,8 +7,8 @@ A *layer* is an edge with a public name: ``embedding``, ``attention_1``, ``mlp_1
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
@@ -63,6 +63,7 @@ class State:
     fuse: Callable[[State, Array], Fused | None] | None = None
     fused_dtypes: tuple[str, ...] = ("float32",)
     fused_layers: tuple[str, ...] = ()
+    wider: Mapping[str, int] = field(default_factory=dict)
     flip_flops: float | None = None
     gram_width: int | None = None
     invariances: np.ndarray | None = None
@@ -77,6 +78,10 @@ class State:
     def n_copies(self) -> int:
         """Evaluations of the network for one of psi."""
         return 1 if self.symmetry is None else self.symmetry.n_copies
+
+    def width_of(self, layer: str) -> int:
+        """Width of the activations of a layer: that of the network, but for ``wider`` ones."""
+        return self.wider.get(layer, self.width)
 
     def tokens(self, sigma: Array) -> Array:
         """Configurations (n, n_sites) int8 as the first edge (n, token, spins per token)."""

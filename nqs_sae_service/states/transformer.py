@@ -85,9 +85,13 @@ class Transformer(Ansatz):
         blocks = range(1, self.layers + 1)
         return (
             "embedding",
-            *(f"{kind}_{i}" for i in blocks for kind in ("attention", "mlp", "residual")),
+            *(f"{kind}_{i}" for i in blocks for kind in ("heads", "attention", "hidden", "mlp", "residual")),
             "head",
         )
+
+    def wider_layers(self) -> dict[str, int]:
+        """The hidden units of the feed-forward networks."""
+        return {f"hidden_{i}": self.mlp_ratio * self.width for i in range(1, self.layers + 1)}
 
     def residual_names(self) -> tuple[str, ...]:
         """The residual stream after each block."""
@@ -108,6 +112,7 @@ class Transformer(Ansatz):
             n_tokens=tokens,
             width=self.width,
             layers=self.layer_names(),
+            wider=self.wider_layers(),
             bricks=tuple(_bricks(self, tokens, spins, grid if invariant else ())),
             dtype=np.dtype(self.precision),
             complex_amplitude=self.amplitude == "complex",
@@ -186,9 +191,7 @@ def _bricks(record: Transformer, tokens: int, patch: int, grid: tuple[int, ...])
     stream = "embedding"
     for i in range(1, record.layers + 1):
         mix = (
-            Mix(
-                f"attention_{i}.mix", (f"attention_{i}.v",), f"attention_{i}.y", tokens, d, record.heads, grid
-            )
+            Mix(f"attention_{i}.mix", (f"attention_{i}.v",), f"heads_{i}", tokens, d, record.heads, grid)
             if positional
             else Attention(*softmax_edges(i), tokens, d, record.heads, grid)
         )
@@ -200,7 +203,7 @@ def _bricks(record: Transformer, tokens: int, patch: int, grid: tuple[int, ...])
 def softmax_edges(i: int) -> tuple[str, tuple[str, ...], str]:
     """Name, inputs and output of the softmax attention of block ``i``."""
     a = f"attention_{i}"
-    return f"{a}.mix", (f"{a}.q", f"{a}.k", f"{a}.v"), f"{a}.y"
+    return f"{a}.mix", (f"{a}.q", f"{a}.k", f"{a}.v"), f"heads_{i}"
 
 
 def block(i: int, stream: str, mix: Brick, d: int, mlp_ratio: int) -> Iterator[Brick]:
@@ -212,12 +215,12 @@ def block(i: int, stream: str, mix: Brick, d: int, mlp_ratio: int) -> Iterator[B
         yield Dense(f"{a}.query", (f"{a}.x",), f"{a}.q", d, d)
         yield Dense(f"{a}.key", (f"{a}.x",), f"{a}.k", d, d)
     yield mix
-    yield Dense(f"{a}.out", (f"{a}.y",), a, d, d)
+    yield Dense(f"{a}.out", (f"heads_{i}",), a, d, d)
     yield Add(f"{a}.add", (stream, a), f"{a}.stream")
     yield LayerNorm(f"{m}.norm", (f"{a}.stream",), f"{m}.x", d)
     yield Dense(f"{m}.up", (f"{m}.x",), f"{m}.u", d, d * mlp_ratio)
-    yield Gelu(f"{m}.gelu", (f"{m}.u",), f"{m}.g")
-    yield Dense(f"{m}.down", (f"{m}.g",), m, d * mlp_ratio, d)
+    yield Gelu(f"{m}.gelu", (f"{m}.u",), f"hidden_{i}")
+    yield Dense(f"{m}.down", (f"hidden_{i}",), m, d * mlp_ratio, d)
     yield Add(f"{m}.add", (f"{a}.stream", m), f"residual_{i}")
 
 

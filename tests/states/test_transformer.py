@@ -159,3 +159,25 @@ def test_initial_parameters_are_reproducible_and_differ_by_seed():
     state = network("full", "positive", True)
     np.testing.assert_array_equal(state.initial_parameters(3), state.initial_parameters(3))
     assert not np.array_equal(state.initial_parameters(3), state.initial_parameters(4))
+
+
+@pytest.mark.parametrize("attention", ["full", "positional"])
+def test_heads_and_hidden_units_are_layers(attention):
+    """What the heads read, side by side, is what attention adds; hidden units, what the feed-forward network adds."""
+    record = Transformer(patch=3, width=8, heads=2, layers=2, mlp_ratio=3, attention=attention)
+    state = record.build(Chain(kind="chain", length=12).build())
+    psi = state.bind(state.initial_parameters(1).astype(np.float64))
+    sigma = np.random.default_rng(0).choice(np.array([-1, 1], np.int8), (7, 12))
+    x = psi.activations(sigma, state.layers)
+    w = state.unpack(psi.parameters)
+    for read, write, name in (
+        ("heads_2", "attention_2", "attention_2.out"),
+        ("hidden_2", "mlp_2", "mlp_2.down"),
+    ):
+        assert x[read].shape == (7, 4, state.width_of(read))
+        expected = x[read] @ w[f"{name}.weight"] + w[f"{name}.bias"]
+        np.testing.assert_allclose(x[write], expected, rtol=1e-10, atol=1e-12)
+    assert state.width_of("hidden_1") == 24
+    assert state.width_of("heads_1") == state.width_of("residual_2") == 8
+    silent = psi.edited("heads_1", lambda h: 0 * h).log_psi(sigma)
+    assert np.abs(silent - psi.log_psi(sigma)).max() > 1e-6
