@@ -106,6 +106,38 @@ def gemm(trans_a, trans_b, alpha, a, b, beta, c):
     )  # fmt: skip
 
 
+@njit()
+def _product(a, b, c):
+    gemm(True, False, 1.0, a, b, 0.0, c)
+
+
+@cache
+def columns_alike(shapes: tuple[tuple[int, int], ...], most: int) -> int:
+    """How many columns, a power of two up to ``most``, products may have so that a column's bits do not depend on its place.
+
+    ``shapes``: (k, n) of the products a^T b with a (k, n) and b (k, columns), float32. Found by trying: the BLAS chooses its
+    kernels by the processor, and those for AVX2 treat the two halves of 32 columns differently.
+    """
+    rng = np.random.default_rng(0)
+    while most > 1:
+        order = rng.permutation(most)
+        if all(
+            _alike(*rng.standard_normal((2, k, max(n, most))).astype(np.float32), n, order) for k, n in shapes
+        ):
+            break
+        most //= 2
+    return most
+
+
+def _alike(a: np.ndarray, b: np.ndarray, n: int, order: np.ndarray) -> bool:
+    """Whether a^T b has the same bits when the columns of b stand in another order."""
+    a, b = np.ascontiguousarray(a[:, :n]), np.ascontiguousarray(b[:, : len(order)])
+    found, moved = np.empty((2, n, len(order)), np.float32)
+    _product(a, b, found)
+    _product(a, np.ascontiguousarray(b[:, order]), moved)
+    return bool((found[:, order] == moved).all())
+
+
 @njit(
     fastmath=set()
 )  # a sum that may be reordered has other bits in freshly compiled callers than in cached ones

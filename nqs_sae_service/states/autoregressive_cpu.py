@@ -3,7 +3,8 @@
 A block of B configurations goes through the network token after token, and keys and values of earlier tokens stay in the cache
 of the core. What stands at a token is read from the configurations (log psi) or drawn (direct sampling): one kernel does both.
 Everything is laid out as (channel, configuration): matrix products have B columns, all other loops run over configurations and
-vectorise without reordering a sum, so a configuration has the same bits in every block and at every place of it.
+vectorise without reordering a sum, so a configuration has the same bits in every block and at every place of it; B is such
+that the BLAS keeps to that too.
 
 Two configurations that first differ at token t share all before it: keys and values up to token t, and the logits there (the
 network has not seen the token yet). ``flipped`` evaluates the configurations next to a sample from the token where they part,
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..engine.blas import gemm
+from ..engine.blas import columns_alike, gemm
 from ..engine.jit import EXACT, njit, numba, prange
 from ..engine.vector import exp32, gelu32
 from .causal import LogConditionals, outcome_spins
@@ -416,7 +417,9 @@ class FusedAutoregressive:
         self.state, self.weights = state, packed(state, parameters)
         memory = 12 * len(self.weights.out) * state.n_tokens * state.width  # bytes per configuration
         fitting = max(_SMALLEST_BLOCK, min(ALIGNMENT, _CACHE_BYTES // memory))
-        self.block = 1 << (fitting.bit_length() - 1)
+        w = self.weights
+        shapes = tuple(x.shape[-2:] for x in (w.projection, w.out, w.up, w.down, w.head))
+        self.block = columns_alike(shapes, 1 << (fitting.bit_length() - 1))
 
     def log_psi(self, sigma: np.ndarray) -> np.ndarray:
         """log psi (n,) of configurations (n, n_sites) int8."""

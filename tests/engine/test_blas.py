@@ -4,6 +4,7 @@ import numba
 import numpy as np
 import pytest
 
+from nqs_sae_service.engine import blas
 from nqs_sae_service.engine.blas import CHOLESKY_TILE, add_product, add_syrk, cholesky_in_place, gemm
 from nqs_sae_service.engine.jit import njit
 
@@ -72,3 +73,13 @@ def test_the_number_of_threads_does_not_change_the_bits():
         assert cholesky_in_place(factors[-1])
     numba.set_num_threads(threads)
     np.testing.assert_array_equal(*factors)
+
+
+def test_columns_have_the_same_bits_at_every_place():
+    shapes = ((8, 24), (8, 8), (32, 128), (128, 32), (32, 4))
+    columns = blas.columns_alike(shapes, 64)
+    assert columns >= 16
+    rng = np.random.default_rng(7)
+    for k, n in shapes:
+        a, b = (rng.standard_normal((k, m)).astype(np.float32) for m in (n, columns))
+        assert blas._alike(a, b, n, rng.permutation(columns))

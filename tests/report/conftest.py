@@ -463,6 +463,10 @@ def _every_direction(dataset: xr.Dataset) -> xr.Dataset:
     factors = {
         "constant_shift": 0.5,
         "difference_of_means": 2,
+        "probe": 0.7,
+        "principal_component": 0.6,
+        "clamp": 0.8,
+        "add": 0.4,
         "leverage_feature": 1.5,
         "natural_gradient": 2.5,
     }

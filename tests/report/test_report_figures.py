@@ -95,7 +95,7 @@ def test_steering_shows_estimators_controls_budget_and_tangent(drawn: dict[str, 
     assert low < -2e-4 < 2e-4 < high
 
 
-def test_nine_directions_can_be_told_apart(
+def test_all_directions_can_be_told_apart(
     drawn: dict[str, Figure],
     make_run: Factory,
     every_direction: Callable[[xr.Dataset], xr.Dataset],
@@ -112,7 +112,7 @@ def test_nine_directions_can_be_told_apart(
         return {name: (line.get_color(), line.get_marker()) for name, line in bars.items() if name in names}
 
     found, fewer = looks(many), looks(drawn["steering_abs_magnetization"])
-    assert len(set(found.values())) == len({colour for colour, _ in found.values()}) == len(names) == 8
+    assert len(set(found.values())) == len({colour for colour, _ in found.values()}) == len(names) == 12
     assert len(fewer) == 3
     assert fewer.items() <= found.items()
 

@@ -58,7 +58,7 @@ def page(whole_run: Path) -> Page:
 
 
 def test_the_page_stands_alone(page: Page) -> None:
-    assert len(page.resources) == 7
+    assert len(page.resources) == 8
     assert all(resource.startswith("data:image/svg+xml;base64,") for resource in page.resources)
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     assert not re.search(r"https?://|@import|url\(", page.source)

@@ -72,6 +72,10 @@ ablation_samples = 64
 edges = 2
 [crosscoder]
 checkpoints = [0]
+[completeness]
+order = 2
+sites = 4
+samples = 256
 [output]
 report = false
 figures = false

@@ -169,7 +169,7 @@ def test_steered_expectations_agree(run, agree):
                 floor=1e-6,
             )
             compared += 1
-    assert compared == 34 + 4  # all curves reweighted, the features' also sampled afresh
+    assert compared == 50 + 4  # all curves reweighted, the features' also sampled afresh
 
 
 def test_infidelities_agree(run):

@@ -248,7 +248,14 @@ def test_float32_jacobians_are_as_good_as_their_rounding():
     psi = state.bind(random_parameters(state, np.float32))
     exact, _ = TapeJacobian(psi.reference, sigma).gram_and_product(np.zeros(state.n_parameters))
     found, _ = TapeJacobian(psi, sigma).gram_and_product(np.zeros(state.n_parameters))
-    np.testing.assert_allclose(found, exact, atol=1e-4 * np.abs(exact).max())
+    rng, moved = np.random.default_rng(1), []
+    for _ in range(4):  # what parameters rounded to float32 do: psi is near a zero on some configurations
+        noise = 2.0**-24 * rng.uniform(-1, 1, state.n_parameters)
+        rounded = state.bind(psi.reference.parameters * (1 + noise))
+        gram, _ = TapeJacobian(rounded, sigma).gram_and_product(np.zeros(state.n_parameters))
+        moved.append(np.abs(gram - exact).max())
+    assert np.abs(found - exact).max() < 10 * np.max(moved)
+    assert np.median(np.abs(found - exact)) < 1e-6 * np.abs(exact).max()
 
 
 def test_a_square_of_spins_is_trained_to_its_energy():

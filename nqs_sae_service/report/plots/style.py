@@ -21,6 +21,7 @@ from ..values import plain
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PURPLE, OLIVE, GREY, BROWN = "#56B4E9", "#CC79A7", "#A89B00", "#666666", "#5D3A1A"
+BLACK, INDIGO, WINE, SAND = "#000000", "#332288", "#882255", "#DDCC77"  # Tol, Colour Schemes (2021)
 
 Look = tuple[str, str]  # colour, marker
 FEATURE: Look = (BLUE, "o")
@@ -33,6 +34,10 @@ CONTROLS: tuple[Look, ...] = (
     (OLIVE, "X"),
     (GREY, "<"),
     (BROWN, ">"),
+    (BLACK, "*"),
+    (INDIGO, "p"),
+    (WINE, "h"),
+    (SAND, "d"),
 )
 STYLE: Any = {
     "font.size": 10,
