@@ -121,17 +121,15 @@ def columns_alike(shapes: tuple[tuple[int, int], ...], most: int) -> int:
     rng = np.random.default_rng(0)
     while most > 1:
         order = rng.permutation(most)
-        if all(
-            _alike(*rng.standard_normal((2, k, max(n, most))).astype(np.float32), n, order) for k, n in shapes
-        ):
+        if all(_alike(rng.standard_normal((k, n + most)).astype(np.float32), n, order) for k, n in shapes):
             break
         most //= 2
     return most
 
 
-def _alike(a: np.ndarray, b: np.ndarray, n: int, order: np.ndarray) -> bool:
-    """Whether a^T b has the same bits when the columns of b stand in another order."""
-    a, b = np.ascontiguousarray(a[:, :n]), np.ascontiguousarray(b[:, : len(order)])
+def _alike(both: np.ndarray, n: int, order: np.ndarray) -> bool:
+    """Whether a^T b has the same bits when the columns of b stand in another order; a and b side by side, a with n columns."""
+    a, b = (np.ascontiguousarray(part) for part in np.split(both, [n], axis=1))
     found, moved = np.empty((2, n, len(order)), np.float32)
     _product(a, b, found)
     _product(a, np.ascontiguousarray(b[:, order]), moved)
