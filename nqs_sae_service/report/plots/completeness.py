@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from ..values import attribute, cell, grid, labels, plain
 from .style import CONTROLS, FEATURE, paired
@@ -41,7 +42,10 @@ def completeness_figure(dataset: xr.Dataset) -> Figure | None:
             curve = np.geomspace(x[known].min(), x[known].max(), 200)
             with np.errstate(over="ignore", invalid="ignore"):
                 axes.plot(curve, 1 / (1 + (curve / half) ** -slope), color=FEATURE[0])
-            axes.set(xscale="log", ylim=(-0.03, 1.03), title=plain(str(layer)))
+            axes.set(xscale="log", title=plain(str(layer)))
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel(AXES.get(str(predictor), plain(str(predictor))))
         row[0].set_ylabel("share with a feature")
     panels[0, 0].legend()
