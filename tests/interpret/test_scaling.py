@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from nqs_sae_service.interpret import scaling as module
 from nqs_sae_service.interpret.scaling import (
     BUDGETS,
     budgets,
@@ -69,7 +70,8 @@ def test_the_laws_of_a_known_loss():
     assert np.isnan(found.low.loss).all()
 
 
-def test_intervals_contain_the_exact_exponents():
+def test_intervals_contain_the_exact_exponents(monkeypatch):
+    monkeypatch.setattr(module, "REDRAWN", 100)
     inside = {"loss": 0, "features": 0}
     noiseless = scaling(SIZES, STEPS, RATES, COMPUTE, losses(0.0, 1))
     for seed in range(20):
