@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from .section import Finding, Section
-from .sections import Activations, GroundState, repeated
+from .sections import Activations, GroundState, repeated, unfit_layers
 
 if TYPE_CHECKING:
     from ..sae import SaeSection
@@ -95,11 +95,7 @@ class Crosscoder(Section):
         state, sae = sections.get("state"), sections.get("sae")
         if state is None:
             return
-        known = tuple(state.layer_names())  # type: ignore[attr-defined]
-        for index, layer in enumerate(self.layers):
-            if layer not in known:
-                what = f'the state has no layer "{layer}"; its layers: {", ".join(known)}'
-                yield Finding(f"layers[{index}]", what, known)
+        yield from unfit_layers(self.layers, state)
         together = len(self.layers) > 1 and "head" in self.layers
         if together and getattr(sae, "input", "pooled") == "token":
             what = 'the head has one token, the sum over all: leave it out, or set sae.input = "pooled"'

@@ -246,18 +246,8 @@ class Activations(Section):
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
         yield from repeated("layers", self.layers)
         state: Any = sections.get("state")
-        if state is None:
-            return
-        known = tuple(state.layer_names())
-        for index, layer in enumerate(self.layers):
-            if layer not in known:
-                what = f'the state has no layer "{layer}"; its layers: {", ".join(known)}'
-                yield Finding(f"layers[{index}]", what, known)
-        wider = state.wider_layers()
-        if len({wider.get(layer) for layer in self.layers}) > 1:
-            index = next(i for i, layer in enumerate(self.layers) if layer in wider)
-            what = f"{self.layers[index]} is wider than the other layers: look at it in a spec of its own"
-            yield Finding(f"layers[{index}]", what)
+        if state is not None:
+            yield from unfit_layers(self.layers, state)
 
 
 class Features(Section):
@@ -531,6 +521,19 @@ def repeated(key: str, names: tuple[str, ...]) -> Iterator[Finding]:
         if name in seen:
             yield Finding(f"{key}[{index}]", f'"{name}" is listed twice')
         seen.add(name)
+
+
+def unfit_layers(layers: tuple[str, ...], state: Any) -> Iterator[Finding]:
+    """A finding for every one of ``layers`` that the record of a state does not have, and where they differ in width."""
+    known, wider = tuple(state.layer_names()), state.wider_layers()
+    for index, layer in enumerate(layers):
+        if layer not in known:
+            what = f'the state has no layer "{layer}"; its layers: {", ".join(known)}'
+            yield Finding(f"layers[{index}]", what, known)
+    if len({wider.get(layer) for layer in layers}) > 1:
+        index = next(i for i, layer in enumerate(layers) if layer in wider)
+        what = f"{layers[index]} is wider than the other layers: look at it in a spec of its own"
+        yield Finding(f"layers[{index}]", what)
 
 
 def _among(key: str, names: tuple[str, ...], where: str, allowed: tuple[str, ...]) -> Iterator[Finding]:

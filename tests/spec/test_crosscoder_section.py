@@ -66,6 +66,16 @@ LAYERS = "crosscoder.layers=['residual_1', 'residual_2']"
             'no layer "residual_9"; its layers',
         ),
         (
+            ["crosscoder.layers=['residual_1', 'hidden_1']"],
+            "crosscoder.layers[1]",
+            "hidden_1 is wider than the other layers: look at it in a spec of its own",
+        ),
+        (
+            [LAYERS, "activations.layers=['hidden_1', 'residual_1']"],
+            "activations.layers[0]",
+            "hidden_1 is wider than the other layers: look at it in a spec of its own",
+        ),
+        (
             ["crosscoder.layers=['residual_1', 'residual_1']"],
             "crosscoder.layers[1]",
             '"residual_1" is listed twice',
