@@ -75,7 +75,7 @@ def look_at(directory: Path, page: bool) -> str:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("kind", "changes"), [("make_run", 40), ("make_quenched", 16)])
+@pytest.mark.parametrize(("kind", "changes"), [("make_run", 60), ("make_quenched", 24)])
 def test_a_changed_file_is_shown_or_refused(kind: str, changes: int, request: pytest.FixtureRequest) -> None:
     rng = random.Random(5)
     directory = request.getfixturevalue(kind)()
