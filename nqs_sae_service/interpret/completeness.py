@@ -27,7 +27,7 @@ _RIDGE = 1e-3  # on the slope of the sigmoid: finite where the strings with and 
 _ROUNDS = 100
 
 
-@dataclass
+@dataclass(frozen=True)
 class Moments:
     """Sums over rows of f (rows, F), chi (rows, S) and their products, in double precision; chi^2 = 1."""
 
@@ -40,23 +40,16 @@ class Moments:
     @classmethod
     def of(cls, blocks: Iterable[tuple[NDArray, NDArray]]) -> Moments:
         """From blocks (f, chi); a product of single precision rows is exact to 1e-5 of its spread."""
-        total: Moments | None = None
+        count, sums = 0, [0.0, 0.0, 0.0, 0.0]
         for f, chi in blocks:
-            own = cls(
-                len(f),
+            own = (
                 f.sum(axis=0, dtype=np.float64),
                 np.einsum("nf,nf->f", f, f, dtype=np.float64),
                 chi.sum(axis=0, dtype=np.float64),
                 (f.T @ chi).astype(np.float64),
             )
-            if total is None:
-                total = own
-                continue
-            total.count += own.count
-            for name in ("f", "square", "chi", "product"):
-                getattr(total, name).__iadd__(getattr(own, name))
-        assert total is not None
-        return total
+            count, sums = count + len(f), [total + part for total, part in zip(sums, own, strict=True)]
+        return cls(count, *map(np.asarray, sums))
 
     @property
     def correlation(self) -> Array:
@@ -70,10 +63,10 @@ class Moments:
         known = (scale > 0) & ~small[:, None]
         return np.where(known, covariance / np.where(known, scale, 1), 0.0)
 
-    @property
-    def frequency(self) -> Array:
-        """Share of rows on which every string has its rarer sign (S,)."""
-        return (1 - np.abs(self.chi / self.count)) / 2
+
+def rarer_share(mean: Array) -> Array:
+    """How often a string of this mean has its rarer sign, same shape."""
+    return (1 - np.abs(mean)) / 2
 
 
 def best(select: Array, test: Array) -> tuple[NDArray[np.int64], Array]:

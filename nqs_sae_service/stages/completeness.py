@@ -14,13 +14,13 @@ import xarray as xr
 
 from ..datasets.schema import labelled
 from ..engine.arrays import to_host
-from ..interpret.completeness import PREDICTORS, Moments, best, sigmoid
+from ..interpret.completeness import PREDICTORS, Moments, best, rarer_share, sigmoid
 from ..interpret.correlation import pearson
 from ..physics.strings import count_of, frames, nearest_sites, strings_of, values_of
 from ..sae.dictionary import Dictionary
 from ..states import Wavefunction
 from .cost import Cost, network_flops, seconds_for
-from .inputs import of_chains, trained
+from .inputs import initialisations, of_chains, trained
 from .stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -67,9 +67,7 @@ class _Programme:
             part: of_chains(context.upstream["samples"], part, self.options.samples, complex_amplitude)
             for part in _PARTS
         }
-        self.untrained: list[int] = []
-        if "initialisation" in self.sae.dims:
-            self.untrained = [int(seed) for seed in self.sae["initialisation"].values]
+        self.untrained = initialisations(self.sae)
         self.sources = [_DICTIONARY, _NEURON, *(f"untrained {n + 1}" for n in range(len(self.untrained)))]
         self.frequency, self.weight = self._of_strings()
 
@@ -128,7 +126,7 @@ class _Programme:
         chi = np.concatenate(mean)
         log_psi = self.samples["test"][1].real
         series = chi.reshape(*log_psi.shape, -1)
-        return (1 - np.abs(chi.mean(axis=0))) / 2, np.abs(pearson(series, log_psi[..., None])[:, 0])
+        return rarer_share(chi.mean(axis=0)), np.abs(pearson(series, log_psi[..., None])[:, 0])
 
 
 def wanted(spec: Spec) -> bool:

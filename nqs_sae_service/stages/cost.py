@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ..sae.record import SaeSection
     from ..spec import Spec
 
 _SUSTAINED_FLOPS = 1.5e11  # float32, two cores, fused kernels
@@ -38,6 +39,13 @@ def flip_flops(spec: Spec) -> float:
     """Arithmetic of psi'/psi for a configuration that differs by a flip: a proposal, or a term of a local estimator."""
     state = spec.state.build(spec.lattice.build())
     return state.n_copies * state.flip_flops if state.flip_flops else network_flops(spec)
+
+
+def training_seconds(record: SaeSection, width: int) -> float:
+    """Wall time of the training of one dictionary: encoding dominates a step, and about as much again for narrow layers."""
+    step = 2.0 * record.batch * record.features * (width + 32)
+    passed = 48.0 * record.features * width / 2e10
+    return record.steps * (seconds_for(step) + passed + 3e-4) + 1
 
 
 def seconds_for(flops: float) -> float:

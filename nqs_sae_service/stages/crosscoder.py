@@ -45,7 +45,7 @@ from ..sae.metrics import density
 from ..sae.training import Training
 from ..spec.files import RUNS
 from ..spec.keys import canonical_json
-from .cost import Cost, network_flops, seconds_for
+from .cost import Cost, network_flops, seconds_for, training_seconds
 from .inputs import Rows, Source, computed, projection_attributes
 from .sae import UNTRAINED_SEED
 from .stage import Context, Stage
@@ -414,14 +414,12 @@ def _controls(untrained: bool) -> list[str]:
 
 
 def estimate(spec: Spec) -> Cost:
-    """As for ``sae``: encoding dominates a step, of all views for the crosscoder and of one for each dictionary alone."""
+    """The training of all views for the crosscoder, and of one for each dictionary alone."""
     state, options = spec.state.build(spec.lattice.build()), spec.crosscoder
     record, width = options.record(spec.sae), options.n_views * state.width_of(options.layers[0])
-    step = 2.0 * record.batch * record.features * (width + 32)
-    passed = 48.0 * record.features * width / 2e10
     dictionaries = 2 * len(record.seeds) + record.untrained
     rows = spec.samples.count * (1 if record.input == "pooled" else state.n_tokens)
-    seconds = dictionaries * (record.steps * (seconds_for(step) + passed + 3e-4) + 1)
+    seconds = dictionaries * training_seconds(record, width)
     networks = 3 * (2 + record.untrained) * options.n_views * spec.samples.count
     seconds += seconds_for(networks * network_flops(spec) / state.n_copies)
     arrays = 2 * 4.0 * record.features * width

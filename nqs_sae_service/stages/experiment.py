@@ -22,7 +22,7 @@ from ..physics.observables import simple_functions
 from ..physics.symmetries import Symmetries, generators
 from ..sae.dictionary import Dictionary
 from ..sae.metrics import participation_ratio_of
-from .inputs import origin
+from .inputs import initialisations, origin
 from .stage import Context
 
 Moments = dict[str, RowMoments]
@@ -106,9 +106,7 @@ class Experiment:
     @property
     def initialisations(self) -> list[int]:
         """Labels of the untrained control networks; none if the spec asks for none."""
-        return (
-            [int(i) for i in self.sae["initialisation"].values] if "initialisation" in self.sae.dims else []
-        )
+        return initialisations(self.sae)
 
     @property
     def controls(self) -> list[str]:

@@ -33,6 +33,11 @@ def trained(context: Context) -> Wavefunction:
     return state.bind(context.device.put(origin(context)["parameters"].values))
 
 
+def initialisations(sae: xr.Dataset) -> list[int]:
+    """Labels of the untrained control networks of ``sae``; none if the spec asks for none."""
+    return [int(label) for label in sae["initialisation"].values] if "initialisation" in sae.dims else []
+
+
 def projection_attributes(state: State) -> dict[str, int | str]:
     """What a stage file says about a projected state: which copy was looked at, and which ones an edit changes."""
     if state.symmetry is None:

@@ -30,7 +30,7 @@ from ..sae.inputs import Held, Inputs
 from ..sae.metrics import density, explained_variance, mean_and_variance
 from ..sae.training import History, Training
 from ..sampling import process_of
-from .cost import Cost, seconds_for
+from .cost import Cost, training_seconds
 from .inputs import (
     Rows,
     born_samples,
@@ -312,16 +312,14 @@ class _Workshop:
 
 
 def estimate(spec: Spec) -> Cost:
-    """Encoding dominates a step: 2 batch F d operations, and about as much again for narrow layers."""
+    """The training of every dictionary."""
     state, record = spec.state.build(spec.lattice.build()), spec.sae
     dictionaries = len(spec.activations.layers) * (len(record.seeds) + record.untrained)
     width = state.width_of(spec.activations.layers[0])
-    step = 2.0 * record.batch * record.features * (width + 32)
-    passed = 48.0 * record.features * width / 2e10
     arrays = 2 * 4.0 * record.features * width
     times = -(-len(spec.dynamics.times) // 2)
     rows = times * spec.samples.count * (1 if record.input == "pooled" else state.n_tokens)
-    seconds = dictionaries * (record.steps * (seconds_for(step) + passed + 3e-4) + 1)
+    seconds = dictionaries * training_seconds(record, width)
     together = 3 * arrays * len(record.seeds)
     return Cost(seconds, dictionaries * arrays, dictionaries * arrays + together + 4.0 * rows * width)
 

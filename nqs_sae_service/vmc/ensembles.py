@@ -30,7 +30,6 @@ from ..physics.symmetries import Symmetries, commutes
 from ..sampling import Chains, Process
 from ..states import State, Wavefunction
 from ..states.fused import Columns
-from ..states.primitives_cpu import with_fast_bricks
 
 if TYPE_CHECKING:
     from ..physics.operators import Operator
@@ -219,7 +218,7 @@ def derivatives(psi: Wavefunction, sigma: Array) -> Array:
     columns = psi.twin(Columns)  # type: ignore[type-abstract]
     if columns is not None:
         return columns.columns(sigma)
-    fast, xp = with_fast_bricks(psi), namespace(sigma)
+    fast, xp = psi.fast_bricks, namespace(sigma)
     parts = 2 if psi.state.complex_amplitude else 1
     out = xp.empty((parts, len(sigma), psi.state.n_parameters), psi.parameters.dtype)
     size = psi.pass_rows(len(sigma))

@@ -22,7 +22,6 @@ from ..engine.panels import Panels, all_rows
 from ..engine.ranks import ALONE, Ranks
 from ..states import Wavefunction
 from ..states.primitives import Brick, Dense
-from ..states.primitives_cpu import with_fast_bricks
 from .gram import (
     accumulate_rank_one,
     add_lower,
@@ -104,7 +103,7 @@ class TapeJacobian:
     """
 
     def __init__(self, psi: Wavefunction, sigma: np.ndarray, ranks: Ranks = ALONE):
-        self.psi, self.n, self.ranks = with_fast_bricks(psi), len(sigma), ranks
+        self.psi, self.n, self.ranks = psi.fast_bricks, len(sigma), ranks
         self.samples = int(ranks.sum(np.asarray([self.n]))[0])
         self.groups, self.copies = 2 if psi.state.complex_amplitude else 1, psi.state.n_copies
         self.dtype = psi.parameters.dtype

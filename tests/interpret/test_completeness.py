@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nqs_sae_service.interpret.completeness import Moments, best, sigmoid
+from nqs_sae_service.interpret.completeness import Moments, best, rarer_share, sigmoid
 
 
 def test_correlations_from_blocks_are_the_plain_ones():
@@ -19,7 +19,9 @@ def test_correlations_from_blocks_are_the_plain_ones():
             constant = i == 3 or s == 2
             expected = 0 if constant else np.corrcoef(f[:, i].astype(float), chi[:, s])[0, 1]
             assert found.correlation[i, s] == pytest.approx(expected, abs=1e-6)
-    np.testing.assert_allclose(found.frequency, np.minimum((chi > 0).mean(0), (chi < 0).mean(0)), atol=1e-12)
+    np.testing.assert_allclose(
+        rarer_share(chi.mean(axis=0)), np.minimum((chi > 0).mean(0), (chi < 0).mean(0)), atol=1e-12
+    )
 
 
 def test_the_candidate_is_chosen_on_one_part_and_measured_on_the_other():
