@@ -292,6 +292,8 @@ class _Run:
                 store.forget(name, key)
             if not store.has(name, key):
                 self._compute(step)
+            # Here, not in _compute: whoever was killed after the stage was stored has left its checkpoint.
+            store.checkpoint(name, key).unlink(missing_ok=True)
             self.changed |= name in self.seconds or not self._file(name).exists()
             store.link(name, key, self._file(name))
 
@@ -347,7 +349,6 @@ class _Run:
                     context.device.name,
                 ),
             )
-        checkpoint.unlink(missing_ok=True)
         self.seconds[name] = time.monotonic() - began
         logger.info("{}: {} done in {}", self.plan.point.run, name, duration(self.seconds[name]))
 

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import tomli
@@ -109,13 +110,18 @@ def _common(
     for index, problems in enumerate(found):
         for problem in dict.fromkeys(problems):
             where.setdefault(problem, []).append(index)
+
+    @cache
+    def place(index: int) -> str:
+        document = documents[index]
+        return label({".".join(map(str, target)): _written(document, target) for target in targets})
+
     common = []
     for problem, points in where.items():
         document = documents[points[0]]
         at_sweep = any(problem.origin == document.origin(target) for target in targets)
         if len(points) < len(documents) and not at_sweep:
-            values = {".".join(map(str, target)): _written(document, target) for target in targets}
-            problem = replace(problem, what=f"{problem.what}, at {label(values)}")
+            problem = replace(problem, what=f"{problem.what}, at {place(points[0])}")
         common.append(problem)
     return common
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from pydantic import ValidationError
@@ -296,15 +296,20 @@ def _unknown_key(place: KeyPath, record: type[Section]) -> tuple[str, tuple[str,
 
 def _sections_with(key: str) -> tuple[str, ...]:
     """The dotted names of this key in all sections that have it, and in the tables inside them."""
+    return _places_of_keys().get(key, ())
+
+
+@cache
+def _places_of_keys() -> dict[str, tuple[str, ...]]:
     tables = {section: records_of(section) for section in SECTIONS}
     for section in SECTIONS:
         for record in records_of(section):
             tables |= {f"{section}.{name}": (inner,) for name, inner in record.tables().items()}
-    return tuple(
-        f"{table}.{key}"
-        for table, records in tables.items()
-        if any(key in record.model_fields for record in records)
-    )
+    places: dict[str, tuple[str, ...]] = {}
+    for table, records in tables.items():
+        for key in {key: None for record in records for key in record.model_fields}:
+            places[key] = (*places.get(key, ()), f"{table}.{key}")
+    return places
 
 
 def _unknown_sections(document: Document) -> Iterator[Problem]:

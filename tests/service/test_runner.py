@@ -171,6 +171,18 @@ def test_a_damaged_checkpoint_is_said_and_ignored(lab, tmp_path, computed, capsy
     assert not store.checkpoint("ground_state", key).exists()
 
 
+def test_the_checkpoint_of_whoever_was_killed_after_the_stage_was_stored_is_taken_away(lab, tmp_path, computed):
+    lab()
+    store = Store(tmp_path / "results" / ".store")
+    (finished,) = store.directory.glob("ground_state-*.nc")
+    left = store.checkpoint("ground_state", finished.stem.removeprefix("ground_state-"))
+    left.write_bytes(b"PK")
+    computed()
+    assert lab() == 0
+    assert computed() == []
+    assert not left.exists()
+
+
 def test_a_truncated_checkpoint_is_never_used(lab, tmp_path):
     from nqs_sae_service.service.checkpoint import load_checkpoint, save_checkpoint
 
