@@ -120,7 +120,9 @@ def test_every_direction_is_named_with_what_it_turns_and_holds(
     assert (
         "best control, difference of means, by 0.02400 ± 0.00040, efficiency 0.45: worse than this" in steered
     )
-    beside = "of the same dictionary, clamp by 0.00960 ± 0.00040, add by 0.00480 ± 0.00040, leverage feature 7"
+    beside = (
+        "of the same dictionary, clamp by 0.00960 ± 0.00040, add by 0.00480 ± 0.00040, leverage feature 7"
+    )
     assert f"{beside} by 0.01800 ± 0.00040, natural gradient by 0.03000" in steered
     assert "natural gradient held (abs magnetization, energy) by 0.00600" in steered
     rows = table(directory, "Steering (energy budget |dE/E| <= 2e-4)")

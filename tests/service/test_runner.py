@@ -171,7 +171,9 @@ def test_a_damaged_checkpoint_is_said_and_ignored(lab, tmp_path, computed, capsy
     assert not store.checkpoint("ground_state", key).exists()
 
 
-def test_the_checkpoint_of_whoever_was_killed_after_the_stage_was_stored_is_taken_away(lab, tmp_path, computed):
+def test_the_checkpoint_of_whoever_was_killed_after_the_stage_was_stored_is_taken_away(
+    lab, tmp_path, computed
+):
     lab()
     store = Store(tmp_path / "results" / ".store")
     (finished,) = store.directory.glob("ground_state-*.nc")
