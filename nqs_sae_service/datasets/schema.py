@@ -309,6 +309,12 @@ SCHEMA: dict[str, dict[str, Variable]] = {
         "energy_curvature": _v(
             "layer target direction estimator", "d^2E / d strength^2 at the original state", "J"
         ),
+        "susceptibility": _v(
+            "target",
+            "chi = d<O>/d lambda of the ground state of H - lambda O: exact, or from trainings in a field, NaN where unknown",
+        ),
+        "susceptibility_error": _v("target", "its standard error, 0 where it is exact"),
+        "field": _v("target", "the strength lambda it was found with, NaN where it is exact", "J"),
         "efficiency": _v(
             "layer target direction estimator", "slope^2 / (chi curvature); 1 is the best any state can do"
         ),

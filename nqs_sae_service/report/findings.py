@@ -73,6 +73,12 @@ STEERING = {
     "min ESS": "smallest effective sample size over the scales, as a share of the samples",
 }
 
+RESPONSE = {
+    "target": "what the field couples to, H - lambda O",
+    "chi": "d<O>/d lambda of the ground state",
+    "field": "the lambda in which, and in -lambda, the network was trained on; exact: from the diagonalised Hamiltonian",
+}
+
 
 def feature_verdicts(dataset: xr.Dataset) -> list[Verdict]:
     """The stage's own sentence for every layer and observable."""
@@ -319,7 +325,21 @@ def steering_tables(dataset: xr.Dataset) -> list[Table]:
                         rows.append((f"{layer} · {target}", f"{_named(dataset, at)}, {estimator}", *cells))
     title = f"Steering{when(dataset, ' at ')} (energy budget |dE/E| <= {number(energy_budget(dataset), 1)})"
     columns = ("layer, target", "direction, estimator", *list(STEERING)[2:])
-    return [Table(title, columns, rows, 1, STEERING)] if rows else []
+    return [*([Table(title, columns, rows, 1, STEERING)] if rows else []), *_response_table(dataset)]
+
+
+def _response_table(dataset: xr.Dataset) -> list[Table]:
+    """How the targets answer a field; none where that is not known."""
+    rows = []
+    for target in labels(dataset, "target"):
+        chi, error, field = (
+            cell(dataset, name, target=target) for name in ("susceptibility", "susceptibility_error", "field")
+        )
+        if not math.isnan(chi):
+            rows.append(
+                (str(target), with_error(chi, error), number(field, 2) if math.isfinite(field) else "exact")
+            )
+    return [Table("Susceptibilities", tuple(RESPONSE), rows, 0, RESPONSE)] if rows else []
 
 
 def _shown_estimators(dataset: xr.Dataset, layer: Any, target: Any, direction: Any) -> list[Any]:

@@ -323,6 +323,14 @@ class Steering(Section):
     energy_budget: float = Field(
         2e-4, gt=0, le=1, description="largest |dE/E| within which the reach of a feature is measured"
     )
+    susceptibility_steps: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="steps of two trainings in a field that give the susceptibility of every target, and with it efficiencies, "
+        "where a system is too large to be diagonalised; 0: none there",
+        json_schema_extra={"neutral": True},
+    )
 
     @field_validator("scales")
     @classmethod

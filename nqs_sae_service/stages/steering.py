@@ -22,10 +22,12 @@ from ..interpret.expectation import REWEIGHTING_CALL, Curve, FreshSampling
 from ..interpret.kinds import DIRECTIONS, FEATURE, OF_THE_DICTIONARY
 from ..physics.hamiltonians import MAX_SITES_DIAGONALISED
 from ..sampling import process_of
+from . import ground_state
 from .cost import Cost, network_flops, seconds_for
 from .inputs import economy_of, measured, projection_attributes, tested, trained
 from .later import Later, later_numbers
 from .over_time import At, everywhere
+from .response import susceptibility
 from .stage import Context, Stage
 from .steering_directions import Directions
 
@@ -46,6 +48,8 @@ def _steered_times(context: Context) -> list[int]:
 def run(context: Context) -> xr.Dataset:
     """Every (layer, target, direction) in turn; a checkpoint after each keeps what is done."""
     programme = _Programme(context)
+    for target in range(len(programme.targets)):
+        programme.respond(target)
     for layer, target in np.ndindex(len(programme.layers), len(programme.targets)):
         programme.turn(layer, target)
     for layer, target in np.ndindex(len(programme.layers), len(programme.targets)):
@@ -109,7 +113,7 @@ class _Programme:
         arrays["feature"] = np.full((len(self.layers), len(self.targets)), -1, np.int32)
         shape = len(self.layers), len(self.targets), len(self.names)
         arrays["turned_feature"] = np.full(shape, -1, np.int32)
-        return {**arrays, "done": np.zeros(shape, bool)}
+        return {**arrays, "done": np.zeros(shape, bool), "responded": np.zeros(len(self.targets), bool)}
 
     def _resamples(self, d: int) -> bool:
         return d == 0 or self.options.resample_controls
@@ -135,6 +139,14 @@ class _Programme:
         """One unit of work is done."""
         self.ticks += 1
         self.context.tick(min(self.ticks, self._total), self._total, message, lambda: self.results)
+
+    def respond(self, target: int) -> None:
+        """The susceptibility of a target."""
+        if not self.results["responded"][target]:
+            found = susceptibility(self.context, self.bench, self._column(target), self._tick_fit)
+            for name, value in zip(("susceptibility", "susceptibility_error", "field"), found, strict=True):
+                self.results[name][target] = value
+            self.results["responded"][target] = True
 
     def turn(self, layer: int, target: int) -> None:
         """All directions of one layer and target, the feature first."""
@@ -235,7 +247,7 @@ class _Programme:
             "energy_slope": local.slope[-1],
             "energy_curvature": local.curvature[-1],
             "efficiency": steering.efficiency(
-                local.slope[column], local.curvature[-1], self.bench.susceptibility(column)
+                local.slope[column], local.curvature[-1], self.results["susceptibility"][at[1]]
             ),
             "reach": steering.reach(curve.mean, base, column, budget),
             "reach_error": steering.reach_error(curve, base, column, budget, generator),
@@ -251,7 +263,7 @@ class _Programme:
 
     def dataset(self) -> xr.Dataset:
         """steering.nc."""
-        variables = {name: array for name, array in self.results.items() if name != "done"}
+        variables = {name: array for name, array in self.results.items() if name not in ("done", "responded")}
         if "natural_gradient_held" in self.names:
             held = [", ".join((*self.directions.held(target), "energy")) for target in self.targets]
             variables["held"] = np.asarray(held, dtype=object)
@@ -294,14 +306,19 @@ def estimate(spec: Spec) -> Cost:
         curves += points * turned * len(options.scales) * spec.sampling.chains * options.draws * connected
     if set(options.directions) & set(OF_THE_DICTIONARY):
         curves += len(options.layers) * options.samples * (3 + connected)
-    exact = points * directions * 2**n if n <= MAX_SITES_DIAGONALISED else 0
+    exact, training = points * directions * 2**n if n <= MAX_SITES_DIAGONALISED else 0, 0.0
+    if options.susceptibility_steps and not spec.dynamics.wanted and n > MAX_SITES_DIAGONALISED:
+        steps = 2 * len(options.targets) * options.susceptibility_steps
+        training = ground_state.estimate(spec).seconds * steps / max(1, spec.ground_state.steps)
     size = 8.0 * points * directions * len(ESTIMATORS) * (2 * len(spec.observables.names) + 8)
     memory = (
         16384.0 * 8 * n * 64
         + 8.0 * options.samples * len(options.scales) * (len(spec.observables.names) + 2) * 3
     )
     return Cost(
-        seconds_for(1.5 * network_flops(spec, options.layers) * (0.6 * curves + fresh + exact)), size, memory
+        training + seconds_for(1.5 * network_flops(spec, options.layers) * (0.6 * curves + fresh + exact)),
+        size,
+        memory,
     )
 
 
@@ -309,7 +326,7 @@ STAGE = Stage(
     name="steering",
     reads=("lattice", "hamiltonian", "state", "sampling", "observables", "sae", "steering"),
     upstream=("ground_state", "dynamics", "samples", "sae", "features"),
-    version=2,
+    version=3,
     run=run,
     estimate=estimate,
 )

@@ -216,8 +216,12 @@ class Trainer:
         if training.step % _DRIFT_EVERY == 0:
             _refuse_drift(drift(psi, psi.reference, chains))
         sigma, log_psi = sigma.reshape(-1, self.state.n_sites), log_psi.reshape(-1)
+        return sigma, self.local_energies(psi, sigma, log_psi), log_psi, chains
+
+    def local_energies(self, psi: Wavefunction, sigma: np.ndarray, log_psi: np.ndarray) -> np.ndarray:
+        """E_loc (n,) of configurations (n, n_sites) with log psi (n,)."""
         (local,) = local_values(psi, [self.hamiltonian], sigma, log_psi, self.economy)
-        return sigma, local, log_psi, chains
+        return local
 
 
 def _moments(energies: np.ndarray, weights: np.ndarray | None) -> tuple[float, float, float]:

@@ -98,6 +98,16 @@ def test_steering_compares_slope_with_prediction_and_reach(whole_run: Path) -> N
     assert ("residual_2 · abs_magnetization", "jastrow dial, resampled") not in rows  # never computed
 
 
+def test_how_the_targets_answer_a_field_is_said_with_the_field(whole_run: Path) -> None:
+    rows = table(whole_run, "Susceptibilities")
+    assert rows[("abs_magnetization",)] == {
+        "target": "abs_magnetization",
+        "chi": "0.810 ± 0.013",
+        "field": "0.020",
+    }
+    assert rows[("half_chain_correlation",)]["field"] == "exact"
+
+
 def test_verdicts_are_coloured_by_the_interval_of_the_gain(whole_run: Path) -> None:
     found = verdicts(whole_run)
     assert found["residual_1, sigma_x: <feature> 5 & gain"] == "bad"
