@@ -1,4 +1,4 @@
-"""Susceptibilities of the targets of ``steering``: exact where the system can be diagonalised, else from trainings in a field."""
+"""Susceptibilities of the targets of ``steering``: exact where a system can be diagonalised, else from trainings in a field."""
 
 from __future__ import annotations
 
