@@ -329,9 +329,9 @@ def steering_tables(dataset: xr.Dataset) -> list[Table]:
 
 
 def _response_table(dataset: xr.Dataset) -> list[Table]:
-    """How the targets answer a field; none where that is not known."""
+    """How the targets answer a field; none where that is not known, or at a time: it is the ground state that answers."""
     rows = []
-    for target in labels(dataset, "target"):
+    for target in [] if when(dataset) else labels(dataset, "target"):
         chi, error, field = (
             cell(dataset, name, target=target) for name in ("susceptibility", "susceptibility_error", "field")
         )

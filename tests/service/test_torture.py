@@ -72,11 +72,17 @@ figures = false
 
 
 def torture(folder: Path, text: str, program: list[str], every: float, seed: int) -> tuple[Queue, int]:
-    """Queue all points of a spec, let workers compute them, and kill one of them every so many seconds, at random."""
+    """Queue all points of a spec, let workers compute them, and kill one of them every so many seconds, at random.
+
+    On a busy machine less often: a worker that always dies while it starts would get nowhere.
+    """
     spec, queue, rng = folder / "spec.toml", Queue(folder / "queue"), np.random.default_rng(seed)
     spec.write_text(text, encoding="utf-8")
     queue.submit(load_spec(spec), folder / "results", 0, None)
     command = [*program, "work", "--drain", "--slots", str(_WORKERS), "--queue", str(queue.directory)]
+    began = time.monotonic()
+    subprocess.run([*program, "work", "--queue", str(folder / "empty")], check=True, cwd="/")
+    every = max(every, 0.6 * (time.monotonic() - began))
     errors = open(folder / "errors", "w", encoding="utf-8")  # noqa: SIM115  (the workers write to it)
     workers: list[subprocess.Popen] = []
     kills = 0
