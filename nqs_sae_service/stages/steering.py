@@ -130,10 +130,16 @@ class _Programme:
 
     @cached_property
     def _total(self) -> int:
-        return len(self.layers) * len(self.targets) * int(self._ticks_of.sum())
+        return len(self.targets) * (self._ticks_of_response + len(self.layers) * int(self._ticks_of.sum()))
+
+    @property
+    def _ticks_of_response(self) -> int:
+        """Units of work in the susceptibility of a target: pairs of steps in a field."""
+        return 0 if self.bench.exact is not None else self.options.susceptibility_steps
 
     def _ticks_done(self) -> int:
-        return int((self.results["done"] * self._ticks_of).sum())
+        responded = int(self.results["responded"].sum()) * self._ticks_of_response
+        return responded + int((self.results["done"] * self._ticks_of).sum())
 
     def tick(self, message: str) -> None:
         """One unit of work is done."""
@@ -143,10 +149,11 @@ class _Programme:
     def respond(self, target: int) -> None:
         """The susceptibility of a target."""
         if not self.results["responded"][target]:
-            found = susceptibility(self.context, self.bench, self._column(target), self._tick_fit)
+            found = susceptibility(self.context, self.bench, self._column(target), self.tick)
             for name, value in zip(("susceptibility", "susceptibility_error", "field"), found, strict=True):
                 self.results[name][target] = value
             self.results["responded"][target] = True
+            self.ticks = self._ticks_done()
 
     def turn(self, layer: int, target: int) -> None:
         """All directions of one layer and target, the feature first."""
