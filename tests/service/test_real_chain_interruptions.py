@@ -76,6 +76,10 @@ checkpoints = [0]
 order = 2
 sites = 4
 samples = 256
+[heads]
+samples = 64
+probes = 1
+orders = 2
 [output]
 report = false
 figures = false
