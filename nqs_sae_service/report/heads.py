@@ -43,10 +43,8 @@ def random_orders(dataset: xr.Dataset) -> list[Any]:
 def _verdicts(dataset: xr.Dataset) -> list[Verdict]:
     """Does the ranking beat random knock-outs, and is it stable?"""
     own = cell(dataset, "area", order=STRONGEST)
-    random = np.concatenate(
-        [several(dataset, "area", order=order) for order in random_orders(dataset)] or [[]]
-    )
-    if math.isnan(own) or len(random) < 2:
+    random = np.asarray([cell(dataset, "area", order=order) for order in random_orders(dataset)])
+    if math.isnan(own) or len(random) < 2 or not np.isfinite(random).all():
         return []
     mean, spread = float(random.mean()), float(random.std(ddof=1))
     stability, gradient = (attribute(dataset, name) for name in ("stability", "gradient_rank_correlation"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ..heads import STRONGEST, WEAKEST, random_orders
 from ..values import axis, grid, labels, series
@@ -43,7 +44,7 @@ def _draw_map(figure: Figure, axes: Axes, dataset: xr.Dataset) -> None:
     figure.colorbar(image, ax=axes, label="score")
     for which, names in ((axes.xaxis, heads), (axes.yaxis, blocks)):
         which.set_major_locator(MaxNLocator(nbins=8, integer=True))
-        which.set_major_formatter(lambda place, _, names=names: _label(names, place))
+        which.set_major_formatter(FuncFormatter(partial(_label, names)))
     axes.set(xlabel="head", ylabel="block", xlim=(-0.5, len(heads) - 0.5), ylim=(-0.5, len(blocks) - 0.5))
     axes.grid(visible=False)
     if score.size <= MOST_NUMBERS:
@@ -52,7 +53,8 @@ def _draw_map(figure: Figure, axes: Axes, dataset: xr.Dataset) -> None:
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
 
 
-def _label(names: list[Any], place: float) -> str:
+def _label(names: list[Any], place: float, _: int | None = None) -> str:
+    """The name at a place of the axis, nothing between two of them."""
     inside = 0 <= place < len(names) and place == round(place)
     return str(names[int(place)]) if inside else ""
 
