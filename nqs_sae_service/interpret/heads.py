@@ -24,7 +24,7 @@ map F on one set of samples. From its IE, with the means over sub-probes,
     s_h     = max(|receiver|, |sender|) kappa_h,    scaled to 0..1 over the heads for every readout; the score is the mean
 
 (sizes, as a head that pushes against the others carries physics too). A readout that patching all heads does not move beyond
-twice its error says nothing: NaN, left out of the mean.
+twice its error says nothing: NaN. One that says nothing in more than half of the sub-probes is left out of the mean.
 
 Gradients predict the total effect of all heads from one backward pass for each sample: in place of log psi - log psi_h the sum
 a_h over tokens and channels of (O_h(sigma) - O_h(F(sigma))) d log psi / d O_h, in place of <O> - <O>_h the slope
@@ -57,6 +57,7 @@ LOG_PSI, ENERGY, INFIDELITY = "log_psi", "energy", "infidelity"
 RECEIVER, SENDER, TOTAL = PATHS = ("receiver", "sender", "total")
 _CLEAN, _ALL, _FIRST = 0, 1, 2  # columns of ``Patched``
 _BEYOND = 2.0  # standard errors of an effect that says something
+_ENOUGH = 0.5  # share of the sub-probes in which a readout has to say something
 
 
 @dataclass(frozen=True)
@@ -248,9 +249,10 @@ def scores(receiver: np.ndarray, sender: np.ndarray, threshold: float) -> Scores
     reached = np.fmax(np.abs(receiver), np.abs(sender)) >= threshold
     kappa = mean_of_known(np.where(np.isnan(receiver), np.nan, reached))
     size = np.maximum(np.abs(mean_of_known(receiver)), np.abs(mean_of_known(sender)))
-    scaled = scaled_to_one(size * kappa)
+    raw = np.where((~np.isnan(receiver)).mean(axis=0) >= _ENOUGH, size * kappa, np.nan)
+    scaled = scaled_to_one(raw)
     mean = mean_of_known(scaled.reshape(-1, *scaled.shape[-2:]))
-    return Scores(kappa, size * kappa, scaled, np.nan_to_num(mean))
+    return Scores(kappa, raw, scaled, np.nan_to_num(mean))
 
 
 def scaled_to_one(size: np.ndarray) -> np.ndarray:

@@ -363,6 +363,11 @@ def test_scores_by_hand():
     np.testing.assert_allclose(with_silent.mean, scores(receiver, receiver, 0.1).mean)
     half = scores(np.stack([receiver[0], np.nan * receiver[0]]), np.zeros_like(receiver), 0.1)
     np.testing.assert_allclose(half.kappa, [[[1, 1], [0, 0]]])  # one sub-probe that says something
+    rarely = scores(
+        np.concatenate([receiver[:1], np.full((2, *receiver.shape[1:]), np.nan)]), np.zeros((3, 1, 2, 2)), 0.1
+    )
+    assert np.isnan(rarely.scaled).all()  # one sub-probe of three is not enough
+    np.testing.assert_array_equal(rarely.mean, 0)
     np.testing.assert_array_equal(scaled_to_one(np.full((2, 2), 0.3)), 0)
     assert np.isnan(rank_correlation(np.ones(4), np.arange(4)))
     assert rank_correlation(np.array([0.1, 5, np.nan, 7]), np.array([1, 2, 3, 40.0])) == pytest.approx(1)

@@ -174,6 +174,7 @@ def test_scores_are_those_of_plain_forwards(found, programme):
 
 def test_ranks_and_sets_follow_from_the_scores(found):
     raw = np.fmax(np.abs(found["receiver"]), np.abs(found["sender"])) * found["kappa"]
+    raw = raw.where(found["resolved"] >= 0.5)
     np.testing.assert_allclose(found["raw_score"], raw)
     low, high = raw.min(("block", "head")), raw.max(("block", "head"))
     np.testing.assert_allclose(found["score"], (raw - low) / (high - low))
