@@ -15,13 +15,13 @@ from .values import attribute, cell, finite, grid, labels, series, several
 TITLE = "Attention heads"
 MOST_ROWS = 24
 STABLE = 0.8  # rank correlation between disjoint sets of samples
-BEYOND = 2.0  # standard deviations of the random orders
+RARE = 0.05  # p of the ranking among the random orders
 STRONGEST, WEAKEST, RANDOM = "strongest first", "weakest first", "random"
 HEADS = {
     "score": "max(|receiver|, |sender|) x share of the sub-probes in which it reaches the threshold, scaled to 0..1 over the "
     "heads for every counterfactual and readout, then the mean; its error from the disjoint sets of samples",
     "by gradients": "the same from one backward pass for all heads",
-    "receiver": "largest effect in size, over counterfactuals and readouts, with the heads of later blocks held: a share of "
+    "receiver": "largest effect in size, over counterfactuals and readouts that count, with the heads of later blocks held: a share of "
     "the effect of the counterfactual",
     "sender": "the same of what reaches the output through the heads of later blocks alone",
     "readouts": "score by this readout, mean over counterfactuals",
@@ -46,16 +46,16 @@ def _verdicts(dataset: xr.Dataset) -> list[Verdict]:
     random = np.asarray([cell(dataset, "area", order=order) for order in random_orders(dataset)])
     if math.isnan(own) or len(random) < 2 or not np.isfinite(random).all():
         return []
-    mean, spread = float(random.mean()), float(random.std(ddof=1))
+    mean, p = float(random.mean()), float(1 + (random >= own).sum()) / (1 + len(random))
     stability, gradient = (attribute(dataset, name) for name in ("stability", "gradient_rank_correlation"))
-    beats, loses = own > mean + BEYOND * spread, own < mean
+    beats, loses = p <= RARE, own < mean
     stable = stability >= STABLE
     kind: Kind = "good" if beats and stable else "bad" if loses else "open"
-    told = "beats" if beats else "is worse than" if loses else "does not beat"
+    told = "beats" if beats else "is worse than" if loses else "does not clearly beat"
     text = (
         f"The ranking {told} random knock-outs: the infidelity, averaged over the share of heads that is knocked out, is "
-        f"{number(own, 3)} strongest first and {number(mean, 3)} in random order (standard deviation {number(spread, 2)} of "
-        f"{len(random)}); its rank correlation between disjoint sets of samples is {number(stability, 2)}"
+        f"{number(own, 3)} strongest first and {number(mean, 3)} in random order (p = {number(p, 2)} among {len(random)} "
+        f"orders); its rank correlation between disjoint sets of samples is {number(stability, 2)}"
     )
     text += "" if math.isnan(stability) else ", stable" if stable else ", not stable"
     text += "" if math.isnan(gradient) else f", with the ranking by gradients {number(gradient, 2)}"
@@ -64,7 +64,7 @@ def _verdicts(dataset: xr.Dataset) -> list[Verdict]:
 
 def _table(dataset: xr.Dataset) -> Table:
     """The first heads by rank."""
-    rank = grid(dataset, "rank", "block", "head")
+    rank, counted = grid(dataset, "rank", "block", "head"), _counted(dataset)
     blocks, heads = labels(dataset, "block"), labels(dataset, "head")
     order = np.argsort(rank.ravel(), kind="stable")[:MOST_ROWS]
     readouts, rows = labels(dataset, "readout"), []
@@ -79,13 +79,23 @@ def _table(dataset: xr.Dataset) -> Table:
                 f"block {at['block']}, head {at['head']}",
                 with_error(cell(dataset, "mean_score", **at), error),
                 number(cell(dataset, "gradient_score", **at), 2),
-                *(_largest(several(dataset, name, **at)) for name in ("receiver", "sender")),
+                *(_largest(several(counted, name, **at)) for name in ("receiver", "sender")),
                 *(number(float(x.mean()), 2) if x.size else NOTHING for x in by_readout),
             )
         )
     columns = ("head", "score", "by gradients", "receiver", "sender", *map(str, readouts))
     left = "" if rank.size <= MOST_ROWS else f", the first {MOST_ROWS} of {rank.size}"
     return Table(f"Heads by the physics they carry{left}", columns, rows, definitions=HEADS)
+
+
+def _counted(dataset: xr.Dataset) -> xr.Dataset:
+    """Effects by the readouts that enter the score."""
+    if "score" not in dataset:
+        return dataset
+    known = dataset["score"].notnull()
+    return xr.Dataset(
+        {name: dataset[name].where(known) for name in ("receiver", "sender") if name in dataset}
+    )
 
 
 def _largest(values: np.ndarray) -> str:

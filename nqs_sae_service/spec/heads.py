@@ -47,7 +47,7 @@ class Heads(Section):
         0.05, ge=0, le=1e3, description="share of the effect of a counterfactual from which on a head counts"
     )
     orders: int = Field(
-        8,
+        20,
         ge=2,
         le=10_000,
         description="random orders in which heads are knocked out, beside that of the ranking",

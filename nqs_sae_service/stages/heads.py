@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 64  # samples between checkpoints
 _REGION = 0.25  # share of the sites
-_STEPS = 8  # of a curve of knock-outs
+_STEPS = 6  # of a curve of knock-outs
 _STRONGEST, _WEAKEST = "strongest first", "weakest first"
 
 

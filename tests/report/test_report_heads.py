@@ -7,7 +7,7 @@ from nqs_sae_service.datasets import labelled
 from nqs_sae_service.report.heads import heads_section
 from nqs_sae_service.report.plots.heads import heads_figure
 
-RANDOM = np.array([0.20, 0.24, 0.22])
+RANDOM = np.linspace(0.20, 0.24, 19)
 
 
 def dataset(strongest=0.5, stability=0.95, blocks=2, heads=3):
@@ -42,7 +42,7 @@ def dataset(strongest=0.5, stability=0.95, blocks=2, heads=3):
         "block": np.arange(1, blocks + 1),
         "head": np.arange(1, heads + 1),
         "sample_set": [1, 2],
-        "order": ["strongest first", "weakest first", "random 1", "random 2", "random 3"],
+        "order": ["strongest first", "weakest first", *(f"random {number}" for number in range(1, 20))],
         "knocked": np.linspace(0, count, 5).round().astype(int),
     }
     attributes = {"stability": stability, "gradient_rank_correlation": 0.7}
@@ -52,8 +52,8 @@ def dataset(strongest=0.5, stability=0.95, blocks=2, heads=3):
 @pytest.mark.parametrize(
     ("options", "kind", "said"),
     [
-        ({}, "good", "beats random knock-outs: "),
-        ({"strongest": 0.23}, "open", "does not beat"),
+        ({}, "good", "(p = 0.050 among 19 orders)"),
+        ({"strongest": 0.235}, "open", "does not clearly beat"),
         ({"strongest": 0.15}, "bad", "is worse than"),
         ({"stability": 0.3}, "open", "0.30, not stable"),
         ({"stability": np.nan}, "open", "sets of samples is –"),
