@@ -21,7 +21,7 @@ HEADS = {
     "score": "max(|receiver|, |sender|) x share of the sub-probes in which it reaches the threshold, scaled to 0..1 over the "
     "heads for every counterfactual and readout, then the mean; its error from the disjoint sets of samples",
     "by gradients": "the same from one backward pass for all heads",
-    "receiver": "largest effect in size, over counterfactuals and readouts that count, with the heads of later blocks held: a share of "
+    "receiver": "largest effect in size, over counterfactuals and readouts that count, later heads held: a share of "
     "the effect of the counterfactual",
     "sender": "the same of what reaches the output through the heads of later blocks alone",
     "readouts": "score by this readout, mean over counterfactuals",

@@ -282,7 +282,7 @@ def test_editing_steering_runs_steering_alone(spec, undisturbed):
 def test_adding_an_observable_does_not_retrain_the_dictionaries(spec, undisturbed):
     results = undisturbed.parent
     names = "observables.names=['magnetization', 'abs_magnetization', 'half_chain_correlation', 'sigma_x', 'domain_walls']"
-    later = {"features", "steering", "attribution", "crosscoder"}
+    later = {"features", "steering", "attribution", "crosscoder", "heads"}
     assert set(reasons(spec, results, names)) == {"observables", *later}
     (directory,) = compute(spec, results, "name='wider'", names, until="features")
     for stage in ("ground_state", "samples", "activations", "sae"):
