@@ -456,6 +456,42 @@ SCHEMA: dict[str, dict[str, Variable]] = {
         "slope": _v("layer predictor", "its slope in the logarithm of the predictor"),
         "slope_error": _v("layer predictor", "its standard error"),
     },
+    "heads": {
+        "receiver": _v(
+            "counterfactual readout block head",
+            "effect of the head without later attention, as a share of that of the counterfactual; mean over sub-probes",
+        ),
+        "sender": _v("counterfactual readout block head", "effect through the heads of later blocks alone"),
+        "total": _v("counterfactual readout block head", "effect with all that is behind computed again"),
+        "gradient": _v("counterfactual readout block head", "total effect as predicted by gradients"),
+        "effect": _v(
+            "counterfactual readout",
+            "effect of the counterfactual, rms over sub-probes: of its input on log|psi|, else of all heads patched at once",
+        ),
+        "resolved": _v(
+            "counterfactual readout", "share of the sub-probes with an effect beyond twice its error"
+        ),
+        "kappa": _v(
+            "counterfactual readout block head",
+            "share of the sub-probes in which the head reaches the threshold",
+        ),
+        "raw_score": _v("counterfactual readout block head", "max(|receiver|, |sender|) kappa"),
+        "score": _v("counterfactual readout block head", "the same scaled to 0..1 over the heads"),
+        "mean_score": _v("block head", "mean of the score over counterfactuals and readouts"),
+        "set_score": _v("sample_set block head", "mean score from one of the disjoint sets of samples"),
+        "rank": _v("block head", "place by mean score, 1 for the largest"),
+        "gradient_score": _v(
+            "block head", "mean score with the total effect by gradients in place of patching"
+        ),
+        "gradient_agreement": _v(
+            "counterfactual readout", "rank correlation over heads of |gradient| with |total|"
+        ),
+        "infidelity": _v("order knocked", "1 - fidelity of the state without the first heads of the order"),
+        "energy_change": _v("order knocked", "(E without these heads - E) / |E|"),
+        "energy_change_error": _v("order knocked", "its standard error"),
+        "ess": _v("order knocked", "effective sample size as a share of the samples"),
+        "area": _v("order", "mean of the infidelity over the share of heads that is knocked out"),
+    },
     # Beside the report of a sweep, no stage: its points that share a Hamiltonian, compared (``interpret/alarm.py``).
     "comparison": {
         "directory": _v("point", "directory of the point inside that of the sweep"),
@@ -609,6 +645,13 @@ COORDINATES: dict[str, tuple[str, str]] = {
         "what is to have a feature: the dictionary, a single neuron, dictionaries of untrained networks",
         "1",
     ),
+    "counterfactual": ("what an attention head sees instead: kind of map of the configurations", "1"),
+    "readout": ("what the effect of a head is measured by", "1"),
+    "block": ("block of the network, counted from 1", "1"),
+    "head": ("attention head of the block, counted from 1", "1"),
+    "sample_set": ("disjoint set of samples", "1"),
+    "order": ("order in which heads are knocked out", "1"),
+    "knocked": ("number of heads that are knocked out", "1"),
     "group": ("points of a sweep that differ in nothing but their dictionaries", "1"),
     "features": ("number of features of the dictionary", "1"),
     "steps": ("number of optimisation steps", "1"),

@@ -22,6 +22,7 @@ from .plots.correlations import correlation_figure
 from .plots.crosscoder import crosscoder_figure
 from .plots.evolution import drift_figure, observables_figure
 from .plots.followed import followed_figure
+from .plots.heads import heads_figure
 from .plots.later import later_figure
 from .plots.scaling import scaling_figure
 from .plots.steering import steering_figure
@@ -82,6 +83,8 @@ def draw(found: Run | Sweep) -> dict[str, Figure]:
             }
         if complete := stages.get("completeness"):
             drawn["completeness"] = completeness_figure(complete)
+        if ranked := stages.get("heads"):
+            drawn["heads"] = heads_figure(ranked)
         if crossed := stages.get("crosscoder"):
             drawn["crosscoder"] = crosscoder_figure(crossed)
         return {name: figure for name, figure in drawn.items() if figure is not None}

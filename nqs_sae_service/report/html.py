@@ -53,6 +53,8 @@ CAPTIONS = {
     "squares are shown, of expectation values the change itself.",
     "completeness": "Share of the products of spins with a feature against how often they have their rarer sign, and their "
     "weight in log|psi|; bins of equal numbers of products, and the sigmoid.",
+    "heads": "Attention heads by the physics they carry (1: the largest score by every counterfactual and readout), and what "
+    "is lost when heads are knocked out, each replaced by its mean output. Shaded: standard deviation over the random orders.",
     "crosscoder": "Length of the decoder row of every live feature in each view, relative to its longest one: bright in all "
     "views for a shared feature, in one for a specific one. Beside it the explained variance of each view, a mark per seed.",
     "comparison": "Points with one Hamiltonian: energies beside observables, those that differ first; and how far the mean "

@@ -55,6 +55,7 @@ class Run:
             "attribution": self.attributes,
             "crosscoder": self.crosses,
             "completeness": self.completes,
+            "heads": self.looks_at_heads,
         }
         return [stage for stage in STAGES if asked.get(stage, True) and stage not in self.stages]
 
@@ -82,6 +83,12 @@ class Run:
         """Whether the spec asks for completeness."""
         order = self.section("completeness").get("order")
         return isinstance(order, (int, float)) and order > 0
+
+    @property
+    def looks_at_heads(self) -> bool:
+        """Whether the spec asks which heads matter."""
+        samples = self.section("heads").get("samples")
+        return isinstance(samples, (int, float)) and samples > 0
 
     def section(self, name: str) -> Mapping[str, Any]:
         """A section of the spec, empty when it is missing or cannot be read."""

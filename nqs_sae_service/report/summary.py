@@ -21,6 +21,7 @@ from .completeness import completeness_section
 from .crosscoder import crosscoder_section
 from .evolution import dynamics_section, replaced
 from .followed import courses, followed_section
+from .heads import heads_section
 from .moments import at_time, last_training_time, settled, shown_times, when
 from .numbers import NOTHING, number, with_error
 from .portraits import portraits_section
@@ -73,7 +74,7 @@ def summarise(found: Run | Sweep) -> Summary:
 
 
 def _sections(run: Run) -> list[Section]:
-    """What a run has to say about time, attribution, a crosscoder, completeness; nothing where it has none of them."""
+    """What a run has to say about time, attribution, a crosscoder, completeness, heads; nothing where it has none of them."""
     stages, sections = run.stages, []
     if "dynamics" in stages:
         sections.append(dynamics_section(run))
@@ -94,6 +95,8 @@ def _sections(run: Run) -> list[Section]:
         sections.append(attributed)
     if complete := completeness_section(stages.get("completeness", xr.Dataset())):
         sections.append(complete)
+    if ranked := heads_section(stages.get("heads", xr.Dataset())):
+        sections.append(ranked)
     if crossed := crosscoder_section(stages.get("crosscoder", xr.Dataset())):
         sections.append(crossed)
     return sections

@@ -101,6 +101,12 @@ def reduced(point: Point, number: int) -> Point:
             "runs": (),
             "features": min(spec.crosscoder.features, _MOST_FEATURES),
         },
+        "heads": {
+            "samples": 2 * _CHAINS if spec.heads.wanted else 0,
+            "sets": 1,
+            "probes": 1,
+            "orders": 2,
+        },
         "completeness": {"order": min(spec.completeness.order, 1), "samples": 2 * _CHAINS},
         "output": {"report": number == 1, "figures": number == 1},
     }

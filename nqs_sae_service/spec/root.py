@@ -19,6 +19,7 @@ from ..states import STATES
 from .completeness import Completeness
 from .crosscoder import Crosscoder
 from .dynamics import Dynamics
+from .heads import Heads
 from .sampling import Sampling
 from .section import Section, one_of
 from .sections import (
@@ -94,6 +95,7 @@ class Spec(Heading):
     attribution: Attribution = Field(default_factory=Attribution)
     crosscoder: Crosscoder = Field(default_factory=Crosscoder)
     completeness: Completeness = Field(default_factory=Completeness)
+    heads: Heads = Field(default_factory=Heads)
     engine: Engine = Field(default_factory=Engine)
     output: Output = Field(default_factory=Output)
 

@@ -363,7 +363,7 @@ class Steering(Section):
         update: dict[str, Any] = {} if self.directions else {"directions": BY_DEFAULT}
         observables, activations = sections.get("observables"), sections.get("activations")
         if not self.targets and isinstance(observables, Observables):
-            useless = _without_mean(observables.names, sections)
+            useless = without_mean(observables.names, sections)
             update["targets"] = tuple(name for name in observables.names if name not in useless)[:2]
         if not self.layers and isinstance(activations, Activations):
             update["layers"] = activations.layers
@@ -403,7 +403,7 @@ class Steering(Section):
                 yield Finding("targets", "none of observables.names has a mean that steering can move")
         for key in ("targets", "held"):
             names: tuple[str, ...] = getattr(self, key)
-            for name, why in _without_mean(names, sections).items():
+            for name, why in without_mean(names, sections).items():
                 yield Finding(f"{key}[{names.index(name)}]", f"{name} has no meaning as a mean: {why}")
         if isinstance(activations, Activations):
             yield from _among("layers", self.layers, "activations.layers", activations.layers)
@@ -457,7 +457,7 @@ class Attribution(Section):
             yield Finding("samples", "one sample has no covariance: at least 2, or 0 for no attribution")
 
 
-def _without_mean(names: tuple[str, ...], sections: Mapping[str, Section]) -> dict[str, str]:
+def without_mean(names: tuple[str, ...], sections: Mapping[str, Section]) -> dict[str, str]:
     """Those of the observables whose mean in another state says nothing, and why."""
     geometry: Any = sections.get("lattice")
     if geometry is None:

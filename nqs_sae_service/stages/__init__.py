@@ -8,6 +8,7 @@ from . import (
     dynamics,
     features,
     ground_state,
+    heads,
     observables,
     sae,
     samples,
@@ -29,6 +30,7 @@ STAGES: dict[str, Stage] = {
         attribution,
         crosscoder,
         completeness,
+        heads,
     )
 }
 

@@ -76,6 +76,10 @@ checkpoints = [0]
 order = 2
 sites = 4
 samples = 256
+[heads]
+samples = 64
+probes = 1
+orders = 2
 [output]
 report = false
 figures = false
@@ -278,7 +282,7 @@ def test_editing_steering_runs_steering_alone(spec, undisturbed):
 def test_adding_an_observable_does_not_retrain_the_dictionaries(spec, undisturbed):
     results = undisturbed.parent
     names = "observables.names=['magnetization', 'abs_magnetization', 'half_chain_correlation', 'sigma_x', 'domain_walls']"
-    later = {"features", "steering", "attribution", "crosscoder"}
+    later = {"features", "steering", "attribution", "crosscoder", "heads"}
     assert set(reasons(spec, results, names)) == {"observables", *later}
     (directory,) = compute(spec, results, "name='wider'", names, until="features")
     for stage in ("ground_state", "samples", "activations", "sae"):

@@ -37,6 +37,7 @@ def test_every_stage_runs_on_a_network_from_a_file(loaded, exact):
         "dynamics",
         "crosscoder",
         "completeness",
+        "heads",
     }
     assert (loaded / "report.html").stat().st_size > 0
     ground = xr.open_dataset(loaded / "ground_state.nc")
