@@ -260,7 +260,12 @@ def test_log_psi_and_infidelity_alone_need_no_local_estimators(run):
 @pytest.mark.parametrize(
     "changes",
     [
-        [('precision = "float64"', 'amplitude = "complex"\n[state.symmetry]\ntranslations = true')],
+        [
+            (
+                'precision = "float64"',
+                'precision = "float64"\namplitude = "complex"\n[state.symmetry]\ntranslations = true',
+            )
+        ],
         [
             ('kind = "tfim"\nh = 1.0', 'kind = "heisenberg"\nmarshall = true'),
             ('["abs_magnetization", "log_abs_psi", "sigma_x"]', '["abs_staggered_magnetization"]'),
