@@ -2,8 +2,15 @@
 
 import numpy as np
 import pytest
+from scipy.sparse.linalg import eigsh
 
+from nqs_sae_service.physics.exact import all_configurations
+from nqs_sae_service.physics.hamiltonians import HAMILTONIANS
 from nqs_sae_service.physics.lattices import LATTICES, Chain, Rectangular
+from nqs_sae_service.spec import load_spec
+from nqs_sae_service.spec.keys import stage_key
+from nqs_sae_service.spec.sampling import Sampling
+from nqs_sae_service.spec.sections import GroundState
 from nqs_sae_service.states import Transformer
 from nqs_sae_service.states.linear_attention import (
     DeltaRule,
@@ -13,6 +20,7 @@ from nqs_sae_service.states.linear_attention import (
     neighbourhood,
 )
 from nqs_sae_service.states.transfer import transferred
+from nqs_sae_service.vmc.training import Trainer
 
 LINEAR = ("kernel", "delta")
 MIXED = ("delta", "full", "kernel", "positional")
@@ -250,6 +258,23 @@ def test_a_layer_repeated_is_written_once():
     assert other.resolved({}).attention == MIXED + MIXED[::-1]
 
 
+def test_kinds_of_heads_go_through_a_spec_and_its_key(tmp_path):
+    """The resolved spec loads back; a list of one kind has the key of the kind; other orders of heads have other keys."""
+
+    def key(attention, name="spec.toml"):
+        sections = '[lattice]\nkind = "chain"\nlength = 16\n[hamiltonian]\nkind = "tfim"\nh = 1.0\n[state]\nheads = 2\n'
+        (tmp_path / name).write_text(f'name = "ring"\n{sections}attention = {attention}\n')
+        (point,) = load_spec(str(tmp_path / name))
+        (tmp_path / name).write_text(point.toml())
+        (again,) = load_spec(str(tmp_path / name))
+        assert again.spec == point.spec
+        return stage_key("ground_state", 1, {"state": point.spec.state}, {})
+
+    assert key('"full"') == key('["full", "full"]') == key('["full", "full", "full", "full"]')
+    assert key('["full", "delta"]') == key('["full", "delta", "full", "delta"]')
+    assert len({key(kind) for kind in ('"full"', '"delta"', '["full", "delta"]', '["delta", "full"]')}) == 4
+
+
 def test_heads_stay_in_their_order():
     """Every head of the edge ``heads_1`` is that of its kind by itself, of root mean square gamma."""
     state = network(MIXED)
@@ -342,3 +367,40 @@ def test_no_samples_and_single_precision(attention):
     assert {edge.dtype for name, edge in psi.tape(sigma).edges.items() if name != "log_psi"} == {
         np.dtype(np.float32)
     }
+
+
+def test_a_projected_mixed_network():
+    """Momentum and spin-flip parity are what they should be; per-sample gradients along a random direction."""
+    record = Transformer(
+        patch=2, width=16, heads=4, layers=1, mlp_ratio=1, amplitude="complex", attention=MIXED,
+        symmetry={"translations": True, "momentum": (4,), "spin_flip": -1},
+    )  # fmt: skip
+    state = record.build(lattice("ring"))
+    assert state.n_copies == 4  # the network does not distinguish shifts by a patch
+    p, sigma, rng, step = random_parameters(state), spins(3, 8), np.random.default_rng(3), 1e-5
+    psi = np.exp(state.log_psi(p, sigma))
+    np.testing.assert_allclose(np.exp(state.log_psi(p, np.roll(sigma, 1, axis=1))), -psi, rtol=1e-9)
+    np.testing.assert_allclose(np.exp(state.log_psi(p, -sigma)), -psi, rtol=1e-9)
+    push = rng.normal(size=p.shape)
+    push /= np.linalg.norm(push)
+    numeric = (state.log_psi(p + step * push, sigma) - state.log_psi(p - step * push, sigma)) / (2 * step)
+    exact = state.bind(p).per_sample_gradients(sigma)
+    np.testing.assert_allclose(exact @ push, numeric, atol=1e-6 * max(1, np.abs(exact).max()))
+
+
+def test_a_mixed_network_finds_a_ground_state():
+    """Sampling, local energies and reconfiguration by the bricks; the energy by full summation beside diagonalisation."""
+    geometry = Rectangular(kind="rectangular", lengths=(3, 4))
+    hamiltonian, site = HAMILTONIANS["tfim"](kind="tfim", h=3.0), geometry.build()
+    record = Transformer(patch=(1, 2), width=16, heads=4, layers=1, attention=MIXED)
+    sampling = Sampling(chains=512, burn_in=10).resolved({"lattice": geometry, "hamiltonian": hamiltonian})
+    chosen = GroundState(steps=20, samples=512, learning_rate=0.2, seed=1)
+    trainer = Trainer(record.build(site), site, hamiltonian.build(site), sampling, chosen)
+    training = trainer.start()
+    while training.step < chosen.steps:
+        trainer.advance(training)
+    matrix = hamiltonian.build(site).to_sparse()
+    exact = eigsh(matrix, k=1, which="SA", return_eigenvectors=False)[0]
+    psi = np.exp(trainer.state.log_psi(training.parameters, all_configurations(12)))
+    energy = psi @ (matrix @ psi) / (psi @ psi)
+    assert exact - 1e-6 < energy < exact + 1e-3 * abs(exact)
