@@ -5,8 +5,8 @@
 
 A ring with one spin per token, a transformer of width 32 with 4 heads and one block, float32, one pass of the bricks (no
 fused twin: networks of softmax or positional attention alone have one, which is faster). Per configuration, the median of
-several passes over 8; kinds in turns. The exponent is the slope of log time against log tokens between the two largest
-numbers of tokens. A kind crosses softmax attention where the straight lines between measured points (of logarithms) do.
+several passes over 8; kinds in turns. The exponent is the slope of log time against log tokens, fitted to the largest
+four numbers of tokens. A kind crosses softmax attention where the straight lines between measured points (of logarithms) do.
 Results: ``benchmarks/results/attention.md``.
 """
 
@@ -64,8 +64,8 @@ def measure(sizes: Sequence[int], repetitions: int = REPETITIONS) -> dict[str, l
 
 
 def exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
-    """Slope of log time against log size between the two largest sizes."""
-    return math.log(seconds[-1] / seconds[-2]) / math.log(sizes[-1] / sizes[-2])
+    """Slope of log time against log size, fitted to the largest four sizes."""
+    return float(np.polyfit(np.log(sizes[-4:]), np.log(seconds[-4:]), 1)[0])
 
 
 def crossing(sizes: Sequence[int], seconds: Sequence[float], other: Sequence[float]) -> float | None:
@@ -102,8 +102,8 @@ def main() -> None:
     found = measure(sizes)
     text = (
         f"# What attention costs\n\n{date.today()}; {machine()['cpu']}, one core. Written by `benchmarks/attention.py`, which "
-        f"says what is held fixed: width {WIDTH}, {HEADS} heads, one block, the plain bricks in float32. Milliseconds for log psi "
-        f"of a configuration against the number of tokens.\n\n{table(sizes, found)}\n"
+        f"says what is held fixed: width {WIDTH}, {HEADS} heads, one block, the plain bricks in float32. Milliseconds for "
+        f"log psi of a configuration against the number of tokens.\n\n{table(sizes, found)}\n"
     )
     (RESULTS / "attention.md").write_text(text)
     print(text)
