@@ -328,7 +328,7 @@ def _closed(once: Array, product: Array) -> Array:
 class JoinHeads(Brick):
     """Heads of several kinds in their order, each y_h = gamma_h x_h / sqrt(mean_c x_hc^2 + 1e-6) over its channels.
 
-    Each input holds the heads of one kind side by side; ``places`` says which they are. Qin et al., arXiv:2606.20097.
+    Each input holds the heads of one kind side by side; ``places`` says which they are. HydraHead, arXiv:2606.20097.
     """
 
     places: tuple[tuple[int, ...], ...]

@@ -20,6 +20,7 @@ from nqs_sae_service.states.linear_attention import (
     neighbourhood,
 )
 from nqs_sae_service.states.transfer import transferred
+from nqs_sae_service.vmc.jacobian import TapeJacobian
 from nqs_sae_service.vmc.training import Trainer
 
 LINEAR = ("kernel", "delta")
@@ -386,6 +387,21 @@ def test_a_projected_mixed_network():
     numeric = (state.log_psi(p + step * push, sigma) - state.log_psi(p - step * push, sigma)) / (2 * step)
     exact = state.bind(p).per_sample_gradients(sigma)
     np.testing.assert_allclose(exact @ push, numeric, atol=1e-6 * max(1, np.abs(exact).max()))
+
+
+@pytest.mark.parametrize("attention", [*LINEAR, MIXED], ids=str)
+def test_products_with_the_jacobian_are_those_of_the_gradients(attention):
+    """As reconfiguration makes them, from real and imaginary parts of deltas side by side."""
+    state = network(attention, "torus")
+    psi, sigma, rng = state.bind(random_parameters(state)), spins(9, 24), np.random.default_rng(4)
+    vector = rng.normal(size=state.n_parameters)
+    centred = psi.per_sample_gradients(sigma)
+    centred = (centred - centred.mean(axis=0)) / 3
+    rows = np.concatenate([centred.real, centred.imag])
+    jacobian = TapeJacobian(psi, sigma)
+    gram, product = jacobian.gram_and_product(vector)
+    np.testing.assert_allclose(product, rows @ vector, atol=1e-10 * np.abs(rows).max())
+    np.testing.assert_allclose(gram, rows @ rows.T, atol=1e-10 * np.abs(rows).max() ** 2)
 
 
 def test_a_mixed_network_finds_a_ground_state():
