@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import attention
 import contest
 import cpu
 import planted
@@ -137,3 +138,13 @@ def test_a_line_of_planted_features_for_every_setting(kind, lines, monkeypatch):
         name, _, *numbers = line.strip("| ").split(" | ")
         assert name == kind
         assert all(abs(float(number)) < 20 for number in numbers)
+
+
+def test_attention_against_tokens():
+    """Every kind is timed; exponents and crossings of known times."""
+    sizes, squares = (4, 8, 16), (1.0, 4.0, 16.0)
+    assert attention.exponent(sizes, squares) == pytest.approx(2)
+    assert attention.crossing(sizes, (2.0, 4.0, 8.0), squares) == pytest.approx(8)
+    assert attention.crossing(sizes, (2.0, 8.0, 32.0), squares) is None
+    text = attention.table(sizes[:2], attention.measure(sizes[:2], repetitions=1))
+    assert all(f"| {kind} |" in text for kind in attention.KINDS)

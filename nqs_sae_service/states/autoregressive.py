@@ -27,7 +27,16 @@ from .causal import CausalAttention, LogConditionals, ShiftTokens
 from .fused import Fused
 from .primitives import Brick, Dense, LayerNorm, PositionCode
 from .state import State
-from .transformer import block, initial, patch_extent, patch_findings, patches, softmax_edges, width_findings
+from .transformer import (
+    attention_edges,
+    block,
+    initial,
+    patch_extent,
+    patch_findings,
+    patches,
+    projections,
+    width_findings,
+)
 
 if TYPE_CHECKING:
     from ..physics.lattices import Lattice
@@ -150,8 +159,11 @@ def _bricks(record: Autoregressive, tokens: int, patch: int, up: int | None) -> 
     yield PositionCode("position", (".patches",), "embedding", tokens, d)
     stream = "embedding"
     for i in range(1, record.layers + 1):
-        mix = CausalAttention(*softmax_edges(i), tokens, d, record.heads, ())
-        yield from block(i, stream, mix, d, record.mlp_ratio)
+        mix = CausalAttention(
+            *attention_edges(f"attention_{i}", "qkv", f"heads_{i}"), tokens, d, record.heads, ()
+        )
+        attention = [*projections(f"attention_{i}", ("value", "query", "key"), f"attention_{i}.x", d, d), mix]
+        yield from block(i, stream, attention, d, record.mlp_ratio)
         stream = f"residual_{i}"
     yield LayerNorm("head.norm", (stream,), ".head", d)
     outputs = ("logits", "phase") if record.amplitude == "complex" else ("logits",)

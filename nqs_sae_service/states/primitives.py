@@ -56,6 +56,10 @@ class Brick:
         """Parameter gradients: per sample (n, *shape), or summed over samples (*shape) when ``total``."""
         return {}
 
+    def workspace(self, tokens: int) -> int:
+        """Numbers that a configuration takes on the way to the output or its derivatives, besides the edges."""
+        return 0
+
     def carried(self, source: Brick, w: Weights) -> Weights:
         """Parameters from those ``w`` of the brick of this name in another network: copied, but for those of a larger lattice.
 
@@ -85,7 +89,8 @@ def _rows(x: Array, function: Callable[[Array], Array]) -> Array:
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def _over_samples(a: Array, total: bool) -> Array:
+def over_samples(a: Array, total: bool) -> Array:
+    """``a``, or its sum over the leading axis when ``total``."""
     return a.sum(axis=0) if total else a
 
 
@@ -118,7 +123,7 @@ class Dense(Brick):
     def gradient(self, w, x, delta, total):
         return {
             f"{self.name}.weight": _outer(x[0], delta, total),
-            f"{self.name}.bias": _over_samples(delta.sum(axis=-2), total),
+            f"{self.name}.bias": over_samples(delta.sum(axis=-2), total),
         }
 
 
@@ -135,7 +140,7 @@ class Filters(Dense):
     def carried(self, source, w):
         copied = dict(super().carried(source, w))
         old, name = getattr(source, "grid", ()), f"{self.name}.weight"
-        if old != self.grid and _contains(self.grid, old) and self.basis == source.basis:
+        if old != self.grid and contains(self.grid, old) and self.basis == source.basis:
             cells = copied[name].reshape(math.prod(old), -1)
             copied[name] = embedded(cells.T, old, self.grid, nearest=False).T.reshape(self.fan_in, -1)
         return copied
@@ -162,7 +167,7 @@ class ComplexLinear(Brick):
 
     def gradient(self, w, x, delta, total):
         g = x[0].sum(axis=1) * delta[:, None]
-        g = _over_samples(g, total)
+        g = over_samples(g, total)
         return {f"{self.name}.real": g, f"{self.name}.imaginary": 1j * g}
 
 
@@ -246,7 +251,7 @@ class PositionCode(Brick):
         return (delta,)
 
     def gradient(self, w, x, delta, total):
-        return {f"{self.name}.code": _over_samples(delta, total)}
+        return {f"{self.name}.code": over_samples(delta, total)}
 
 
 def _normalised(x: Array) -> tuple[Array, Array]:
@@ -277,8 +282,8 @@ class LayerNorm(Brick):
     def gradient(self, w, x, delta, total):
         unit, _ = _normalised(x[0])
         return {
-            f"{self.name}.gain": _over_samples((delta * unit).sum(axis=-2), total),
-            f"{self.name}.bias": _over_samples(delta.sum(axis=-2), total),
+            f"{self.name}.gain": over_samples((delta * unit).sum(axis=-2), total),
+            f"{self.name}.bias": over_samples(delta.sum(axis=-2), total),
         }
 
 
@@ -307,7 +312,7 @@ class Add(Brick):
         return delta, delta
 
 
-def _contains(grid: tuple[int, ...], other: tuple[int, ...]) -> bool:
+def contains(grid: tuple[int, ...], other: tuple[int, ...]) -> bool:
     """Whether one periodic grid has at least the extent of another along every axis."""
     return 0 < len(grid) == len(other) and all(n <= m for n, m in zip(other, grid, strict=True))
 
@@ -327,8 +332,10 @@ def circulant(xp, grid: tuple[int, ...]) -> Array:
 
 
 @dataclass(frozen=True)
-class _Heads(Brick):
-    """Shared by both attentions: ``heads`` of ``width // heads`` channels over ``tokens``; one number per pair or displacement.
+class Heads(Brick):
+    """Shared by all kinds of attention: ``heads`` of ``width // heads`` channels over ``tokens``.
+
+    Where there are learned numbers, one per pair or displacement.
 
     ``grid``: the extents of the periodic grid of tokens where translation-invariant, else ().
     """
@@ -346,10 +353,13 @@ class _Heads(Brick):
     def carried(self, source, w):
         copied = super().carried(source, w)
         old = getattr(source, "grid", ())
-        if old == self.grid or not _contains(self.grid, old):
+        if old == self.grid or not contains(self.grid, old):
             return copied
         softmax = isinstance(self, Attention)
         return {name: embedded(array, old, self.grid, nearest=softmax) for name, array in copied.items()}
+
+    def workspace(self, tokens):
+        return self.heads * tokens**2
 
     def split(self, x: Array) -> Array:
         """(..., token, width) -> (..., head, token, width / heads)."""
@@ -374,7 +384,7 @@ class _Heads(Brick):
     def pairs_gradient(self, d_pairs: Array, total: bool) -> Array:
         """Gradient of the stored numbers from that of the laid-out ones (n, head, i, j)."""
         xp = namespace(d_pairs)
-        d_pairs = _over_samples(d_pairs, total)
+        d_pairs = over_samples(d_pairs, total)
         if not self.translation_invariant:
             return d_pairs
         i, number = xp.arange(self.tokens), circulant(xp, self.grid)  # the token at i - r: column r
@@ -382,7 +392,7 @@ class _Heads(Brick):
 
 
 @dataclass(frozen=True)
-class Mix(_Heads):
+class Mix(Heads):
     """Positional attention: y_i = sum_j a_ij v_j in each head, with weights independent of the input.
 
     Rende et al., arXiv:2405.18874.
@@ -405,7 +415,7 @@ class Mix(_Heads):
 
 
 @dataclass(frozen=True)
-class Attention(_Heads):
+class Attention(Heads):
     """Full attention: y_i = sum_j softmax_j(q_i . k_j / sqrt(d_head) + b_ij) v_j in each head.
 
     The learned bias b depends on i - j when translation-invariant; otherwise there is none and a ``PositionCode`` tells tokens

@@ -108,8 +108,7 @@ class State:
     def tape_bytes(self) -> int:
         """Memory of a configuration while derivatives are taken: every edge, its delta and as much again for temporaries."""
         numbers = sum(
-            self.n_tokens * getattr(brick, "fan_out", self.width)
-            + getattr(brick, "heads", 0) * self.n_tokens**2
+            self.n_tokens * getattr(brick, "fan_out", self.width) + brick.workspace(self.n_tokens)
             for brick in self.bricks
         )
         return 3 * numbers * self.dtype.itemsize * (2 if self.complex_amplitude else 1)

@@ -2,16 +2,18 @@
 
     sigma -> patches of b spins -> embedding -> L pre-LayerNorm blocks -> sum over tokens -> LayerNorm -> head -> log psi
 
-A block adds attention(LayerNorm(x)) and then mlp(LayerNorm(x)) to the residual stream. The head is a dense map and LayerNorm
-(for a complex amplitude two of them, a and b) followed by the sum over channels of log cosh(a), or log cosh(a + i b). The fused
-twins are ``transformer_cpu.py`` and ``transformer_gpu.py``.
+A block adds attention(LayerNorm(x)) and then mlp(LayerNorm(x)) to the residual stream. Heads of attention come in four
+kinds: ``full`` (softmax), ``positional``, and ``kernel`` and ``delta`` (linear in the tokens: ``linear_attention.py``), one for
+all heads or one for each. The head of the network is a dense map and LayerNorm (for a complex amplitude two of them, a and b)
+followed by the sum over channels of log cosh(a), or log cosh(a + i b). The fused twins, for networks of one of the first two
+kinds, are ``transformer_cpu.py`` and ``transformer_gpu.py``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -20,12 +22,14 @@ from ..spec.section import Finding, Section
 from .ansatz import Ansatz
 from .fused import Fused
 from .head import head
+from .linear_attention import DeltaRule, JoinHeads, KernelAttention, LocalMix, neighbourhood
 from .primitives import Add, Attention, Brick, Dense, Gelu, LayerNorm, Mix, PositionCode
 from .state import State
 
 if TYPE_CHECKING:
     from ..physics.lattices import Lattice
 
+Kind = Literal["full", "positional", "kernel", "delta"]
 PatchLength = Annotated[int, Field(ge=1, le=4096)]
 
 
@@ -44,9 +48,11 @@ class Transformer(Ansatz):
     mlp_ratio: int = Field(
         4, ge=1, le=64, description="hidden width of the feed-forward network, in units of the width"
     )
-    attention: Literal["full", "positional"] = Field(
+    attention: Kind | tuple[Kind, ...] = Field(
         "full",
-        description="softmax of queries and keys, or learned weights that depend on the positions alone",
+        description="full: softmax of queries and keys; positional: learned weights that depend on the positions alone; "
+        "kernel, delta: linear in the number of tokens; or a list with the kind of every head, layer by layer, or of one "
+        "layer for all",
     )
     translation_invariant: bool | None = Field(
         None, description="attention depends on distances only; default: true on a periodic lattice"
@@ -57,8 +63,14 @@ class Transformer(Ansatz):
     )
 
     def findings(self, sections: Mapping[str, Section]) -> Iterator[Finding]:
-        """Widths and patches must divide; distances need a periodic lattice."""
+        """Widths and patches must divide; a kind for every head; distances need a periodic lattice."""
         yield from width_findings(self.width, self.heads, self.mlp_ratio)
+        if not self._kinds_fit:
+            yield Finding(
+                "attention",
+                f"{len(self.attention)} kinds; give one for each of the {self.heads} heads, or {self.layers} x {self.heads} = "
+                f"{self.layers * self.heads} of them, layer by layer",
+            )
         geometry: Any = sections.get("lattice")
         if geometry is None:
             return
@@ -71,10 +83,34 @@ class Transformer(Ansatz):
             )
 
     def resolved(self, sections: Mapping[str, Section]) -> Section:
+        """The patch of this lattice; the kinds of heads in the shortest form, so that one network has one key."""
         geometry: Any = sections.get("lattice")
-        if self.patch is not None or geometry is None:
-            return self
-        return self.model_copy(update={"patch": 2 if geometry.build().dimensions == 2 else 4})
+        changes: dict[str, Any] = {}
+        if self.patch is None and geometry is not None:
+            changes["patch"] = 2 if geometry.build().dimensions == 2 else 4
+        if not isinstance(self.attention, str) and self._kinds_fit:
+            layers = self.head_kinds()
+            if len(set(layers)) == 1:
+                changes["attention"] = layers[0][0] if len(set(layers[0])) == 1 else layers[0]
+        return self.model_copy(update=changes) if changes else self
+
+    @property
+    def _kinds_fit(self) -> bool:
+        """Whether there is one kind for all heads, for every head of a layer, or for every head of all layers."""
+        return isinstance(self.attention, str) or len(self.attention) in (
+            self.heads,
+            self.layers * self.heads,
+        )
+
+    def head_kinds(self) -> tuple[tuple[Kind, ...], ...]:
+        """The kind of every head, layer by layer."""
+        if not self._kinds_fit:
+            raise ValueError(
+                f"{len(self.attention)} kinds of attention for {self.layers} layers of {self.heads} heads"
+            )
+        kinds = (self.attention,) * self.heads if isinstance(self.attention, str) else self.attention
+        layers = kinds * (self.layers * self.heads // len(kinds))
+        return tuple(layers[i : i + self.heads] for i in range(0, len(layers), self.heads))
 
     def patch_extent(self, lattice: Lattice) -> tuple[int, ...]:
         """Unit cells of a patch along every axis; a graph without axes is cut in the order of its sites."""
@@ -105,23 +141,49 @@ class Transformer(Ansatz):
         """The bare network on a lattice."""
         invariant = lattice.periodic if self.translation_invariant is None else self.translation_invariant
         sites = patches(lattice, self.patch_extent(lattice))
-        tokens, spins = sites.shape
-        grid = tuple(n // b for n, b in zip(lattice.extent, self.patch_extent(lattice), strict=False))
+        tokens = TokenGrid.of(lattice, self.patch_extent(lattice), invariant)
+        kinds = {kind for layer in self.head_kinds() for kind in layer}
+        fused = len(kinds) == 1 and kinds <= {"full", "positional"}
         return State(
             n_sites=lattice.n_sites,
-            n_tokens=tokens,
+            n_tokens=len(sites),
             width=self.width,
             layers=self.layer_names(),
             wider=self.wider_layers(),
-            bricks=tuple(_bricks(self, tokens, spins, grid if invariant else ())),
+            bricks=tuple(_bricks(self, tokens, sites.shape[1])),
             dtype=np.dtype(self.precision),
             complex_amplitude=self.amplitude == "complex",
             sites=sites,
             initial=lambda name, shape, generator: initial(name, shape, generator, self.layers),
-            fuse=_fuse,
-            fused_layers=("embedding", *self.residual_names()),
-            invariances=shifted_tokens(sites, grid) if invariant else None,
+            fuse=_fuse if fused else None,
+            fused_layers=("embedding", *self.residual_names()) if fused else (),
+            invariances=shifted_tokens(sites, tokens.extent) if invariant else None,
         )
+
+
+class TokenGrid(NamedTuple):
+    """Tokens row by row: how many along every axis, which axes are closed, whether attention depends on displacements only."""
+
+    extent: tuple[int, ...]
+    wraps: tuple[bool, ...]
+    invariant: bool
+
+    @classmethod
+    def of(cls, lattice: Lattice, patch: tuple[int, ...], invariant: bool) -> TokenGrid:
+        """Those of patches of so many unit cells; a graph without axes is a line of tokens."""
+        lengths = lattice.extent or (lattice.n_sites,)
+        extent = tuple(n // b for n, b in zip(lengths, patch, strict=True))
+        return cls(extent, lattice.wraps or (False,), invariant)
+
+    @property
+    def number(self) -> int:
+        """Of tokens."""
+        return math.prod(self.extent)
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The extent where attention depends on displacements only, else ()."""
+        return self.extent if self.invariant else ()
 
 
 def _fuse(state: State, parameters: Any) -> Fused | None:
@@ -180,41 +242,82 @@ def shifted_tokens(sites: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
     return permutations
 
 
-def _bricks(record: Transformer, tokens: int, patch: int, grid: tuple[int, ...]) -> Iterator[Brick]:
-    d = record.width
-    positional = record.attention == "positional"
-    if positional or grid:
+def _bricks(record: Transformer, tokens: TokenGrid, patch: int) -> Iterator[Brick]:
+    d, layers = record.width, record.head_kinds()
+    if tokens.invariant or all(kind == "positional" for kinds in layers for kind in kinds):
         yield Dense("embedding", ("tokens",), "embedding", patch, d)
     else:
         yield Dense("embedding", ("tokens",), ".patches", patch, d)
-        yield PositionCode("position", (".patches",), "embedding", tokens, d)
+        yield PositionCode("position", (".patches",), "embedding", tokens.number, d)
     stream = "embedding"
-    for i in range(1, record.layers + 1):
-        mix = (
-            Mix(f"attention_{i}.mix", (f"attention_{i}.v",), f"heads_{i}", tokens, d, record.heads, grid)
-            if positional
-            else Attention(*softmax_edges(i), tokens, d, record.heads, grid)
-        )
-        yield from block(i, stream, mix, d, record.mlp_ratio)
+    for i, kinds in enumerate(layers, start=1):
+        yield from block(i, stream, _attention(i, kinds, d, tokens), d, record.mlp_ratio)
         stream = f"residual_{i}"
     yield from head(stream, d, record.amplitude == "complex")
 
 
-def softmax_edges(i: int) -> tuple[str, tuple[str, ...], str]:
-    """Name, inputs and output of the softmax attention of block ``i``."""
-    a = f"attention_{i}"
-    return f"{a}.mix", (f"{a}.q", f"{a}.k", f"{a}.v"), f"heads_{i}"
+def _attention(i: int, kinds: tuple[Kind, ...], d: int, tokens: TokenGrid) -> Iterator[Brick]:
+    """The heads of block ``i``, from ``attention_i.x`` to ``heads_i``: of one kind, or every kind by itself and then joined."""
+    a, output = f"attention_{i}", f"heads_{i}"
+    if len(set(kinds)) == 1:
+        yield from _heads(kinds[0], a, f"{a}.x", output, d, d, len(kinds), tokens)
+        return
+    places: dict[Kind, tuple[int, ...]] = dict.fromkeys(kinds, ())
+    for place, kind in enumerate(kinds):
+        places[kind] += (place,)
+    channels = d // len(kinds)
+    for kind, own in places.items():
+        name = f"{a}.{kind}"
+        yield from _heads(kind, name, f"{a}.x", f"{name}.heads", d, channels * len(own), len(own), tokens)
+    yield JoinHeads(
+        f"{a}.join", tuple(f"{a}.{kind}.heads" for kind in places), output, tuple(places.values()), channels
+    )
 
 
-def block(i: int, stream: str, mix: Brick, d: int, mlp_ratio: int) -> Iterator[Brick]:
-    """Block ``i``: attention, of which ``mix`` is the part between tokens, and feed-forward network, added to ``stream``."""
+def _heads(
+    kind: Kind, name: str, x: str, output: str, fan_in: int, width: int, heads: int, tokens: TokenGrid
+) -> Iterator[Brick]:
+    """``heads`` heads of one kind with ``width`` channels together, from the edge ``x`` to ``output``."""
+    number, grid = tokens.number, tokens.grid
+    if kind == "positional":
+        yield from projections(name, ("value",), x, fan_in, width)
+        yield Mix(*attention_edges(name, "v", output), number, width, heads, grid)
+        return
+    yield from projections(name, ("value", "query", "key"), x, fan_in, width)
+    if kind == "full":
+        yield Attention(*attention_edges(name, "qkv", output), number, width, heads, grid)
+    elif kind == "kernel":
+        windows, reach = neighbourhood(tokens.extent, tokens.wraps)
+        yield KernelAttention(*attention_edges(name, "qkv", f"{name}.far"), number, width, heads, grid)
+        yield LocalMix(f"{name}.local", (f"{name}.v",), f"{name}.near", windows, width, reach)
+        yield Add(f"{name}.sum", (f"{name}.far", f"{name}.near"), output)
+    else:
+        scans = 2 * len(tokens.extent)
+        yield Dense(f"{name}.gates", (x,), f"{name}.g", fan_in, scans * 2 * heads)
+        yield DeltaRule(
+            *attention_edges(name, "qkvg", output), number, width, heads, grid, tokens.extent, tokens.wraps
+        )
+
+
+def attention_edges(name: str, read: str, output: str) -> tuple[str, tuple[str, ...], str]:
+    """Name, inputs (some of q, k, v, g) and output of the brick between tokens."""
+    return f"{name}.mix", tuple(f"{name}.{edge}" for edge in read), output
+
+
+def projections(name: str, roles: tuple[str, ...], x: str, fan_in: int, fan_out: int) -> Iterator[Brick]:
+    """Dense maps from the edge ``x`` to values, queries and keys."""
+    for role in roles:
+        yield Dense(f"{name}.{role}", (x,), f"{name}.{role[0]}", fan_in, fan_out)
+
+
+def block(i: int, stream: str, attention: Iterable[Brick], d: int, mlp_ratio: int) -> Iterator[Brick]:
+    """Block ``i``: attention and feed-forward network, added to ``stream``.
+
+    The bricks ``attention`` lead from the edge ``attention_i.x`` to ``heads_i``.
+    """
     a, m = f"attention_{i}", f"mlp_{i}"
     yield LayerNorm(f"{a}.norm", (stream,), f"{a}.x", d)
-    yield Dense(f"{a}.value", (f"{a}.x",), f"{a}.v", d, d)
-    if isinstance(mix, Attention):
-        yield Dense(f"{a}.query", (f"{a}.x",), f"{a}.q", d, d)
-        yield Dense(f"{a}.key", (f"{a}.x",), f"{a}.k", d, d)
-    yield mix
+    yield from attention
     yield Dense(f"{a}.out", (f"heads_{i}",), a, d, d)
     yield Add(f"{a}.add", (stream, a), f"{a}.stream")
     yield LayerNorm(f"{m}.norm", (f"{a}.stream",), f"{m}.x", d)
@@ -225,15 +328,18 @@ def block(i: int, stream: str, mix: Brick, d: int, mlp_ratio: int) -> Iterator[B
 
 
 def initial(name: str, shape: tuple[int, ...], generator: np.random.Generator, layers: int) -> np.ndarray:
-    """Glorot-uniform weights, unit gains, zero biases; the two maps that write into the residual stream start smaller.
+    """Glorot-uniform weights, unit gains and gammas, zero biases, taps that keep the size of values.
 
-    A block's output is scaled by 1 / sqrt(2 layers), so that the stream's variance does not grow with depth.
+    The two maps that write into the residual stream start smaller. A block's output is scaled by 1 / sqrt(2 layers), so that
+    the stream's variance does not grow with depth.
     """
     role = name.rpartition(".")[2]
-    if role == "gain":
+    if role in ("gain", "gamma"):
         return np.ones(shape)
     if role == "bias":
         return np.zeros(shape)
+    if role == "taps":
+        return generator.uniform(-1, 1, size=shape) / math.sqrt(shape[-1])
     if role == "code":
         return generator.normal(scale=0.02, size=shape)
     fan_in, fan_out = (shape[-1], shape[-1]) if ".mix." in name else shape

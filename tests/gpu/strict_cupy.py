@@ -334,7 +334,9 @@ def make_module(free_bytes=2**33, devices=1, raw_module=None, singles_per_double
     cupy.cuda = SimpleNamespace(runtime=runtime, Stream=SimpleNamespace(null=_NoStream()))
     cupy.get_default_memory_pool = lambda: SimpleNamespace(free_bytes=lambda: 0)
     cupy.asnumpy = lambda array: array.get()
-    linalg = {name: _function(name, getattr(np.linalg, name), "cupy.linalg") for name in ("norm", "eigh")}
+    linalg = {
+        name: _function(name, getattr(np.linalg, name), "cupy.linalg") for name in ("norm", "eigh", "solve")
+    }
     cupy.linalg = SimpleNamespace(cholesky=_cholesky, **linalg)
     if raw_module is not None:
         cupy.RawModule = raw_module

@@ -42,7 +42,8 @@ threads = -1
         "hamiltonian.h: must be a finite number, got nan",
         'state.pach: unknown key (did you mean "patch"?)',
         'state.width: must be an integer, got "32"',
-        "state.attention: must be 'full' or 'positional', got \"positionl\" (did you mean \"positional\"?)",
+        "state.attention: must be 'full', 'positional', 'kernel' or 'delta' or an array, got \"positionl\" "
+        '(did you mean "positional"?)',
         "sampling.chains: must be at least 1, got -8",
         "observables.names[1]: must be a string, got 3",
         "engine.threads: must be at least 0, got -1",
@@ -57,6 +58,15 @@ threads = -1
     [
         ("[state]\npatch = 5", "spec.toml:9:1: state.patch: "),
         ("[state]\npatch = [2, 0]", "spec.toml:9:13: state.patch[1]: must be at least 1, got 0"),
+        (
+            "[state]\nattention = ['full', 'delta', 'full']",
+            "state.attention: 3 kinds; give one for each of the 4 heads, or 2 x 4 = 8 of them, layer by layer",
+        ),
+        (
+            "[state]\nattention = ['full', 'kernl']",
+            "spec.toml:9:22: state.attention[1]: must be 'full', 'positional', 'kernel' or 'delta', got \"kernl\" "
+            '(did you mean "kernel"?)',
+        ),
         ("[state]\npatch = 'a'", 'state.patch: must be an integer or an array, got "a"'),
         ("[sampling]\nmagnetization = 1.5", "sampling.magnetization: must be an integer or 'free', got 1.5"),
         ("[sampling]\nmagnetization = 'fre'", 'got "fre" (did you mean "free"?)'),
