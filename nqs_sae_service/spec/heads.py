@@ -91,7 +91,8 @@ class Heads(Section):
         observables = sections.get("observables")
         if not isinstance(observables, Observables):
             return
-        left_out, known = without_mean(self.readouts, sections), (*_OWN_READOUTS, *observables.names)
+        measured = tuple(name for name in self.readouts if name in observables.names)
+        left_out, known = without_mean(measured, sections), (*_OWN_READOUTS, *observables.names)
         for index, name in enumerate(self.readouts):
             if name not in known:
                 what = f'"{name}" is neither {", ".join(_OWN_READOUTS)} nor listed in observables.names: add it there'

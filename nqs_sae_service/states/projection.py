@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Array = Any
 
+_group = lru_cache(maxsize=16)(symmetries)  # the points of a sweep mostly share it
 _ROWS = 2**15  # copies that the network sees at a time, where 64 configurations have no more
 
 
@@ -181,9 +182,7 @@ class Symmetry(Section):
 
     def group(self, lattice: Lattice) -> Symmetries:
         """The whole group. Raises NoRepresentation."""
-        return symmetries(
-            lattice, self.translations, self.momentum, self.point_group, self.irrep, self.spin_flip
-        )
+        return _group(lattice, self.translations, self.momentum, self.point_group, self.irrep, self.spin_flip)
 
     def projected(self, state: State, lattice: Lattice) -> State:
         """The state, projected. Raises NoRepresentation."""

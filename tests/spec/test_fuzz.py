@@ -100,7 +100,7 @@ def mutate(seed: int, count: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_mutants(folder, seed):
-    mutate(seed, 1000)
+    mutate(seed, 600)
 
 
 @pytest.mark.slow

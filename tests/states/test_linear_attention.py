@@ -246,7 +246,7 @@ def test_a_list_of_one_kind_is_that_kind(attention):
     for listed in ((attention,) * 2, (attention,) * 4):
         state = network(listed, heads=2, width=8)
         assert state.layout == pure.layout
-        p = random_parameters(pure, dtype=np.float32)
+        p = random_parameters(pure)
         np.testing.assert_array_equal(state.log_psi(p, spins(9, 8)), pure.log_psi(p, spins(9, 8)))
         record = Transformer(heads=2, layers=2, width=8, attention=listed)
         assert record.resolved({}).attention == attention
