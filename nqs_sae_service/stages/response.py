@@ -53,7 +53,7 @@ def susceptibility(context: Context, bench: Bench, column: int, tick: Tick) -> t
         return _UNKNOWN
     curve = reweighted(Together(both), [target], bench.sigma, bench.log_psi, bench.sampling.economy, tick)
     value, error = curve.combination(np.asarray([0.5, -0.5]) / strength)
-    return float(value[0]), float(error[0]), strength
+    return float(value[0]), float(error[0]), float(strength)
 
 
 def _starts(context: Context, bench: Bench, column: int) -> Callable[[float], tuple[Trainer, Training]]:
