@@ -62,6 +62,12 @@ class Bench:
         """The samples without their chains: configurations (n, n_sites), log psi (n,)."""
         return self.sigma.reshape(-1, self.sigma.shape[-1]), self.log_psi.reshape(-1)
 
+    def thinned(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """At most ``count`` of them, evenly spaced."""
+        sigma, log_psi = self.born
+        some = self.device.put(np.linspace(0, len(sigma) - 1, min(count, len(sigma))).astype(int))
+        return sigma[some], log_psi[some]
+
     @cached_property
     def values(self) -> np.ndarray:
         """Every observable's value or local estimator on the samples: (chain, draw, observable), complex if psi is."""
@@ -141,9 +147,7 @@ class Bench:
 
     def matched_strengths(self, direction: Direction, wanted: np.ndarray, signs: np.ndarray) -> np.ndarray:
         """Strengths (point,) with the wanted infidelities; 0 where the sign is 0, NaN where there is none."""
-        sigma, log_psi = self.born
-        some = self.device.put(np.linspace(0, len(sigma) - 1, min(_MATCHING_SAMPLES, len(sigma))).astype(int))
-        return steering.matched_strengths(direction, sigma[some], log_psi[some], wanted, signs)
+        return steering.matched_strengths(direction, *self.thinned(_MATCHING_SAMPLES), wanted, signs)
 
     @cached_property
     def _fresh(self) -> dict[int, list[np.ndarray]]:

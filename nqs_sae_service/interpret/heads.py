@@ -97,9 +97,25 @@ def replay(tape: Tape, held: Mapping[str, Array]) -> dict[str, Array]:
     return edges
 
 
+class _Family:
+    """Wave functions with changed heads along a trailing axis, from ``_columns`` of the network."""
+
+    psi: Wavefunction
+
+    def log_psi(self, sigma: Array) -> Array:
+        """(n, member) of configurations (n, n_sites)."""
+        return self.psi.over_copies(self._of_network, sigma)
+
+    def _of_network(self, psi: Wavefunction, sigma: Array) -> Array:
+        return psi.passes(partial(self._columns, psi.fast_bricks), sigma)
+
+    def _columns(self, psi: Wavefunction, sigma: Array) -> Array:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, eq=False)
-class Patched:
-    """A family of wave functions: psi, psi_all, and psi_h of every head by every one of ``PATHS``, along a trailing axis.
+class Patched(_Family):
+    """psi, psi_all, and psi_h of every head by every one of ``PATHS``: 2 + 3 block head members.
 
     Of a projected state the network is patched in every copy g sigma, by its counterfactual F(g sigma).
     """
@@ -108,13 +124,6 @@ class Patched:
     heads: Heads
     counterfactual: Counterfactual
     tick: Callable[[], None] = no_tick
-
-    def log_psi(self, sigma: Array) -> Array:
-        """(n, 2 + 3 block head) of configurations (n, n_sites)."""
-        return self.psi.over_copies(self._of_network, sigma)
-
-    def _of_network(self, psi: Wavefunction, sigma: Array) -> Array:
-        return psi.passes(partial(self._columns, psi.fast_bricks), sigma)
 
     def _columns(self, psi: Wavefunction, sigma: Array) -> Array:
         self.tick()
@@ -296,7 +305,7 @@ def mean_outputs(psi: Wavefunction, heads: Heads, sigma: Array) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class Knocked:
+class Knocked(_Family):
     """psi with each of the ``sets`` (m, block, head) of heads knocked out, along a trailing axis; ``mean`` of their outputs."""
 
     psi: Wavefunction
@@ -304,13 +313,6 @@ class Knocked:
     sets: np.ndarray
     mean: Array
     tick: Callable[[], None] = no_tick
-
-    def log_psi(self, sigma: Array) -> Array:
-        """(n, m) of configurations (n, n_sites)."""
-        return self.psi.over_copies(self._of_network, sigma)
-
-    def _of_network(self, psi: Wavefunction, sigma: Array) -> Array:
-        return psi.passes(partial(self._columns, psi.fast_bricks), sigma)
 
     def _columns(self, psi: Wavefunction, sigma: Array) -> Array:
         xp, logs = namespace(sigma), []

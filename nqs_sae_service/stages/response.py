@@ -36,11 +36,10 @@ def susceptibility(context: Context, bench: Bench, column: int, tick: Tick) -> t
         return bench.susceptibility(column), 0.0, float("nan")
     if not context.spec.steering.susceptibility_steps or over_time(context):
         return _UNKNOWN
-    target, sigma = bench.observables[column], bench.born[0]
-    some = bench.device.put(np.linspace(0, len(sigma) - 1, min(_SAMPLES, len(sigma))).astype(int))
+    target, (few, _) = bench.observables[column], bench.thinned(_SAMPLES)
 
     def distance(plus: Wavefunction, minus: Wavefunction) -> float:
-        return infidelity(to_host(plus.log_psi(sigma[some]) - minus.log_psi(sigma[some])))
+        return infidelity(to_host(plus.log_psi(few) - minus.log_psi(few)))
 
     spread, energy = bench.values[..., column].real.std(), abs(bench.values[..., -1].real.mean())
     first = _FIRST_FIELD * energy / bench.psi.state.n_sites / max(spread, 1e-12)

@@ -19,7 +19,7 @@ import numpy as np
 from ..engine.arrays import namespace
 from ..physics.observables import Observable
 from ..states import State, Wavefunction
-from .estimators import measure
+from .estimators import local_values
 from .training import Trainer, Training
 
 AIM = 0.005  # infidelity between the states in both fields: each has moved its observable by a few percent of its spread
@@ -41,8 +41,11 @@ class FieldTrainer(Trainer):
 
     def local_energies(self, psi: Wavefunction, sigma: np.ndarray, log_psi: np.ndarray) -> np.ndarray:
         """E_loc - strength O_loc (n,)."""
-        energies = super().local_energies(psi, sigma, log_psi)
-        return energies - self.strength * measure(psi, [self.observable], sigma, log_psi, self.economy)[:, 0]
+        operator = self.observable.operator
+        if operator is None:
+            return super().local_energies(psi, sigma, log_psi) - self.strength * self.observable.values(sigma)
+        both = local_values(psi, [self.hamiltonian, operator], sigma, log_psi, self.economy)
+        return both[0] - self.strength * both[1]
 
 
 def in_both_fields(
