@@ -2,12 +2,13 @@
 
     OPENBLAS_NUM_THREADS=1 python benchmarks/attention.py          # 16 ... 1024 tokens; some seconds
     OPENBLAS_NUM_THREADS=1 python benchmarks/attention.py --largest 256
+    python benchmarks/attention.py --device gpu
 
 A ring with one spin per token, a transformer of width 32 with 4 heads and one block, float32, one pass of the bricks (no
 fused twin: networks of softmax or positional attention alone have one, which is faster). Per configuration, the median of
-several passes over 8; kinds in turns. The exponent is the slope of log time against log tokens, fitted to the largest
-four numbers of tokens. A kind crosses softmax attention where the straight lines between measured points (of logarithms) do.
-Results: ``benchmarks/results/attention.md``.
+several passes over 8 (on a GPU 128); kinds in turns. The exponent is the slope of log time against log tokens, fitted to the
+largest four. A kind crosses softmax attention where the straight lines between measured points (of logarithms) do.
+Results: ``benchmarks/results/attention.md``, ``attention-gpu.md``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from typing import Any
 import numpy as np
 from contest import machine
 
+from nqs_sae_service.engine.arrays import to_host
+from nqs_sae_service.engine.devices import HOST, Device, choose_device
 from nqs_sae_service.physics.lattices import Chain
 from nqs_sae_service.states import Transformer, Wavefunction
 
@@ -35,29 +38,33 @@ KINDS: dict[str, Any] = {
     "delta": "delta",
     "full + 3 kernel": ("full", "kernel", "kernel", "kernel"),
 }
-WIDTH, HEADS, ROWS, REPETITIONS = 32, 4, 8, 7
+WIDTH, HEADS, REPETITIONS = 32, 4, 7
+ROWS = {"cpu": 8, "gpu": 128}
 
 
-def network(kind: str, tokens: int) -> Wavefunction:
+def network(kind: str, tokens: int, device: Device = HOST) -> Wavefunction:
     """The bricks of a network of one block with random parameters."""
     record = Transformer(patch=1, width=WIDTH, heads=HEADS, layers=1, attention=KINDS[kind])
     state = record.build(Chain(kind="chain", length=tokens).build())
-    return Wavefunction(state, state.initial_parameters(1), plain=True)
+    return Wavefunction(state, device.put(state.initial_parameters(1)), plain=True)
 
 
-def measure(sizes: Sequence[int], repetitions: int = REPETITIONS) -> dict[str, list[float]]:
+def measure(
+    sizes: Sequence[int], repetitions: int = REPETITIONS, device: Device = HOST
+) -> dict[str, list[float]]:
     """Seconds for a configuration, by kind, one for each number of tokens."""
     found: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for tokens in sizes:
-        sigma = np.random.default_rng(0).choice(np.array([-1, 1], np.int8), (ROWS, tokens))
-        networks = {kind: network(kind, tokens) for kind in KINDS}
+        rows = ROWS[device.kind]
+        sigma = device.put(np.random.default_rng(0).choice(np.array([-1, 1], np.int8), (rows, tokens)))
+        networks = {kind: network(kind, tokens, device) for kind in KINDS}
         taken: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for turn in range(repetitions + 1):  # the first one warms up
             for kind, psi in networks.items():
                 start = time.perf_counter()
-                psi.log_psi(sigma)
+                to_host(psi.log_psi(sigma))
                 if turn:
-                    taken[kind].append((time.perf_counter() - start) / ROWS)
+                    taken[kind].append((time.perf_counter() - start) / rows)
         for kind, seconds in taken.items():
             found[kind].append(statistics.median(seconds))
     return found
@@ -98,14 +105,20 @@ def main() -> None:
     """Measure and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--largest", type=int, default=1024, help="tokens")
-    sizes = [n for n in (16, 32, 64, 128, 256, 512, 1024) if n <= parser.parse_args().largest]
-    found = measure(sizes)
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    sizes = [n for n in (16, 32, 64, 128, 256, 512, 1024) if n <= options.largest]
+    device = choose_device(options.device)
+    found = measure(sizes, device=device)
+    on_gpu = device.kind == "gpu"
+    where = device.name if on_gpu else f"{machine()['cpu']}, one core"
     text = (
-        f"# What attention costs\n\n{date.today()}; {machine()['cpu']}, one core. Written by `benchmarks/attention.py`, which "
+        f"# What attention costs\n\n{date.today()}; {where}. Written by `benchmarks/attention.py`, which "
         f"says what is held fixed: width {WIDTH}, {HEADS} heads, one block, the plain bricks in float32. Milliseconds for "
         f"log psi of a configuration against the number of tokens.\n\n{table(sizes, found)}\n"
     )
-    (RESULTS / "attention.md").write_text(text)
+    (options.results / f"attention{'-gpu' if on_gpu else ''}.md").write_text(text)
     print(text)
 
 
