@@ -41,6 +41,22 @@ def _v(
 _STEERED = "layer target direction scale estimator"
 
 SCHEMA: dict[str, dict[str, Variable]] = {
+    "transfer": {
+        "matching_loss": _v(
+            "match_step block",
+            "share of the square of the teacher's output that the heads of a block miss",
+            "1",
+            True,
+        ),
+        "infidelity": _v(
+            "infidelity_step",
+            "1 - fidelity to the teacher, on samples of the network before the step; the last one at the end",
+        ),
+        "parameters": _v("parameter", "variational parameters that the training on energy begins with"),
+        "final_configuration": _v(
+            "chain spin", "the chains at the end: the training goes on with them", "1", True
+        ),
+    },
     "ground_state": {
         "energy": _v("step", "mean local energy (total)", "J", True),
         "energy_error": _v("step", "standard error of the energy, samples taken as independent", "J", True),

@@ -30,6 +30,7 @@ class Stream(IntEnum):
     DYNAMICS = 6
     DYNAMICS_MEASUREMENT = 7
     CHECK = 8
+    TRANSFER = 9
 
 
 def philox(counter, key: tuple[int, int]):

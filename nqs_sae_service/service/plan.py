@@ -18,7 +18,7 @@ from ..datasets import Store, read_attributes
 from ..errors import UserError, plain
 from ..spec.keys import canonical_json, stage_key
 from ..stages.stage import Cost, Stage
-from .sources import Source, find_sources, identified
+from .sources import Source, find_sources, identified, with_ranked_heads
 
 if TYPE_CHECKING:
     from ..spec import Point
@@ -99,6 +99,7 @@ def _plan_point(
 ) -> PointPlan:
     """Plan one point; ``claimed`` maps the keys that earlier points compute to their runs, and is extended."""
     directory = results / point.run
+    point = with_ranked_heads(point, results)
     sources = find_sources(point, results)
     spec = identified(point.spec, sources)
     keys: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What a run starts from besides its spec: ground states and samples of other runs, or parameters in a file.
+"""What a run starts from besides its spec: ground states, samples and rankings of heads of other runs, or parameters in a file.
 
 A source counts by its content. In keys, and in the sections that a stage file carries, the key of the other run's ground
 state stands in the place of its name, and the digest of a file in the place of its path: another source is another result,
@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..datasets import read_attributes
+from ..datasets import read_attributes, read_stage
 from ..datasets.files import sha256_of
 from ..datasets.runs import check_run
 from ..datasets.status import read_status
 from ..errors import UserError, plain
-from ..spec.files import LOAD, RUNS, START_FROM, is_path
+from ..spec.files import LOAD, RANKING, RUNS, START_FROM, TEACHER, is_path
 
 if TYPE_CHECKING:
     from ..spec import Point, Spec
@@ -28,7 +28,7 @@ _LENGTH = 20  # hex digits, as of a key
 
 
 class Unfinished(UserError):
-    """The run to start from has no ground state, not yet perhaps. ``directory`` is that run's."""
+    """The run to start from lacks what is needed of it, not yet perhaps. ``directory`` is that run's."""
 
     def __init__(self, text: str, directory: Path) -> None:
         super().__init__(text)
@@ -57,6 +57,9 @@ def find_sources(point: Point, results: Path) -> dict[str, Source]:
         if start := spec.ground_state.start_from:
             key = START_FROM
             found[key] = _stage_file(start, results / point.run, results)
+        if teacher := spec.transfer.teacher:
+            key = TEACHER
+            found[key] = _stage_file(teacher, results / point.run, results)
         if load := spec.state.load:
             key = LOAD
             found[key] = Source(Path(load), _digest(Path(load)), stage_file=False)
@@ -69,6 +72,32 @@ def find_sources(point: Point, results: Path) -> dict[str, Source]:
     except (UserError, OSError) as problem:
         raise UserError(plain(f"{point.run}: {key}: {problem}")) from None
     return found
+
+
+def with_ranked_heads(point: Point, results: Path) -> Point:
+    """The point with the kind of every head written out, where they are chosen by the ``heads.nc`` of another run.
+
+    Raises UserError where that is not there, not finished, or of a network of another shape.
+    """
+    state = point.spec.state
+    if getattr(state, "attention", None) != "ranked":
+        return point
+    try:
+        file = _stage_file(state.ranking, results / point.run, results, "heads").path
+        with read_stage(file) as heads:
+            ranks = heads["rank"].values
+        if ranks.shape != (state.layers, state.heads):
+            there, here = (
+                f"{layers} layers of {heads} heads"
+                for layers, heads in (ranks.shape, (state.layers, state.heads))
+            )
+            raise UserError(f"{file} ranks {there}, this network has {here}")
+    except Unfinished as problem:
+        raise Unfinished(plain(f"{point.run}: {RANKING}: {problem}"), problem.directory) from None
+    except (UserError, OSError) as problem:
+        raise UserError(plain(f"{point.run}: {RANKING}: {problem}")) from None
+    chosen = state.ranked(ranks.ravel().argsort(kind="stable").tolist())
+    return replace(point, spec=point.spec.model_copy(update={"state": chosen}))
 
 
 def identified(spec: Spec, sources: Mapping[str, Source]) -> Spec:

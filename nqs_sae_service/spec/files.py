@@ -13,11 +13,14 @@ from .document import Document
 from .problems import COMMAND_LINE, KeyPath
 
 LOAD, START_FROM, RUNS = "state.load", "ground_state.start_from", "crosscoder.runs"
-_PLACES: tuple[KeyPath, ...] = tuple(tuple(key.split(".")) for key in (LOAD, START_FROM, RUNS))
+TEACHER, ATTENTION, RANKING = "transfer.teacher", "state.attention", "state.ranking"
+_PLACES: tuple[KeyPath, ...] = tuple(
+    tuple(key.split(".")) for key in (LOAD, START_FROM, RUNS, TEACHER, ATTENTION, RANKING)
+)
 
 
 def is_path(run: str) -> bool:
-    """Whether a value of ``ground_state.start_from`` or ``crosscoder.runs`` is a path; else it is the name of a run."""
+    """Whether a value that names a run is a path; else it is the name of one in the same results."""
     return run.startswith(("/", "./", "../", "~")) or run.endswith(".nc")
 
 
@@ -28,7 +31,7 @@ def anchored(document: Document) -> Document:
         value = table.get(place[1]) if isinstance(table, dict) else None
         origin = document.origin(place)
         base = "" if origin.rank == COMMAND_LINE else os.path.dirname(origin.source)
-        found = _anchored(value, base, place[0] == "state")
+        found = _anchored(value, base, ".".join(map(str, place)) == LOAD)
         if found == value:
             continue
         inner = {path: origin for path, origin in document.origins.items() if path[: len(place)] == place}
@@ -45,4 +48,4 @@ def _anchored(value: Any, base: str, always: bool) -> Any:
     return os.path.abspath(os.path.join(base, os.path.expanduser(value)))
 
 
-__all__ = ["LOAD", "RUNS", "START_FROM", "anchored", "is_path"]
+__all__ = ["LOAD", "RANKING", "RUNS", "START_FROM", "TEACHER", "anchored", "is_path"]

@@ -34,6 +34,7 @@ from .sections import (
     Samples,
     Steering,
 )
+from .transfer import Transfer
 
 REGISTRIES: Mapping[str, Mapping[str, type[Section]]] = {
     "lattice": LATTICES,
@@ -84,6 +85,7 @@ class Spec(Heading):
     hamiltonian: Hamiltonian = Field(description="the Hamiltonian whose ground state is sought")
     state: State = Field(default_factory=lambda: default_record("state"), description="the wave function")
     sampling: Sampling = Field(default_factory=Sampling)
+    transfer: Transfer = Field(default_factory=Transfer)
     ground_state: GroundState = Field(default_factory=GroundState)
     dynamics: Dynamics = Field(default_factory=Dynamics)
     samples: Samples = Field(default_factory=Samples)

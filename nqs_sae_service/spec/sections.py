@@ -111,6 +111,8 @@ class GroundState(Section):
             yield Finding("start_from", "a training has one start: leave out start_from or state.load")
         dynamics: Any = sections.get("dynamics")
         replaced = dynamics is None or (dynamics.wanted and dynamics.start != "ground_state")
+        transfer: Any = sections.get("transfer")
+        replaced = replaced or transfer is None or transfer.wanted
         if not self.steps and not self.start_from and not state.load and not replaced:
             yield Finding(
                 "steps",

@@ -30,6 +30,7 @@ _EXPECTED = {
     "finite_number": "must be a finite number",
     "bool_type": "must be true or false",
     "string_type": "must be a string",
+    "string_pattern_mismatch": "must be a path",
     "tuple_type": "must be an array",
     "list_type": "must be an array",
     "dict_type": "must be a table",
@@ -205,7 +206,8 @@ def _of_choices(errors: list[Any]) -> list[Any]:
     fitting = [
         error
         for error in errors
-        if len(error["loc"]) > shallow or not error["type"].endswith(("_type", "literal_error"))
+        if len(error["loc"]) > shallow
+        or not error["type"].endswith(("_type", "literal_error", "pattern_mismatch"))
     ]
     if fitting or len(errors) == 1:
         return fitting or errors

@@ -13,12 +13,14 @@ from . import (
     sae,
     samples,
     steering,
+    transfer,
 )
 from .stage import Context, Stage
 
 STAGES: dict[str, Stage] = {
     module.STAGE.name: module.STAGE
     for module in (
+        transfer,
         ground_state,
         dynamics,
         samples,

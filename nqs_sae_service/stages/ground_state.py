@@ -40,7 +40,7 @@ def run(context: Context) -> xr.Dataset:
         context.ranks,
     )
     exact = spec.hamiltonian.exact_energy(lattice, spec.sampling.fixed_magnetization)
-    parameters, chains = start_of(spec, trainer.state, context.upstream.get(START_FROM))
+    parameters, chains = start_of(spec, trainer.state, context.upstream)
     saved = context.restore()
     training = (
         Training.from_arrays(saved, context.device, context.ranks)
@@ -164,7 +164,7 @@ def estimate(spec: Spec) -> Cost:
 STAGE = Stage(
     name="ground_state",
     reads=("lattice", "hamiltonian", "state", "sampling", "ground_state"),
-    upstream=(),
+    upstream=("transfer",),
     version=2,
     run=run,
     estimate=estimate,

@@ -1,4 +1,4 @@
-"""Where a training begins: at random, at parameters from a file, or at the end of another run."""
+"""Where a training begins: at random, at parameters from a file, at the end of another run, or at what a teacher taught."""
 
 from __future__ import annotations
 
@@ -23,14 +23,18 @@ if TYPE_CHECKING:
     from ..spec import Spec
 
 
-def start_of(spec: Spec, state: State, before: xr.Dataset | None) -> tuple[np.ndarray, np.ndarray | None]:
+def start_of(
+    spec: Spec, state: State, upstream: Mapping[str, xr.Dataset]
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Parameters (n_parameters,) that a training begins with, and chains (chains, n_sites) int8 or None for random ones.
 
-    ``before``: the ground state of the run to start from. Its chains go on if lattice, magnetization and number of chains are
-    the same. Raises UserError where file or run do not fit.
+    ``upstream``: ``transfer``, or the ground state of the run to start from. Chains of that go on if lattice, magnetization
+    and number of chains are the same. Raises UserError where file or run do not fit.
     """
-    if before is not None:
-        return _parameters_of(before, state), _chains_of(before, spec)
+    if (taught := upstream.get("transfer")) is not None:
+        return taught["parameters"].values, taught["final_configuration"].values
+    if (before := upstream.get(START_FROM)) is not None:
+        return _parameters_of(before, state), chains_of(before, spec)
     if spec.state.load:
         return _loaded(spec.state.load, state), None
     return state.initial_parameters(spec.ground_state.seed), None
@@ -78,7 +82,7 @@ def sections_of(before: xr.Dataset) -> dict[str, Any]:
     return json.loads(before.attrs["sections"])
 
 
-def _chains_of(before: xr.Dataset, spec: Spec) -> np.ndarray | None:
+def chains_of(before: xr.Dataset, spec: Spec) -> np.ndarray | None:
     """The chains at the end of another run, if this one would have them."""
     there, here = sections_of(before), spec.sampling.fixed_magnetization
     sigma = before["final_configuration"].values
@@ -89,4 +93,4 @@ def _chains_of(before: xr.Dataset, spec: Spec) -> np.ndarray | None:
     return sigma if same and fits else None
 
 
-__all__ = ["LOAD", "START_FROM", "check_start", "sections_of", "start_of", "state_of"]
+__all__ = ["LOAD", "START_FROM", "chains_of", "check_start", "sections_of", "start_of", "state_of"]

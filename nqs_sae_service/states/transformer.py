@@ -4,20 +4,22 @@
 
 A block adds attention(LayerNorm(x)) and then mlp(LayerNorm(x)) to the residual stream. Heads of attention come in four
 kinds: ``full`` (softmax), ``positional``, and ``kernel`` and ``delta`` (linear in the tokens: ``linear_attention.py``), one for
-all heads or one for each. The head of the network is a dense map and LayerNorm (for a complex amplitude two of them, a and b)
-followed by the sum over channels of log cosh(a), or log cosh(a + i b). The fused twins, for networks of one of the first two
-kinds, are ``transformer_cpu.py`` and ``transformer_gpu.py``.
+all heads or one for each; or a *choice* of heads is full, and the others are of the cheaper kind ``linear``. The head of the
+network is a dense map and LayerNorm (for a complex amplitude two of them, a and b) followed by the sum over channels of
+log cosh(a), or log cosh(a + i b). The fused twins, for networks of one of the first two kinds, are ``transformer_cpu.py`` and
+``transformer_gpu.py``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from pydantic import Field
 
+from ..errors import UserError
 from ..spec.section import Finding, Section
 from .ansatz import Ansatz
 from .fused import Fused
@@ -30,6 +32,14 @@ if TYPE_CHECKING:
     from ..physics.lattices import Lattice
 
 Kind = Literal["full", "positional", "kernel", "delta"]
+Choice = Literal["ranked", "random", "fixed", "layers"]
+_OF_CHOICES: dict[str, tuple[str, ...]] = {
+    "ranking": ("ranked",),
+    "share": get_args(Choice),
+    "linear": get_args(Choice),
+    "choice_seed": ("random",),
+}  # fields, and the choices of heads that they count for
+HeadsFile = Annotated[str, Field(pattern=r"^(/|\./|\.\./|~)|\.nc$")]
 PatchLength = Annotated[int, Field(ge=1, le=4096)]
 
 
@@ -48,11 +58,37 @@ class Transformer(Ansatz):
     mlp_ratio: int = Field(
         4, ge=1, le=64, description="hidden width of the feed-forward network, in units of the width"
     )
-    attention: Kind | tuple[Kind, ...] = Field(
+    attention: Kind | Choice | HeadsFile | tuple[Kind, ...] = Field(
         "full",
         description="full: softmax of queries and keys; positional: learned weights that depend on the positions alone; "
         "kernel, delta: linear in the number of tokens; or a list with the kind of every head, layer by layer, or of one "
-        "layer for all",
+        "layer for all; or which share of the heads is full, the others being of the kind linear: ranked (the first ones of "
+        "ranking; the path of its heads.nc says the same), random, fixed (evenly spaced), layers (whole layers)",
+    )
+    ranking: str | None = Field(
+        None,
+        min_length=1,
+        description="ranked attention: a run whose heads.nc ranks the heads, by its name in the same results, or a path",
+        json_schema_extra={"neutral": True},
+    )
+    share: float = Field(
+        0.125,
+        gt=0,
+        le=1,
+        description="share of full heads, at least one of them, where attention says which",
+        json_schema_extra={"neutral": True},
+    )
+    linear: Literal["kernel", "delta", "positional"] = Field(
+        "kernel",
+        description="kind of the other heads, where attention says which are full",
+        json_schema_extra={"neutral": True},
+    )
+    choice_seed: int = Field(
+        1,
+        ge=0,
+        le=2**31 - 1,
+        description="seed of random attention: which heads are full",
+        json_schema_extra={"neutral": True},
     )
     translation_invariant: bool | None = Field(
         None, description="attention depends on distances only; default: true on a periodic lattice"
@@ -71,6 +107,7 @@ class Transformer(Ansatz):
                 f"{len(self.attention)} kinds; give one for each of the {self.heads} heads, or {self.layers} x {self.heads} = "
                 f"{self.layers * self.heads} of them, layer by layer",
             )
+        yield from self._choice_findings()
         geometry: Any = sections.get("lattice")
         if geometry is None:
             return
@@ -86,6 +123,8 @@ class Transformer(Ansatz):
         """The patch of this lattice; the kinds of heads in the shortest form, so that one network has one key."""
         geometry: Any = sections.get("lattice")
         changes: dict[str, Any] = {}
+        if isinstance(self.attention, str) and self.attention not in (*get_args(Kind), *get_args(Choice)):
+            changes |= {"attention": "ranked", "ranking": self.attention}
         if self.patch is None and geometry is not None:
             changes["patch"] = 2 if geometry.build().dimensions == 2 else 4
         if not isinstance(self.attention, str) and self._kinds_fit:
@@ -102,13 +141,69 @@ class Transformer(Ansatz):
             self.layers * self.heads,
         )
 
+    @property
+    def chooses(self) -> bool:
+        """Whether a share of the heads is full."""
+        return self.attention in get_args(Choice)
+
+    @property
+    def _full_heads(self) -> int:
+        """How many of the heads are full, where a share of them is."""
+        return max(1, round(self.share * self.heads * self.layers))
+
+    def _choice_findings(self) -> Iterator[Finding]:
+        for name, fits in _OF_CHOICES.items():
+            if getattr(self, name) != type(self).model_fields[name].default and self.attention not in fits:
+                wanted = " or ".join(f'"{word}"' for word in fits)
+                yield Finding(name, f"it counts where attention = {wanted} alone: leave it out, or set that")
+        if self.attention == "ranked" and not self.ranking:
+            what = "ranked heads need a ranking: name a run with a heads.nc in state.ranking"
+            yield Finding("attention", what)
+        if self.attention == "layers" and self._full_heads % self.heads:
+            what = (
+                f"{self.share:g} of {self.layers} layers are no whole layers: take one of "
+                f"{', '.join(f'{n / self.layers:g}' for n in range(1, min(self.layers, 8) + 1))}"
+            )
+            yield Finding("share", what)
+
+    def with_full(self, chosen: Iterable[int]) -> Transformer:
+        """The network in which these heads, counted layer by layer, are full and the others of the kind ``linear``."""
+        full = set(chosen)
+        every = range(self.heads * self.layers)
+        kinds: tuple[Kind, ...] = tuple("full" if h in full else self.linear for h in every)
+        plain = {name: type(self).model_fields[name].default for name in _OF_CHOICES}
+        return self.model_copy(update={"attention": kinds, **plain})
+
+    def ranked(self, order: Iterable[int]) -> Transformer:
+        """The same with as many heads as the ``share`` says: the first ones of ``order``."""
+        return self.with_full(list(order)[: self._full_heads])
+
+    def _chosen(self) -> Transformer:
+        """The network of a choice that needs no ranking.
+
+        Fixed heads are evenly spaced, counted layer by layer; of several layers the last one of every group is full, as in
+        HydraHead's baselines (arXiv:2606.20097).
+        """
+        count, every = self._full_heads, self.heads * self.layers
+        if self.attention == "random":
+            return self.with_full(np.random.default_rng([self.choice_seed, count]).permutation(every)[:count])
+        if self.attention == "fixed":
+            return self.with_full(i * every // count for i in range(count))
+        layers = count // self.heads
+        last = [(i + 1) * self.layers // layers - 1 for i in range(layers)]
+        return self.with_full(h for h in range(every) if h // self.heads in last)
+
     def head_kinds(self) -> tuple[tuple[Kind, ...], ...]:
         """The kind of every head, layer by layer."""
+        if self.attention == "ranked":
+            raise UserError("state.attention: heads are chosen from the ranking when a run is planned")
+        if self.chooses:
+            return self._chosen().head_kinds()
         if not self._kinds_fit:
             raise ValueError(
                 f"{len(self.attention)} kinds of attention for {self.layers} layers of {self.heads} heads"
             )
-        kinds = (self.attention,) * self.heads if isinstance(self.attention, str) else self.attention
+        kinds: Any = (self.attention,) * self.heads if isinstance(self.attention, str) else self.attention
         layers = kinds * (self.layers * self.heads // len(kinds))
         return tuple(layers[i : i + self.heads] for i in range(0, len(layers), self.heads))
 

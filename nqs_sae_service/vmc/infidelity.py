@@ -30,7 +30,7 @@ from ..engine.arrays import namespace, to_host
 from ..engine.economy import DEFAULT, Economy
 from ..errors import NumericalError
 from ..states import LogPsi, State
-from .ensembles import Ensembles, derivatives
+from .ensembles import Ensemble, Ensembles, derivatives
 from .estimators import local_values
 from .evolution import centre, gram, rows_of
 
@@ -42,7 +42,7 @@ Array = Any
 _HELD = 0.1  # of the infidelity: share of the weight that is spread out
 _FAR = 1e-10  # a ratio, in place of zero
 _LONGEST = 0.5  # step, as a length in the metric of the states
-_LEAST, _START, _MOST = 1e-9, 1e-4, 1e2  # damping, in units of the mean eigenvalue of the metric
+_LEAST, START, _MOST = 1e-9, 1e-4, 1e2  # damping, in units of the mean eigenvalue of the metric
 _EASE, _HARDEN = 0.25, 8.0
 _STALLED = 0.995  # an iteration that leaves more of the infidelity gains nothing
 _PATIENCE = 3  # so many of these are tried
@@ -53,11 +53,12 @@ _SHARE = 0.01  # of the distance from the end of the path, at which a state on i
 
 @dataclass(frozen=True)
 class Projected:
-    """Parameters (n_parameters,) float64, the infidelity reached, and the number of iterations."""
+    """Parameters (n_parameters,) float64, the infidelity reached, the number of iterations, and the damping to go on with."""
 
     theta: np.ndarray
     infidelity: float
     iterations: int
+    damping: float
 
 
 def bring_onto(
@@ -69,12 +70,13 @@ def bring_onto(
     iterations: int,
     put: Callable[[np.ndarray], Array],
     tick: Callable[[str], None] = lambda message: None,
+    damping: float = START,
 ) -> Projected:
     """Minimise the infidelity of the network to the ``target`` until it is at most ``infidelity``, or nothing is gained.
 
     Raises NumericalError if no step at all lowers it, from a start that is not close.
     """
-    best, system, damping, stalled = math.inf, None, _START, 0
+    best, system, stalled = math.inf, None, 0
     trial = theta
     for iteration in range(iterations + 1):
         psi, found = state.bind(put(trial.astype(state.dtype))), math.inf
@@ -102,7 +104,13 @@ def bring_onto(
                 "the infidelity is not finite: psi and the state to be followed have no overlap"
             )
         trial = theta + system.step(damping)
-    return Projected(theta, best, iteration)
+    return Projected(theta, best, iteration, damping)
+
+
+def infidelity_to(target: LogPsi, ensemble: Ensemble) -> float:
+    """1 - F of the state that an ensemble is of to the ``target``."""
+    ratio = _ratio(target.log_psi(ensemble.sigma), ensemble.log_psi, ensemble.weights)
+    return _distance(ratio, ensemble.weights)
 
 
 def _ratio(log_phi: Array, log_psi: Array, weights: Array) -> Array:
