@@ -152,10 +152,11 @@ class Transformer(Ansatz):
         return max(1, round(self.share * self.heads * self.layers))
 
     def _choice_findings(self) -> Iterator[Finding]:
-        for name, fits in _OF_CHOICES.items():
-            if getattr(self, name) != type(self).model_fields[name].default and self.attention not in fits:
+        said = isinstance(self.attention, str) and "attention" in self.model_fields_set
+        for name, fits in _OF_CHOICES.items():  # a sweep may hold single kinds beside choices
+            if getattr(self, name) != type(self).model_fields[name].default and not said:
                 wanted = " or ".join(f'"{word}"' for word in fits)
-                yield Finding(name, f"it counts where attention = {wanted} alone: leave it out, or set that")
+                yield Finding(name, f"it counts where attention = {wanted}: set that, or leave it out")
         if self.attention == "ranked" and not self.ranking:
             what = "ranked heads need a ranking: name a run with a heads.nc in state.ranking"
             yield Finding("attention", what)

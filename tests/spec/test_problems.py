@@ -42,9 +42,8 @@ threads = -1
         "hamiltonian.h: must be a finite number, got nan",
         'state.pach: unknown key (did you mean "patch"?)',
         'state.width: must be an integer, got "32"',
-        "state.attention: must be 'full', 'positional', 'kernel' or 'delta' or 'ranked', 'random', 'fixed' or 'layers' or a path or "
-        'an array, got "positionl" '
-        '(did you mean "positional"?)',
+        "state.attention: must be 'full', 'positional', 'kernel' or 'delta' or 'ranked', 'random', 'fixed' or 'layers' or a "
+        'path or an array, got "positionl" (did you mean "positional"?)',
         "sampling.chains: must be at least 1, got -8",
         "observables.names[1]: must be a string, got 3",
         "engine.threads: must be at least 0, got -1",
