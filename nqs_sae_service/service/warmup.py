@@ -71,6 +71,7 @@ def reduced(point: Point, number: int) -> Point:
                 update={"from_step": min(symmetry.from_step, 1)}
             ),  # a step of either
         },
+        "transfer": {"teacher": None},
         "ground_state": {
             "start_from": None,
             "steps": 2,
@@ -111,6 +112,8 @@ def reduced(point: Point, number: int) -> Point:
         "output": {"report": number == 1, "figures": number == 1},
     }
     records = {name: getattr(spec, name).model_copy(update=change) for name, change in changes.items()}
+    if getattr(spec.state, "attention", None) == "ranked":  # which heads are full does not matter here
+        records["state"] = records["state"].ranked(range(spec.state.heads * spec.state.layers))
     return Point(spec.model_copy(update=records), f"warmup-{number}", {})
 
 

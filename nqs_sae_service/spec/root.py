@@ -138,8 +138,5 @@ def resolve(seed: int, sections: Mapping[str, Section]) -> dict[str, Section]:
     for name in SECTIONS:
         if name not in resolved:
             continue
-        record = resolved[name]
-        if "seed" in type(record).model_fields and "seed" not in record.model_fields_set:
-            record = record.model_copy(update={"seed": seed})
-        resolved[name] = record.resolved(resolved)
+        resolved[name] = resolved[name].seeded(seed).resolved(resolved)
     return resolved

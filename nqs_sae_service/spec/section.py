@@ -30,6 +30,11 @@ class Section(BaseModel):
         strict=True, extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
     )
 
+    def seeded(self, seed: int) -> Section:
+        """This record with the ``seed`` of the spec, where it draws random numbers and sets none of its own."""
+        own = "seed" not in type(self).model_fields or "seed" in self.model_fields_set
+        return self if own else self.model_copy(update={"seed": seed})
+
     def resolved(self, sections: Mapping[str, Section]) -> Section:
         """This record with its defaults that depend on other sections filled in, or itself when there are none.
 

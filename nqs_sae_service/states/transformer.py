@@ -87,7 +87,7 @@ class Transformer(Ansatz):
         1,
         ge=0,
         le=2**31 - 1,
-        description="seed of random attention: which heads are full",
+        description="seed of random attention: which heads are full; default: the top-level seed",
         json_schema_extra={"neutral": True},
     )
     translation_invariant: bool | None = Field(
@@ -118,6 +118,11 @@ class Transformer(Ansatz):
                 "translation_invariant",
                 "an open lattice has no translations; leave it out or set it to false",
             )
+
+    def seeded(self, seed: int) -> Section:
+        """With a seed for the choice of heads, where it is random."""
+        own = self.attention != "random" or "choice_seed" in self.model_fields_set
+        return self if own else self.model_copy(update={"choice_seed": seed})
 
     def resolved(self, sections: Mapping[str, Section]) -> Section:
         """The patch of this lattice; the kinds of heads in the shortest form, so that one network has one key."""
