@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 import numpy as np
 from pydantic import Field
 
-from ..errors import UserError
 from ..spec.section import Finding, Section
 from .ansatz import Ansatz
 from .fused import Fused
@@ -200,9 +199,13 @@ class Transformer(Ansatz):
         return self.with_full(h for h in range(every) if h // self.heads in last)
 
     def head_kinds(self) -> tuple[tuple[Kind, ...], ...]:
-        """The kind of every head, layer by layer."""
+        """The kind of every head, layer by layer.
+
+        Which heads come first in a ranking is known when a run is planned, and written out then; until then, for shapes and
+        costs, the first ones stand for them.
+        """
         if self.attention == "ranked":
-            raise UserError("state.attention: heads are chosen from the ranking when a run is planned")
+            return self.ranked(range(self.heads * self.layers)).head_kinds()
         if self.chooses:
             return self._chosen().head_kinds()
         if not self._kinds_fit:

@@ -71,7 +71,7 @@ def _planned(points):
     except UserError as error:
         refusal = str(error)
     assert refusal.isprintable()
-    assert re.search(r"ground_state\.start_from: |state\.load: ", refusal)
+    assert re.search(r"(ground_state\.start_from|state\.load|transfer\.teacher|state\.ranking): ", refusal)
     return []
 
 
