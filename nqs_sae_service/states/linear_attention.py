@@ -36,7 +36,7 @@ from .primitives import LAYER_NORM_EPSILON, Brick, Heads, Neighbours, contains, 
 
 Array = Any
 
-_SMALLEST_NORM = 1e-6  # added to phi(q) . sum phi(k), and to squared lengths of queries and keys
+SMALLEST_NORM = 1e-6  # added to phi(q) . sum phi(k), and to squared lengths of queries and keys
 _LONGEST = 0.999  # largest alpha: S forgets within a thousand tokens, and a ring always has a solution
 
 
@@ -124,13 +124,13 @@ class KernelAttention(Heads):
     def forward(self, w, q, k, v):
         q, k, v = self._features(q), self._features(k), self.split(v)
         of_values, z = self._sums(k, v)
-        return self.join(q @ of_values / (q @ z + q.dtype.type(_SMALLEST_NORM)))
+        return self.join(q @ of_values / (q @ z + q.dtype.type(SMALLEST_NORM)))
 
     def backward(self, w, x, y, delta):
         xp = namespace(delta)
         q, k, v = self._features(x[0]), self._features(x[1]), self.split(x[2])
         of_values, z = self._sums(k, v)
-        norm, y = q @ z + q.dtype.type(_SMALLEST_NORM), self.split(y)
+        norm, y = q @ z + q.dtype.type(SMALLEST_NORM), self.split(y)
 
         def real(delta):
             numerator = self.split(delta) / norm
@@ -151,7 +151,7 @@ class KernelAttention(Heads):
 
 def _unit(x: Array) -> tuple[Array, Array]:
     """x / sqrt(|x|^2 + 1e-6) over the last axis, and one over that length."""
-    inverse = 1 / namespace(x).sqrt((x * x).sum(axis=-1, keepdims=True) + x.dtype.type(_SMALLEST_NORM))
+    inverse = 1 / namespace(x).sqrt((x * x).sum(axis=-1, keepdims=True) + x.dtype.type(SMALLEST_NORM))
     return x * inverse, inverse
 
 

@@ -6,8 +6,8 @@ A block adds attention(LayerNorm(x)) and then mlp(LayerNorm(x)) to the residual 
 kinds: ``full`` (softmax), ``positional``, and ``kernel`` and ``delta`` (linear in the tokens: ``linear_attention.py``), one for
 all heads or one for each; or a *choice* of heads is full, and the others are of the cheaper kind ``linear``. The head of the
 network is a dense map and LayerNorm (for a complex amplitude two of them, a and b) followed by the sum over channels of
-log cosh(a), or log cosh(a + i b). The fused twins, for networks of one of the first two kinds, are ``transformer_cpu.py`` and
-``transformer_gpu.py``.
+log cosh(a), or log cosh(a + i b). The fused twins are ``transformer_cpu.py``, for all but ``delta``, and ``transformer_gpu.py``,
+for networks of one of the first two kinds.
 """
 
 from __future__ import annotations
@@ -246,8 +246,7 @@ class Transformer(Ansatz):
         invariant = lattice.periodic if self.translation_invariant is None else self.translation_invariant
         sites = patches(lattice, self.patch_extent(lattice))
         tokens = TokenGrid.of(lattice, self.patch_extent(lattice), invariant)
-        kinds = {kind for layer in self.head_kinds() for kind in layer}
-        fused = len(kinds) == 1 and kinds <= {"full", "positional"}
+        fused = all("delta" not in layer for layer in self.head_kinds())
         return State(
             n_sites=lattice.n_sites,
             n_tokens=len(sites),
@@ -295,9 +294,10 @@ def _fuse(state: State, parameters: Any) -> Fused | None:
         from .transformer_cpu import FusedTransformer
 
         return FusedTransformer(state, parameters)
+    from .hybrid_packing import of_one_kind
     from .transformer_gpu import fused_on_device
 
-    return fused_on_device(state, parameters)
+    return fused_on_device(state, parameters) if of_one_kind(state) else None
 
 
 def width_findings(width: int, heads: int, mlp_ratio: int) -> Iterator[Finding]:

@@ -25,14 +25,16 @@ import numpy as np
 
 from ..engine.blas import gemm
 from ..engine.copies import copy_rows
-from ..engine.jit import EXACT, njit, numba, prange
-from ..engine.lanes import LANES, add_products
-from ..engine.vector import exp32, gelu32
+from ..engine.jit import njit, numba, prange
+from ..engine.lanes import LANES
+from ..engine.vector import gelu32
+from .attention_cpu import attend, divide_by_sum, weighted_values
 from .fused import ALIGNMENT
+from .hybrid_packing import packing_of
 from .primitives import LAYER_NORM_EPSILON
 from .shared_cpu import log_modulus_of_cosh, normalise, phase_of_cosh, propose
 from .state import State
-from .transformer_packing import NO_TABLE, Packing, Table
+from .transformer_packing import NO_TABLE, Table
 
 _CACHE_BYTES = 400 * 1024  # share of a core's second-level cache that a block may fill
 # Blocks of configurations are powers of two up to ALIGNMENT, so that aligned calls always cut at block boundaries.
@@ -52,7 +54,7 @@ class Scratch(NamedTuple):
 
     x: np.ndarray  # (rows, d): the residual stream
     h: np.ndarray  # (rows, d)
-    v: np.ndarray  # (d, rows): values; (3 d, rows): queries, keys and values
+    v: np.ndarray  # (channels of the projection, rows): values, or queries, keys and values
     mixed: np.ndarray  # (d, rows)
     u: np.ndarray  # (_HIDDEN_ROWS, h)
     hidden_sum: np.ndarray  # (B, h)
@@ -65,13 +67,16 @@ class Scratch(NamedTuple):
     group: np.ndarray  # (a few, T, d + h): streams and hidden units of the first block, where tabulated
     written: np.ndarray  # (a few T, d): what its feed-forward network adds to the stream
     code: np.ndarray  # (T, B) int64: states of the patches, where the first block is tabulated
+    moments: (
+        np.ndarray
+    )  # (d / heads + 1, d / heads, B): sums over tokens in a kernel head; empty where there is none
 
 
 @njit()
 def _scratch(w, table, block):
     tokens, d = w.position.shape
     rows, hidden = block * tokens, w.up.shape[2]
-    group = 0
+    group, dh = 0, d // w.heads if w.kinds.size > 0 else 0
     if table.term.size > 0:
         group = 1
         while 2 * group <= block and 2 * group * tokens <= _HIDDEN_ROWS:
@@ -92,6 +97,7 @@ def _scratch(w, table, block):
         np.zeros((group, tokens, d + hidden), np.float32),
         np.zeros((group * tokens, d), np.float32),
         np.zeros((tokens, block), np.int64),
+        np.zeros((dh + 1, dh, block), np.float32),
     )
 
 
@@ -112,105 +118,6 @@ def _add_and_normalise(x, bias, out):
         own = slice(t * each, (t + 1) * each)
         _add_bias(x[own], bias[t])
         normalise(x[own], out[own])
-
-
-@njit()
-def _mix(v, weight, out):
-    """out_i = sum_j weight[h, i, j] v_j in every head h; v, out (d, T B), weight (heads, T, T). One product per channel."""
-    heads, tokens, _ = weight.shape
-    d, block = len(v), v.shape[1] // tokens
-    for c in range(d):
-        value, target = v[c].reshape(tokens, block), out[c].reshape(tokens, block)
-        gemm(False, False, 1.0, weight[c * heads // d], value, 0.0, target)
-
-
-@njit(fastmath=EXACT)
-def _exponentials(score, top):
-    """score_j <- exp(score_j - max_j score_j); score (T, B), top (B,) is scratch."""
-    tokens, block = score.shape
-    for b in range(block):
-        top[b] = score[0, b]
-    for j in range(1, tokens):
-        row = score[j]
-        for b in range(block):
-            top[b] = max(top[b], row[b])
-    for j in range(tokens):
-        row = score[j]
-        for b in range(block):
-            row[b] = exp32(row[b] - top[b])
-
-
-@njit(fastmath=EXACT)
-def _divide_by_sum(weight, total):
-    """weight_j <- weight_j / sum_j weight_j; weight (T, B), total (B,) is scratch."""
-    tokens, block = weight.shape
-    for b in range(block):
-        total[b] = _f4(0)
-    for j in range(tokens):
-        row = weight[j]
-        for b in range(block):
-            total[b] += row[b]
-    for b in range(block):
-        total[b] = _f4(1) / total[b]
-    for j in range(tokens):
-        row = weight[j]
-        for b in range(block):
-            row[b] *= total[b]
-
-
-@njit()
-def _scores(qkv, bias, h, d, i0, i1, score):
-    """score[x, j] = q_i k_j + bias[h, i, j] in head h for the queries i0, i1; qkv (3 d, T, B), score (2, T, B), both flat."""
-    heads, tokens, _ = bias.shape
-    rows, dh = score.size // 2, d // heads
-    block = rows // tokens
-    q, k = h * dh * rows, (d + h * dh) * rows
-    for j0 in range(0, tokens, 2):
-        j1 = min(j0 + 1, tokens - 1)
-        start = bias[h, i0, j0], bias[h, i0, j1], bias[h, i1, j0], bias[h, i1, j1]
-        for b in range(0, block, LANES):
-            queries, keys = (q + i0 * block + b, q + i1 * block + b), (k + j0 * block + b, k + j1 * block + b)
-            first, second = j0 * block + b, j1 * block + b
-            places = first, second, rows + first, rows + second
-            add_products(qkv, queries, rows, qkv, keys, rows, dh, start, score, places)
-
-
-@njit()
-def _weighted_values(weight, tokens, v, channel, h, dh, i0, i1, out):
-    """out_i = sum_j weight[x, j] v_j in head h for the queries i0, i1.
-
-    weight (2, T, B), v (channels, T, B) from ``channel`` on, out (d, T, B), all flat.
-    """
-    rows, zero = weight.size // 2, _f4(0)
-    block = rows // tokens
-    for c0 in range(h * dh, (h + 1) * dh, 2):
-        c1 = min(c0 + 1, (h + 1) * dh - 1)
-        for b in range(0, block, LANES):
-            values = (channel + c0) * rows + b, (channel + c1) * rows + b
-            first, second = c0 * rows + b, c1 * rows + b
-            places = first + i0 * block, second + i0 * block, first + i1 * block, second + i1 * block
-            add_products(
-                weight, (b, rows + b), block, v, values, block, tokens, (zero, zero, zero, zero), out, places
-            )
-
-
-@njit()
-def _attend(qkv, bias, heads, out, score, total):
-    """out = softmax(q k^T + bias) v in every head, the scale of the scores in q.
-
-    qkv (3 d, T B): queries above keys above values; bias (heads, T, T), out (d, T B). Two queries at a time: where their
-    number is odd the last one comes twice. 4 T d FLOPs and T heads exponentials per row.
-    """
-    tokens, d = bias.shape[1], len(out)
-    flat, weights, target = qkv.reshape(-1), score.reshape(-1), out.reshape(-1)
-    for h in range(heads):
-        for i0 in range(0, tokens, 2):
-            i1 = min(i0 + 1, tokens - 1)
-            _scores(flat, bias, h, d, i0, i1, weights)
-            for x in range(2):
-                _exponentials(score[x], total)
-                _divide_by_sum(score[x], total)
-            _weighted_values(weights, tokens, flat, 2 * d, h, d // heads, i0, i1, target)
 
 
 @njit()
@@ -248,30 +155,18 @@ def _first_softmax(w, table, s):
             i1 = min(i0 + 1, tokens - 1)
             for x in range(2):
                 _look_up_weights(table, h, i1 if x == 1 else i0, s.code, s.score[x])
-                _divide_by_sum(s.score[x], s.total)
-            _weighted_values(weights, tokens, values, 0, h, d // w.heads, i0, i1, target)
+                divide_by_sum(s.score[x], s.total)
+            weighted_values(
+                weights, tokens, values, h * d // w.heads, h * d // w.heads, d // w.heads, i0, i1, target
+            )
     gemm(True, False, 1.0, s.mixed, w.out[0], 1.0, s.x)
-
-
-@njit()
-def _add_to_rows(x, bias):
-    """x (channel, columns) += bias (channel,)."""
-    for c in range(len(bias)):
-        row, own = x[c], bias[c]
-        for r in range(row.size):
-            row[r] += own
 
 
 @njit()
 def _attention(w, l, s):
     """x += attention(x) of block ``l``, but for its bias, which ``_feed_forward`` adds."""
     normalise(s.x, s.h)
-    gemm(True, True, 1.0, w.projection[l], s.h, 0.0, s.v)
-    if len(s.v) > len(s.mixed):
-        _add_to_rows(s.v, w.query_bias[l])
-        _attend(s.v, w.pair[l], w.heads, s.mixed, s.score, s.total)
-    else:
-        _mix(s.v, w.pair[l], s.mixed)
+    attend(w.kinds, w, l, s)
     gemm(True, False, 1.0, s.mixed, w.out[l], 1.0, s.x)
 
 
@@ -497,14 +392,23 @@ def _first_positional(w, table, s, count, sums, states, origin):
 
 
 @njit()
-def _log_psi_of_block(w, table, s, count, sums, states, origin, real, imaginary, phase):
-    """log psi of the first ``count`` configurations, which have been put in their places; see ``_first_positional``."""
-    depth, done = len(w.up), min(1, table.place.size)
+def _first_block(kinds, w, table, s, count, sums, states, origin):
+    """The first block where it is tabulated, see ``_first_positional``; number of blocks done."""
+    if kinds.ndim == 2:
+        return 0
     if table.term.size > 0:
         _first_positional(w, table, s, count, sums, states, origin)
-    elif done == 1:
+    elif table.place.size > 0:
         _first_softmax(w, table, s)
-        _feed_forward(w, 0, s, depth == 1)
+        _feed_forward(w, 0, s, len(w.up) == 1)
+    return min(1, table.place.size)
+
+
+@njit()
+def _log_psi_of_block(w, table, s, count, sums, states, origin, real, imaginary, phase):
+    """log psi of the first ``count`` configurations, which have been put in their places; see ``_first_positional``."""
+    depth = len(w.up)
+    done = _first_block(w.kinds, w, table, s, count, sums, states, origin)
     _blocks(w, s, done, depth, True)
     _head(w, s, False, count, real, imaginary, phase)
 
@@ -698,11 +602,11 @@ class FusedTransformer:
     """
 
     def __init__(self, state: State, parameters: np.ndarray):
-        packing = Packing(state, parameters)
+        packing = packing_of(state, parameters)
         self.state, self.complex, self.depth = state, state.complex_amplitude, packing.depth
         self.weights, self.table = packing.weights(), packing.table()
         self.table_of_sums = self._table_of_sums()
-        self.smallest_block = LANES if packing.full else 1
+        self.smallest_block = LANES if packing.side_by_side else 1
         self.block = self._block_size()
 
     def _table_of_sums(self) -> Table:

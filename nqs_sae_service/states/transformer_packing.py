@@ -20,13 +20,22 @@ _SPREAD = 60.0  # of the highest score of a query below the highest one in any s
 _TINY = 1e-37  # exponentials below are zero: denormal numbers are slow
 
 
+FULL, POSITIONAL, KERNEL = 0, 1, 2  # kinds of heads
+_NONE = np.empty(0, np.int64)
+
+
 class Weights(NamedTuple):
-    """Parameters as the kernels want them, float32: width d, hidden h, tokens T, L blocks, LayerNorms folded."""
+    """Parameters as the kernels want them, float32: width d, hidden h, tokens T, L blocks, LayerNorms folded.
+
+    The last fields are for kernel heads and heads of several kinds alone (``hybrid_packing.py``); elsewhere they are empty, in
+    one dimension, so that the compiler knows. The projection of a block has the values of all heads first then, and behind
+    them queries and keys of every head that has any.
+    """
 
     patch: np.ndarray  # (patch, d)
     position: np.ndarray  # (T, d): embedding bias, position code
     projection: np.ndarray  # (L, d, d): values; (L, d, 3 d): queries / sqrt(d / heads), keys, values
-    query_bias: np.ndarray  # (L, d)
+    query_bias: np.ndarray  # (L, d); of the whole projection where heads have ``kinds``
     pair: np.ndarray  # (L, heads, T, T): positional weights, or biases of the scores
     out: np.ndarray  # (L, d, d)
     out_bias: np.ndarray  # (L, T, d), with what the bias of the values turns into
@@ -40,6 +49,15 @@ class Weights(NamedTuple):
     head_shift: np.ndarray  # (1 or 2, d)
     heads: int
     sites: np.ndarray  # (T, patch) int64: the sites of every token
+    kinds: np.ndarray = _NONE  # (L, heads) int64: FULL, POSITIONAL or KERNEL
+    query: np.ndarray = (
+        _NONE  # (L, heads) int64: channel where the queries of a head begin, its keys behind them
+    )
+    own_pair: np.ndarray = _NONE  # (L, heads) int64: which of ``pair`` belongs to a head
+    channels: np.ndarray = _NONE  # (L,) int64: how many of the projection are in use
+    joined: np.ndarray = _NONE  # (L,) bool: whether heads are normalised; their gammas are in ``out``
+    taps: np.ndarray = _NONE  # (L, d, K): of kernel heads, weights of the neighbouring tokens
+    runs: np.ndarray = _NONE  # (n, 4) int64: first token, its neighbour at place k, as many after both, k
 
 
 class Table(NamedTuple):
@@ -82,6 +100,7 @@ class Packing:
         self.heads, self.grid, self.sites = mix.heads, mix.grid, state.sites
         self.invariant = mix.translation_invariant
         self.full = "attention_1.query.weight" in self.w
+        self.side_by_side = self.full  # whether kernels treat configurations in vectors
         self.parts = ("real", "imaginary") if state.complex_amplitude else ("real",)
 
     def weights(self) -> Weights:
@@ -117,29 +136,25 @@ class Packing:
         return stored[:, circulant(np, self.grid)] if self.grid else stored
 
     def _layer(self, i: int):
-        """One entry of every per-block field of ``Weights``, in their order.
+        """One entry of every per-block field of ``Weights``, in their order."""
+        w, m = self.w, f"mlp_{i}"
+        up = folded(w, f"{m}.norm", f"{m}.up")
+        return (*self._attention(i), *up, w[f"{m}.down.weight"], w[f"{m}.down.bias"])
+
+    def _attention(self, i: int) -> tuple[np.ndarray, ...]:
+        """Those from ``projection`` to ``out_bias``.
 
         A bias of the keys shifts all scores of a query alike and drops out. Full attention weights sum to one, positional ones
         to a number per token and head: the bias of the values becomes a bias of the output, per token.
         """
-        w, a, m, d = self.w, f"attention_{i}", f"mlp_{i}", self.width
+        w, a, d = self.w, f"attention_{i}", self.width
         projection, bias = self._projection(i)
         pairs, of_values = self._pairs(i), bias[-d:].reshape(self.heads, -1)
         share = np.ones((self.heads, self.tokens)) if self.full else pairs.sum(axis=2)
         mixed = (share.T[:, :, None] * of_values).reshape(self.tokens, d)
-        up = folded(w, f"{m}.norm", f"{m}.up")
         out, out_bias = w[f"{a}.out.weight"], mixed @ w[f"{a}.out.weight"] + w[f"{a}.out.bias"]
         query_bias = bias[:d] if self.full else np.zeros(d)
-        return (
-            projection,
-            query_bias,
-            pairs,
-            out,
-            out_bias,
-            *up,
-            w[f"{m}.down.weight"],
-            w[f"{m}.down.bias"],
-        )
+        return projection, query_bias, pairs, out, out_bias
 
     def table(self) -> Table:
         """The first block as a table, where patches have few states and the table is small enough."""
