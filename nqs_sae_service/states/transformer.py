@@ -6,8 +6,8 @@ A block adds attention(LayerNorm(x)) and then mlp(LayerNorm(x)) to the residual 
 kinds: ``full`` (softmax), ``positional``, and ``kernel`` and ``delta`` (linear in the tokens: ``linear_attention.py``), one for
 all heads or one for each; or a *choice* of heads is full, and the others are of the cheaper kind ``linear``. The head of the
 network is a dense map and LayerNorm (for a complex amplitude two of them, a and b) followed by the sum over channels of
-log cosh(a), or log cosh(a + i b). The fused twins are ``transformer_cpu.py``, for all but ``delta``, and ``transformer_gpu.py``,
-for networks of one of the first two kinds.
+log cosh(a), or log cosh(a + i b). The fused twins are ``transformer_cpu.py``, for all but ``delta``, and
+``transformer_gpu.py``, for networks of one of the first two kinds.
 """
 
 from __future__ import annotations
