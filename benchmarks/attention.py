@@ -3,10 +3,11 @@
     OPENBLAS_NUM_THREADS=1 python benchmarks/attention.py          # 16 ... 1024 tokens; some seconds
     OPENBLAS_NUM_THREADS=1 python benchmarks/attention.py --largest 256
 
-A ring with one spin per token, a transformer of width 32 with 4 heads and one block, float32, one pass of the bricks (no
-fused twin: networks of softmax or positional attention alone have one, which is faster). Per configuration, the median of
-several passes over 8; kinds in turns. The exponent is the slope of log time against log tokens, fitted to the largest
-four numbers of tokens. A kind crosses softmax attention where the straight lines between measured points (of logarithms) do.
+A ring with one spin per token, a transformer of width 32 with 4 heads and one block, float32: one pass of the bricks, and in a
+second table one of the fused twins, which all kinds but ``delta`` have. Per configuration, the median of several passes over
+8, or over 64 by the twins, whose first block is tabulated where it can be; kinds in turns. The exponent is the slope of log
+time against log tokens, fitted to the largest four numbers of tokens. A kind crosses softmax attention where the straight
+lines between measured points (of logarithms) do.
 Results: ``benchmarks/results/attention.md``.
 """
 
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 from contest import machine
 
+from nqs_sae_service.engine.threads import configure_threads
 from nqs_sae_service.physics.lattices import Chain
 from nqs_sae_service.states import Transformer, Wavefunction
 
@@ -35,29 +37,33 @@ KINDS: dict[str, Any] = {
     "delta": "delta",
     "full + 3 kernel": ("full", "kernel", "kernel", "kernel"),
 }
-WIDTH, HEADS, ROWS, REPETITIONS = 32, 4, 8, 7
+WIDTH, HEADS, REPETITIONS = 32, 4, 7
+ROWS, FUSED_ROWS = 8, 64
 
 
-def network(kind: str, tokens: int) -> Wavefunction:
-    """The bricks of a network of one block with random parameters."""
+def network(kind: str, tokens: int, plain: bool) -> Wavefunction:
+    """A network of one block with random parameters, by the ``plain`` bricks or its fused twin."""
     record = Transformer(patch=1, width=WIDTH, heads=HEADS, layers=1, attention=KINDS[kind])
     state = record.build(Chain(kind="chain", length=tokens).build())
-    return Wavefunction(state, state.initial_parameters(1), plain=True)
+    return Wavefunction(state, state.initial_parameters(1), plain=plain)
 
 
-def measure(sizes: Sequence[int], repetitions: int = REPETITIONS) -> dict[str, list[float]]:
+def measure(
+    sizes: Sequence[int], plain: bool = True, repetitions: int = REPETITIONS
+) -> dict[str, list[float]]:
     """Seconds for a configuration, by kind, one for each number of tokens."""
-    found: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    rows, kinds = ROWS if plain else FUSED_ROWS, [kind for kind in KINDS if plain or kind != "delta"]
+    found: dict[str, list[float]] = {kind: [] for kind in kinds}
     for tokens in sizes:
-        sigma = np.random.default_rng(0).choice(np.array([-1, 1], np.int8), (ROWS, tokens))
-        networks = {kind: network(kind, tokens) for kind in KINDS}
-        taken: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        sigma = np.random.default_rng(0).choice(np.array([-1, 1], np.int8), (rows, tokens))
+        networks = {kind: network(kind, tokens, plain) for kind in kinds}
+        taken: dict[str, list[float]] = {kind: [] for kind in kinds}
         for turn in range(repetitions + 1):  # the first one warms up
             for kind, psi in networks.items():
                 start = time.perf_counter()
                 psi.log_psi(sigma)
                 if turn:
-                    taken[kind].append((time.perf_counter() - start) / ROWS)
+                    taken[kind].append((time.perf_counter() - start) / rows)
         for kind, seconds in taken.items():
             found[kind].append(statistics.median(seconds))
     return found
@@ -99,11 +105,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--largest", type=int, default=1024, help="tokens")
     sizes = [n for n in (16, 32, 64, 128, 256, 512, 1024) if n <= parser.parse_args().largest]
-    found = measure(sizes)
+    configure_threads(1)
+    bricks, twins = measure(sizes), measure(sizes, plain=False)
     text = (
         f"# What attention costs\n\n{date.today()}; {machine()['cpu']}, one core. Written by `benchmarks/attention.py`, which "
-        f"says what is held fixed: width {WIDTH}, {HEADS} heads, one block, the plain bricks in float32. Milliseconds for "
-        f"log psi of a configuration against the number of tokens.\n\n{table(sizes, found)}\n"
+        f"says what is held fixed: width {WIDTH}, {HEADS} heads, one block, float32. Milliseconds for log psi of a "
+        f"configuration against the number of tokens.\n\nThe plain bricks:\n\n{table(sizes, bricks)}\n\n"
+        f"The fused twins:\n\n{table(sizes, twins)}\n"
     )
     (RESULTS / "attention.md").write_text(text)
     print(text)
