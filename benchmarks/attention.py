@@ -4,10 +4,11 @@
     OPENBLAS_NUM_THREADS=1 python benchmarks/attention.py --largest 256
     python benchmarks/attention.py --device gpu
 
-A ring with one spin per token, a transformer of width 32 with 4 heads and one block, float32, one pass of the bricks (no
-fused twin: networks of softmax or positional attention alone have one, which is faster). Per configuration, the median of
-several passes over 8 (on a GPU 128); kinds in turns. The exponent is the slope of log time against log tokens, fitted to the
-largest four. A kind crosses softmax attention where the straight lines between measured points (of logarithms) do.
+A ring with one spin per token, a transformer of width 32 with 4 heads and one block, float32: one pass of the bricks, and in a
+second table one of the fused twins, which all kinds but ``delta`` have on the CPU. Per configuration, the median of several
+passes over 8, over 64 by the twins, whose first block is tabulated where it can be, and over 128 on a GPU; kinds in turns. The
+exponent is the slope of log time against log tokens, fitted to the largest four numbers of tokens. A kind crosses softmax
+attention where the straight lines between measured points (of logarithms) do.
 Results: ``benchmarks/results/attention.md``, ``attention-gpu.md``.
 """
 
@@ -27,6 +28,7 @@ from contest import machine
 
 from nqs_sae_service.engine.arrays import to_host
 from nqs_sae_service.engine.devices import HOST, Device, choose_device
+from nqs_sae_service.engine.threads import configure_threads
 from nqs_sae_service.physics.lattices import Chain
 from nqs_sae_service.states import Transformer, Wavefunction
 
@@ -39,26 +41,27 @@ KINDS: dict[str, Any] = {
     "full + 3 kernel": ("full", "kernel", "kernel", "kernel"),
 }
 WIDTH, HEADS, REPETITIONS = 32, 4, 7
-ROWS = {"cpu": 8, "gpu": 128}
+ROWS, FUSED_ROWS, DEVICE_ROWS = 8, 64, 128
 
 
-def network(kind: str, tokens: int, device: Device = HOST) -> Wavefunction:
-    """The bricks of a network of one block with random parameters."""
+def network(kind: str, tokens: int, plain: bool, device: Device = HOST) -> Wavefunction:
+    """A network of one block with random parameters, by the ``plain`` bricks or its fused twin."""
     record = Transformer(patch=1, width=WIDTH, heads=HEADS, layers=1, attention=KINDS[kind])
     state = record.build(Chain(kind="chain", length=tokens).build())
-    return Wavefunction(state, device.put(state.initial_parameters(1)), plain=True)
+    return Wavefunction(state, device.put(state.initial_parameters(1)), plain=plain)
 
 
 def measure(
-    sizes: Sequence[int], repetitions: int = REPETITIONS, device: Device = HOST
+    sizes: Sequence[int], plain: bool = True, repetitions: int = REPETITIONS, device: Device = HOST
 ) -> dict[str, list[float]]:
     """Seconds for a configuration, by kind, one for each number of tokens."""
-    found: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    rows = DEVICE_ROWS if device.kind == "gpu" else ROWS if plain else FUSED_ROWS
+    kinds = [kind for kind in KINDS if plain or kind != "delta"]
+    found: dict[str, list[float]] = {kind: [] for kind in kinds}
     for tokens in sizes:
-        rows = ROWS[device.kind]
         sigma = device.put(np.random.default_rng(0).choice(np.array([-1, 1], np.int8), (rows, tokens)))
-        networks = {kind: network(kind, tokens, device) for kind in KINDS}
-        taken: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        networks = {kind: network(kind, tokens, plain, device) for kind in kinds}
+        taken: dict[str, list[float]] = {kind: [] for kind in kinds}
         for turn in range(repetitions + 1):  # the first one warms up
             for kind, psi in networks.items():
                 start = time.perf_counter()
@@ -110,14 +113,18 @@ def main() -> None:
     options = parser.parse_args()
     sizes = [n for n in (16, 32, 64, 128, 256, 512, 1024) if n <= options.largest]
     device = choose_device(options.device)
-    found = measure(sizes, device=device)
     on_gpu = device.kind == "gpu"
+    if not on_gpu:
+        configure_threads(1)
     where = device.name if on_gpu else f"{machine()['cpu']}, one core"
     text = (
         f"# What attention costs\n\n{date.today()}; {where}. Written by `benchmarks/attention.py`, which "
-        f"says what is held fixed: width {WIDTH}, {HEADS} heads, one block, the plain bricks in float32. Milliseconds for "
-        f"log psi of a configuration against the number of tokens.\n\n{table(sizes, found)}\n"
+        f"says what is held fixed: width {WIDTH}, {HEADS} heads, one block, float32. Milliseconds for log psi of a "
+        f"configuration against the number of tokens.\n\nThe plain bricks:\n\n"
+        f"{table(sizes, measure(sizes, device=device))}\n"
     )
+    if not on_gpu:
+        text += f"\nThe fused twins:\n\n{table(sizes, measure(sizes, plain=False))}\n"
     (options.results / f"attention{'-gpu' if on_gpu else ''}.md").write_text(text)
     print(text)
 

@@ -24,7 +24,11 @@ from .runner import run_plans
 _CHAINS = 16
 _MOST_FEATURES = 2**16  # beyond these only the running time grows
 _VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
-    "transformer": ({}, {"attention": "positional", "amplitude": "complex"}),
+    "transformer": (
+        {},
+        {"attention": "positional", "amplitude": "complex"},
+        {"attention": ("full", "kernel", "kernel", "kernel")},
+    ),
     "rbm": ({}, {"symmetric": True}),
 }
 _LENGTHS = (16, 20)  # with and without sums over all configurations
