@@ -65,16 +65,24 @@ class _Lesson:
         else:
             self._continue(saved)
 
+    @property
+    def _total(self) -> int:
+        return self.options.match_steps + self.options.infidelity_steps
+
+    @property
+    def _done(self) -> int:
+        return len(self.learning.losses) + self.rounds
+
     def _begin(self, start: np.ndarray, chains: np.ndarray | None) -> None:
         put = self.context.device.put
         self.walkers = self.process.random_chains(self.spec.sampling.chains) if chains is None else chains
         self.sweeps, self.rounds, self.damping = 0, 0, START
         self.infidelities: list[float] = []
         self.measured = np.full(2, np.nan)
-        self.sigma = to_host(self._sampled(self.teacher, burn_in=True).of(self.teacher).sigma)
         parameters = put(start.copy())
-        set_gammas(self.state, parameters, self.teacher, put(self.sigma[: self.options.batch]))
         self.learning = Learning.start(parameters)
+        self.sigma = to_host(self._sampled(self.teacher, burn_in=chains is None).of(self.teacher).sigma)
+        set_gammas(self.state, parameters, self.teacher, put(self.sigma[: self.options.batch]))
         self.measured[0] = self._infidelity()
 
     def _continue(self, saved: dict[str, np.ndarray]) -> None:
@@ -115,9 +123,11 @@ class _Lesson:
         if burn_in:
             chains = self.process.start(psi, walkers, self.sweeps)
             for _ in range(self.spec.sampling.burn_in):
+                self.context.tick(self._done, self._total, "burn-in")
                 self.process.sweep(psi, chains)
-            self.walkers, self.sweeps = chains.walkers, chains.sweeps
-        return Sampled(self.process, self.walkers, self.draws, self.spec.sampling.sweeps, self.sweeps)
+            walkers, self.sweeps = chains.walkers, chains.sweeps
+        self.walkers = walkers
+        return Sampled(self.process, walkers, self.draws, self.spec.sampling.sweeps, self.sweeps)
 
     def _infidelity(self) -> float:
         """Of the network to the teacher, on fresh samples; the chains go on from there."""
@@ -131,7 +141,7 @@ class _Lesson:
         matching = Matching(self.teacher, self.state, steps, self.options.learning_rate)
         while (step := len(self.learning.losses)) < steps:
             loss = f"loss {self.learning.losses[-1].max():.1e}" if step else "loss ?"
-            self._tick(step, f"heads: {loss}")
+            self._tick(f"heads: {loss}")
             rows = np.random.default_rng([self.options.seed, step]).choice(
                 len(self.sigma), self.options.batch, replace=False
             )
@@ -144,7 +154,7 @@ class _Lesson:
         options = self.options
         while self.rounds < options.infidelity_steps:
             known = f"{self.infidelities[-1]:.1e}" if self.infidelities else "?"
-            self._tick(options.match_steps + self.rounds, f"infidelity {known}")
+            self._tick(f"infidelity {known}")
             psi = self._psi
             ensembles = self._sampled(psi)
             target = Remembered(self.teacher)
@@ -168,9 +178,8 @@ class _Lesson:
             self.walkers, self.sweeps = ensembles.walkers, ensembles.done
         self.infidelities.append(self._infidelity())
 
-    def _tick(self, done: int, message: str) -> None:
-        total = self.options.match_steps + self.options.infidelity_steps
-        self.context.tick(done, total, message, self._arrays)
+    def _tick(self, message: str) -> None:
+        self.context.tick(self._done, self._total, message, self._arrays)
 
     def dataset(self) -> xr.Dataset:
         """transfer.nc."""

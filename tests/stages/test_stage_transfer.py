@@ -82,8 +82,8 @@ class Context:
 
     def tick(self, done, total, message="", state=None):
         assert 0 <= done <= total
-        self.ticks += 1
-        if self.ticks == self.stop_at:
+        self.ticks += state is not None
+        if state is not None and self.ticks == self.stop_at:
             save_checkpoint(self.checkpoint, state())
             raise Stopped
 
