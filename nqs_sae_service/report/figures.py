@@ -13,6 +13,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from ..datasets.files import replace_atomically
+from .hybrid import networks
 from .moments import moment, settled, shown_times
 from .plots.attribution import agreement_figure, atlas_figure
 from .plots.compared import comparison_figure
@@ -23,6 +24,7 @@ from .plots.crosscoder import crosscoder_figure
 from .plots.evolution import drift_figure, observables_figure
 from .plots.followed import followed_figure
 from .plots.heads import heads_figure
+from .plots.hybrid import hybrid_figure
 from .plots.later import later_figure
 from .plots.scaling import scaling_figure
 from .plots.steering import steering_figure
@@ -70,6 +72,7 @@ def draw(found: Run | Sweep) -> dict[str, Figure]:
             others = {
                 "comparison": comparison_figure(found.comparison),
                 "scaling": scaling_figure(found.scaling),
+                "hybrid": hybrid_figure(networks(found.points)),
             }
             return sweep_figures(found) | {name: figure for name, figure in others.items() if figure}
         stages = settled(found.stages)

@@ -61,6 +61,7 @@ CAPTIONS = {
     "activation of every feature of the last layer shifts between the two states that differ most.",
     "scaling": "What dictionaries of every size leave unexplained against the operations of their training, at the best "
     "learning rate, mean over seeds; and the best of every budget with its interval.",
+    "hybrid": "Energy, V-score and time of a step against the share of full attention heads; bars: standard errors over seeds.",
     "sweep_observables": "Observables against the swept parameter.",
     "sweep_correlations": "The best feature of the last layer and its best control against the swept parameter.",
 }

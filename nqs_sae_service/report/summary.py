@@ -22,6 +22,7 @@ from .crosscoder import crosscoder_section
 from .evolution import dynamics_section, replaced
 from .followed import courses, followed_section
 from .heads import heads_section
+from .hybrid import hybrid_section, learned_section
 from .moments import at_time, last_training_time, settled, shown_times, when
 from .numbers import NOTHING, number, with_error
 from .portraits import portraits_section
@@ -45,7 +46,11 @@ THROUGH_TIME = (
 def summarise(found: Run | Sweep) -> Summary:
     """Sentences and tables of a run or a sweep."""
     if isinstance(found, Sweep):
-        sections = [comparison_section(found.comparison), scaling_section(found.scaling)]
+        sections = [
+            comparison_section(found.comparison),
+            scaling_section(found.scaling),
+            hybrid_section(found.points),
+        ]
         told = [section for section in sections if section]
         return Summary(found.name, _sweep_verdicts(found), [sweep_table(found)], told)
     stages = settled(found.stages)
@@ -74,8 +79,10 @@ def summarise(found: Run | Sweep) -> Summary:
 
 
 def _sections(run: Run) -> list[Section]:
-    """What a run has to say about time, attribution, a crosscoder, completeness, heads; nothing where it has none of them."""
+    """What a run has to say about a teacher, time, attribution, a crosscoder, completeness, heads; nothing without them."""
     stages, sections = run.stages, []
+    if learned := learned_section(stages.get("transfer", xr.Dataset())):
+        sections.append(learned)
     if "dynamics" in stages:
         sections.append(dynamics_section(run))
     if followed := followed_section(stages.get("features", xr.Dataset())):
