@@ -24,7 +24,7 @@ from nqs_sae_service.spec import load_spec
 from nqs_sae_service.stages import STAGES
 
 CHAIN = [
-    name for name in STAGES if name not in ("dynamics", "crosscoder", "completeness", "heads")
+    name for name in STAGES if name not in ("transfer", "dynamics", "crosscoder", "completeness", "heads")
 ]  # of a spec without them
 
 REAL = """

@@ -18,7 +18,7 @@ from nqs_sae_service.service.runner import run_plans
 from nqs_sae_service.spec import load_spec
 from nqs_sae_service.stages import STAGES
 
-CHAIN = [name for name in STAGES if name != "dynamics"]  # of a spec that asks for no dynamics
+CHAIN = [name for name in STAGES if name not in ("transfer", "dynamics")]  # of a spec that asks for neither
 
 SPEC = """
 name = "ring"

@@ -12,7 +12,9 @@ from nqs_sae_service.spec import load_spec
 from nqs_sae_service.stages import STAGES
 
 CHAIN = [
-    name for name in STAGES if name not in ("dynamics", "attribution", "crosscoder", "completeness", "heads")
+    name
+    for name in STAGES
+    if name not in ("transfer", "dynamics", "attribution", "crosscoder", "completeness", "heads")
 ]  # of a spec that asks for none of them
 
 GRID = "[sweep.grid]\n'samples.seed' = [1, 2]\n'steering.draws' = [2, 3]\n"
