@@ -51,6 +51,7 @@ class Run:
     @property
     def missing(self) -> list[str]:
         asked = {
+            "transfer": self.learns,
             "dynamics": self.evolves,
             "attribution": self.attributes,
             "crosscoder": self.crosses,
@@ -58,6 +59,11 @@ class Run:
             "heads": self.looks_at_heads,
         }
         return [stage for stage in STAGES if asked.get(stage, True) and stage not in self.stages]
+
+    @property
+    def learns(self) -> bool:
+        """Whether the spec names a teacher."""
+        return bool(self.section("transfer").get("teacher"))
 
     @property
     def evolves(self) -> bool:
