@@ -74,11 +74,13 @@ def networks(points: Sequence[Point]) -> list[Network]:
     for point in points:
         stages = point.run.stages
         ground_state = stages.get("ground_state", xr.Dataset())
-        full = _share(ground_state)
-        if math.isnan(full) or math.isnan(attribute(ground_state, "final_energy")):
+        word = point.coordinates.get("state.attention")
+        if word is None or math.isnan(attribute(ground_state, "final_energy")):
             continue
-        word = str(point.coordinates.get("state.attention", "as the spec says"))
-        groups.setdefault((word, full), []).append((ground_state, stages.get("transfer", xr.Dataset())))
+        full = _share(ground_state)
+        if not math.isnan(full):
+            found = (ground_state, stages.get("transfer", xr.Dataset()))
+            groups.setdefault((str(word), full), []).append(found)
     if len({word for word, _ in groups}) < 2:
         return []
     return [_network(word, full, found) for (word, full), found in groups.items()]

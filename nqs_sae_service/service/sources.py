@@ -8,7 +8,8 @@ and the same one under another name is not.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,25 +54,33 @@ class Source:
 def find_sources(point: Point, results: Path) -> dict[str, Source]:
     """The sources of a point by their keys in the spec. Raises UserError for one that is not there or not finished."""
     spec, found = point.spec, {}
+
+    def add(key: str, run: str, stage: str = "ground_state") -> None:
+        with _said_of(point, key):
+            found[key] = _stage_file(run, results / point.run, results, stage)
+
+    if start := spec.ground_state.start_from:
+        add(START_FROM, start)
+    if teacher := spec.transfer.teacher:
+        add(TEACHER, teacher)
+    if load := spec.state.load:
+        with _said_of(point, LOAD):
+            found[LOAD] = Source(Path(load), _digest(Path(load)), stage_file=False)
+    for number, run in enumerate(spec.crosscoder.runs):
+        for stage in _OF_A_RUN:
+            add(f"{RUNS}[{number}].{stage}", run, stage)
+    return found
+
+
+@contextmanager
+def _said_of(point: Point, key: str) -> Iterator[None]:
+    """Errors say which run they are about, and which key of its spec."""
     try:
-        if start := spec.ground_state.start_from:
-            key = START_FROM
-            found[key] = _stage_file(start, results / point.run, results)
-        if teacher := spec.transfer.teacher:
-            key = TEACHER
-            found[key] = _stage_file(teacher, results / point.run, results)
-        if load := spec.state.load:
-            key = LOAD
-            found[key] = Source(Path(load), _digest(Path(load)), stage_file=False)
-        for number, run in enumerate(spec.crosscoder.runs):
-            for stage in _OF_A_RUN:
-                key = f"{RUNS}[{number}].{stage}"
-                found[key] = _stage_file(run, results / point.run, results, stage)
+        yield
     except Unfinished as problem:
         raise Unfinished(plain(f"{point.run}: {key}: {problem}"), problem.directory) from None
     except (UserError, OSError) as problem:
         raise UserError(plain(f"{point.run}: {key}: {problem}")) from None
-    return found
 
 
 def with_ranked_heads(point: Point, results: Path) -> Point:
@@ -82,7 +91,7 @@ def with_ranked_heads(point: Point, results: Path) -> Point:
     state = point.spec.state
     if getattr(state, "attention", None) != "ranked":
         return point
-    try:
+    with _said_of(point, RANKING):
         file = _stage_file(state.ranking, results / point.run, results, "heads").path
         with read_stage(file) as heads:
             ranks = heads["rank"].values
@@ -92,10 +101,6 @@ def with_ranked_heads(point: Point, results: Path) -> Point:
                 for layers, heads in (ranks.shape, (state.layers, state.heads))
             )
             raise UserError(f"{file} ranks {there}, this network has {here}")
-    except Unfinished as problem:
-        raise Unfinished(plain(f"{point.run}: {RANKING}: {problem}"), problem.directory) from None
-    except (UserError, OSError) as problem:
-        raise UserError(plain(f"{point.run}: {RANKING}: {problem}")) from None
     chosen = state.ranked(ranks.ravel().argsort(kind="stable").tolist())
     return replace(point, spec=point.spec.model_copy(update={"state": chosen}))
 

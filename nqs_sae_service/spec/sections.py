@@ -112,8 +112,8 @@ class GroundState(Section):
         dynamics: Any = sections.get("dynamics")
         replaced = dynamics is None or (dynamics.wanted and dynamics.start != "ground_state")
         transfer: Any = sections.get("transfer")
-        replaced = replaced or transfer is None or transfer.wanted
-        if not self.steps and not self.start_from and not state.load and not replaced:
+        taught = transfer is None or transfer.wanted
+        if not (self.steps or self.start_from or state.load or replaced or taught):
             yield Finding(
                 "steps",
                 "without a step the network stays random: at least 1, or name a trained one in start_from or state.load",

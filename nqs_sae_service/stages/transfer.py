@@ -53,8 +53,8 @@ class _Lesson:
         before, put = context.upstream[TEACHER], context.device.put
         lattice = self.spec.lattice.build()
         self.state = self.spec.state.build(lattice)
-        self.teacher, start = _teacher_and_start(self.spec, self.state, before)
-        self.teacher = self.teacher.state.bind(put(self.teacher.parameters))
+        teacher, start = _teacher_and_start(self.spec, self.state, before)
+        self.teacher = teacher.state.bind(put(teacher.parameters))
         self.process = process_of(
             self.spec.sampling, lattice, self.options.seed, Stream.TRANSFER, economy_of(self.spec)
         )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .linear_attention import JoinHeads
+from .linear_attention import head_groups
 from .loading import Misfit
 from .primitives import Dense
 from .state import State
@@ -35,16 +35,11 @@ class Head(NamedTuple):
 
 def heads_of(state: State, block: int) -> list[Head]:
     """The heads of a block (counted from 1) in their order."""
-    bricks = {brick.name: brick for brick in state.bricks}
-    name = f"attention_{block}"
-    join = bricks.get(f"{name}.join")
-    if not isinstance(join, JoinHeads):
-        count = bricks[f"{name}.mix"].heads  # type: ignore[attr-defined]
-        return [Head(name, place, state.width // count) for place in range(count)]
-    found: dict[int, Head] = {}
-    for edge, places in zip(join.inputs, join.places, strict=True):
-        prefix = edge.removesuffix(".heads")
-        found |= {head: Head(prefix, place, join.channels) for place, head in enumerate(places)}
+    groups = head_groups(state, block)
+    channels = state.width // sum(len(group.places) for group in groups)
+    found = {
+        head: Head(group.name, place, channels) for group in groups for place, head in enumerate(group.places)
+    }
     return [found[head] for head in sorted(found)]
 
 

@@ -7,12 +7,10 @@ the output as in ``transformer_packing.py``. The gammas of joined heads go into 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
-from .linear_attention import JoinHeads, KernelAttention, LocalMix
-from .primitives import Attention, Brick, Heads, Mix, circulant
+from .linear_attention import HeadGroup, KernelAttention, LocalMix, head_groups
+from .primitives import Attention, Heads, Mix
 from .state import State
 from .transformer_packing import FULL, KERNEL, NO_TABLE, POSITIONAL, Packing, Table, Weights, depth, folded
 
@@ -29,16 +27,8 @@ def packing_of(state: State, parameters: np.ndarray) -> Packing:
     return Packing(state, parameters) if of_one_kind(state) else HybridPacking(state, parameters)
 
 
-class _Group(NamedTuple):
-    """Heads of one kind in a block."""
-
-    name: str  # of their bricks
-    mix: Heads
-    places: tuple[int, ...]  # among all heads of the block
-
-    @property
-    def kind(self) -> int:
-        return _KIND[type(self.mix)]
+def _kind(group: HeadGroup) -> int:
+    return _KIND[type(group.mix)]
 
 
 class HybridPacking(Packing):
@@ -49,27 +39,11 @@ class HybridPacking(Packing):
         self.tokens, self.width, self.depth = state.n_tokens, state.width, depth(state)
         self.sites, self.side_by_side = state.sites, True
         self.parts = ("real", "imaginary") if state.complex_amplitude else ("real",)
-        self.bricks: dict[str, Brick] = {brick.name: brick for brick in state.bricks}
-        self.groups = [self._groups(i) for i in range(1, self.depth + 1)]
+        self.groups = [head_groups(state, i) for i in range(1, self.depth + 1)]
         self.heads = sum(len(group.places) for group in self.groups[0])
         self.channels = self.width // self.heads
         windows = [brick.windows for brick in state.bricks if isinstance(brick, LocalMix)]
         self.windows = windows[0] if windows else np.empty((self.tokens, 0), np.int64)
-
-    def _groups(self, i: int) -> list[_Group]:
-        """The heads of block ``i``, kind by kind."""
-        a = f"attention_{i}"
-        join = self.bricks.get(f"{a}.join")
-        if not isinstance(join, JoinHeads):
-            mix = self._heads(a)
-            return [_Group(a, mix, tuple(range(mix.heads)))]
-        names = [edge.removesuffix(".heads") for edge in join.inputs]
-        return [_Group(n, self._heads(n), p) for n, p in zip(names, join.places, strict=True)]
-
-    def _heads(self, name: str) -> Heads:
-        brick = self.bricks[f"{name}.mix"]
-        assert isinstance(brick, Heads)
-        return brick
 
     def weights(self) -> Weights:
         """All weights, folded and rounded to float32."""
@@ -78,8 +52,8 @@ class HybridPacking(Packing):
         for l, groups in enumerate(self.groups):
             for group in groups:
                 own = list(group.places)
-                kinds[l, own] = group.kind
-                if group.kind == KERNEL:
+                kinds[l, own] = _kind(group)
+                if _kind(group) == KERNEL:
                     taps[l, own] = self.w[f"{group.name}.local.taps"].reshape(len(own), self.channels, -1)
             asks, paired = kinds[l] != POSITIONAL, kinds[l] != KERNEL
             query[l] = self.width + 2 * self.channels * (np.cumsum(asks) - asks)
@@ -108,13 +82,6 @@ class HybridPacking(Packing):
         c = self.channels
         return weight.reshape(self.width, -1, c).swapaxes(0, 1), bias.reshape(-1, c)
 
-    def _pairs_of(self, group: _Group) -> np.ndarray:
-        """Positional weights or biases of the scores, (heads of the group, token, token)."""
-        stored = self.w.get(f"{group.name}.mix.{'bias' if group.kind == FULL else 'weight'}")
-        if stored is None:
-            return np.zeros((len(group.places), self.tokens, self.tokens))
-        return stored[:, circulant(np, group.mix.grid)] if group.mix.grid else stored
-
     def _attention(self, i: int) -> tuple[np.ndarray, ...]:
         """``projection`` to ``out_bias`` of block ``i``, padded to the size of the largest block."""
         w, a, groups, heads, c = self.w, f"attention_{i}", self.groups[i - 1], self.heads, self.channels
@@ -127,19 +94,19 @@ class HybridPacking(Packing):
                 if f"{group.name}.{name}.weight" in w:
                     maps = folded(w, f"{a}.norm", f"{group.name}.{name}")
                     weight[role, own], bias[role, own] = self._by_head(maps)
-            if group.kind == FULL:
+            if _kind(group) == FULL:
                 weight[1, own] /= np.sqrt(c)
                 bias[1, own] /= np.sqrt(c)
                 bias[2, own] = 0  # shifts all scores of a query alike
-            if group.kind != KERNEL:
-                pairs |= dict(zip(own, self._pairs_of(group), strict=True))
-            asks[own] = group.kind != POSITIONAL
+            if _kind(group) != KERNEL:
+                pairs |= dict(zip(own, self._pairs_of(group.name, group.mix), strict=True))
+            asks[own] = _kind(group) != POSITIONAL
         out, out_bias = w[f"{a}.out.weight"], np.tile(w[f"{a}.out.bias"], (self.tokens, 1))
         if len(groups) > 1:
             out = np.repeat(w[f"{a}.join.gamma"], c)[:, None] * out
-        elif groups[0].kind != KERNEL:
-            full = groups[0].kind == FULL
-            share = np.ones((heads, self.tokens)) if full else groups_share(pairs)
+        elif _kind(groups[0]) != KERNEL:
+            full = _kind(groups[0]) == FULL
+            share = np.ones((heads, self.tokens)) if full else _shares(pairs)
             out_bias = out_bias + np.einsum("ht,hc,hcd->td", share, bias[0], out.reshape(heads, c, -1))
             bias[0] = 0
         return (*self._projected(weight, bias, asks), self._padded_pairs(pairs), out, out_bias)
@@ -151,7 +118,7 @@ class HybridPacking(Packing):
         columns = [*weight[0], *weight[1:, asks].swapaxes(0, 1).reshape(-1, self.width, self.channels)]
         biases = [*bias[0], *bias[1:, asks].swapaxes(0, 1).reshape(-1, self.channels)]
         most = self.width + 2 * self.channels * max(
-            sum(len(group.places) for group in groups if group.kind != POSITIONAL) for groups in self.groups
+            sum(len(group.places) for group in groups if _kind(group) != POSITIONAL) for groups in self.groups
         )
         missing = most - self.channels * len(columns)
         return (
@@ -162,7 +129,7 @@ class HybridPacking(Packing):
     def _padded_pairs(self, pairs: dict[int, np.ndarray]) -> np.ndarray:
         """Those of the heads that have any, in their order, (as many as in any block, token, token)."""
         most = max(
-            sum(len(group.places) for group in groups if group.kind != KERNEL) for groups in self.groups
+            sum(len(group.places) for group in groups if _kind(group) != KERNEL) for groups in self.groups
         )
         padded = np.zeros((most, self.tokens, self.tokens))
         for place, head in enumerate(sorted(pairs)):
@@ -170,13 +137,13 @@ class HybridPacking(Packing):
         return padded
 
 
-def groups_share(pairs: dict[int, np.ndarray]) -> np.ndarray:
+def _shares(pairs: dict[int, np.ndarray]) -> np.ndarray:
     """Sums of positional weights over tokens, (head, token)."""
     return np.stack([pairs[head].sum(axis=1) for head in sorted(pairs)])
 
 
 def _runs(windows: np.ndarray) -> np.ndarray:
-    """Where neighbours windows[t, k] of tokens t, t + 1, ... follow one another, see ``Kinds.runs``."""
+    """Where neighbours windows[t, k] of tokens t, t + 1, ... follow one another, see ``Weights.runs``."""
     tokens, runs = len(windows), []
     for k, column in enumerate(windows.T):
         inside = column < tokens

@@ -26,13 +26,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..engine.arrays import beside, namespace
 from .displacements import embedded
 from .primitives import LAYER_NORM_EPSILON, Brick, Heads, Neighbours, contains, over_samples
+
+if TYPE_CHECKING:
+    from .state import State
 
 Array = Any
 
@@ -372,3 +375,23 @@ class JoinHeads(Brick):
     def gradient(self, w, x, delta, total):
         g = (self._split(delta) * self._normalised(x)[0]).sum(axis=(-1, -3))
         return {f"{self.name}.gamma": over_samples(g, total)}
+
+
+class HeadGroup(NamedTuple):
+    """Heads of one kind in a block: what their bricks' names begin with, their brick ``mix``, their ``places`` in the block."""
+
+    name: str
+    mix: Heads
+    places: tuple[int, ...]
+
+
+def head_groups(state: State, block: int) -> list[HeadGroup]:
+    """The heads of a block (counted from 1), kind by kind; more than one group where they are joined."""
+    bricks: dict[str, Any] = {brick.name: brick for brick in state.bricks}
+    name = f"attention_{block}"
+    join = bricks.get(f"{name}.join")
+    if join is None:
+        mix = bricks[f"{name}.mix"]
+        return [HeadGroup(name, mix, tuple(range(mix.heads)))]
+    names = [edge.removesuffix(".heads") for edge in join.inputs]
+    return [HeadGroup(n, bricks[f"{n}.mix"], places) for n, places in zip(names, join.places, strict=True)]

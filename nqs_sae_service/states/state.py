@@ -7,7 +7,7 @@ A *layer* is an edge with a public name: ``embedding``, ``attention_1``, ``mlp_1
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
@@ -143,6 +143,40 @@ class State:
             raise KeyError(f"no layer {layer!r}; this network has {', '.join(self.layers)}")
 
 
+def run_forward(
+    bricks: Iterable[Brick],
+    weights: Mapping[str, Array],
+    edges: dict[str, Array],
+    edits: Mapping[str, Edit] | None = None,
+) -> None:
+    """Add what the ``bricks`` make of the ``edges`` to them, changing those in ``edits`` on the way."""
+    for brick in bricks:
+        y = brick.forward(weights, *(edges[name] for name in brick.inputs))
+        edges[brick.output] = edits[brick.output](y) if edits and brick.output in edits else y
+
+
+def run_backward(
+    bricks: Sequence[Brick],
+    weights: Mapping[str, Array],
+    edges: Mapping[str, Array],
+    deltas: dict[str, Array],
+    until: str | None = None,
+    parts: bool = False,
+) -> None:
+    """Add the cotangents of the edges before those in ``deltas``, down to the edge ``until``; ``parts`` as in ``Tape``."""
+    for brick in reversed(bricks):
+        if brick.output == until:
+            break
+        if brick.output not in deltas:
+            continue
+        x = tuple(edges[name] for name in brick.inputs)
+        found = brick.backward(weights, x, edges[brick.output], deltas[brick.output])
+        for name, delta in zip(brick.inputs, found, strict=True):
+            if parts and delta.ndim == 3 and namespace(delta).iscomplexobj(delta):
+                delta = namespace(delta).stack([delta.real, delta.imag])
+            deltas[name] = deltas[name] + delta if name in deltas else delta
+
+
 @dataclass(frozen=True)
 class Tape:
     """All edges of one forward pass and, after ``backward``, d log psi / d edge of each: the source of every derivative.
@@ -162,9 +196,7 @@ class Tape:
         dtype = next(iter(weights.values())).dtype
         rows = sigma if state.symmetry is None else state.symmetry.copies(sigma)
         edges = {"tokens": state.tokens(rows).astype(dtype)}
-        for brick in state.bricks:
-            y = brick.forward(weights, *(edges[name] for name in brick.inputs))
-            edges[brick.output] = edits[brick.output](y) if edits and brick.output in edits else y
+        run_forward(state.bricks, weights, edges, edits)
         return cls(state, weights, edges)
 
     @property
@@ -186,18 +218,7 @@ class Tape:
         dtype = np.result_type(real, np.complex64) if self.state.complex_amplitude else real
         shares = xp.ones(len(rows)) if symmetry is None else symmetry.shares(rows)
         deltas = {"log_psi": shares.astype(dtype)}
-        for brick in reversed(self.state.bricks):
-            if brick.output == until:
-                break
-            x = tuple(self.edges[name] for name in brick.inputs)
-            for name, delta in zip(
-                brick.inputs,
-                brick.backward(self.weights, x, self.edges[brick.output], deltas[brick.output]),
-                strict=True,
-            ):
-                if parts and delta.ndim == 3 and xp.iscomplexobj(delta):
-                    delta = xp.stack([delta.real, delta.imag])
-                deltas[name] = deltas[name] + delta if name in deltas else delta
+        run_backward(self.state.bricks, self.weights, self.edges, deltas, until, parts)
         return deltas
 
     def pull(self, layer: str, cotangent: Array, until: str) -> Array:
@@ -206,18 +227,7 @@ class Tape:
         Arrays (rows, token, channel); samples never mix. Zero where ``layer`` does not depend on the other.
         """
         deltas = {layer: cotangent}
-        for brick in reversed(self.state.bricks):
-            if brick.output == until:
-                break
-            if brick.output not in deltas:
-                continue
-            x = tuple(self.edges[name] for name in brick.inputs)
-            for name, delta in zip(
-                brick.inputs,
-                brick.backward(self.weights, x, self.edges[brick.output], deltas[brick.output]),
-                strict=True,
-            ):
-                deltas[name] = deltas[name] + delta if name in deltas else delta
+        run_backward(self.state.bricks, self.weights, self.edges, deltas, until)
         return deltas[until] if until in deltas else namespace(cotangent).zeros_like(self.edges[until])
 
     def gradients(self, deltas: dict[str, Array], total: bool = False) -> Iterator[tuple[slice, Array]]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .primitives import LAYER_NORM_EPSILON, Attention, Mix, circulant
+from .primitives import LAYER_NORM_EPSILON, Attention, Heads, Mix, circulant
 from .state import State
 
 _LARGEST_PATCH = 8  # spins of a patch whose states are tabulated
@@ -50,9 +50,7 @@ class Weights(NamedTuple):
     heads: int
     sites: np.ndarray  # (T, patch) int64: the sites of every token
     kinds: np.ndarray = _NONE  # (L, heads) int64: FULL, POSITIONAL or KERNEL
-    query: np.ndarray = (
-        _NONE  # (L, heads) int64: channel where the queries of a head begin, its keys behind them
-    )
+    query: np.ndarray = _NONE  # (L, heads) int64: channel where a head's queries begin, its keys behind them
     own_pair: np.ndarray = _NONE  # (L, heads) int64: which of ``pair`` belongs to a head
     channels: np.ndarray = _NONE  # (L,) int64: how many of the projection are in use
     joined: np.ndarray = _NONE  # (L,) bool: whether heads are normalised; their gammas are in ``out``
@@ -96,9 +94,9 @@ class Packing:
     def __init__(self, state: State, parameters: np.ndarray):
         self.w = {name: array.astype(np.float64) for name, array in state.unpack(parameters).items()}
         self.tokens, self.width, self.depth = state.n_tokens, state.width, depth(state)
-        mix = next(brick for brick in state.bricks if isinstance(brick, (Attention, Mix)))
-        self.heads, self.grid, self.sites = mix.heads, mix.grid, state.sites
-        self.invariant = mix.translation_invariant
+        self.mix = next(brick for brick in state.bricks if isinstance(brick, (Attention, Mix)))
+        self.heads, self.grid, self.sites = self.mix.heads, self.mix.grid, state.sites
+        self.invariant = self.mix.translation_invariant
         self.full = "attention_1.query.weight" in self.w
         self.side_by_side = self.full  # whether kernels treat configurations in vectors
         self.parts = ("real", "imaginary") if state.complex_amplitude else ("real",)
@@ -129,11 +127,15 @@ class Packing:
         return np.concatenate([m[0] for m in maps], axis=1), np.concatenate([m[1] for m in maps])
 
     def _pairs(self, i: int) -> np.ndarray:
-        """Positional weights or biases of the scores, (heads, token, token)."""
-        stored = self.w.get(f"attention_{i}.mix.bias" if self.full else f"attention_{i}.mix.weight")
+        """Those of all heads of block ``i``."""
+        return self._pairs_of(f"attention_{i}", self.mix)
+
+    def _pairs_of(self, name: str, mix: Heads) -> np.ndarray:
+        """Positional weights or biases of the scores, (heads of ``mix``, token, token), of the bricks that ``name`` begins."""
+        stored = self.w.get(f"{name}.mix.bias", self.w.get(f"{name}.mix.weight"))
         if stored is None:
-            return np.zeros((self.heads, self.tokens, self.tokens))
-        return stored[:, circulant(np, self.grid)] if self.grid else stored
+            return np.zeros((mix.heads, self.tokens, self.tokens))
+        return stored[:, circulant(np, mix.grid)] if mix.grid else stored
 
     def _layer(self, i: int):
         """One entry of every per-block field of ``Weights``, in their order."""

@@ -11,7 +11,6 @@ transfer (arXiv:2606.20097), layer by layer as in MOHAWK (arXiv:2408.10189).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +19,8 @@ import numpy as np
 from ..engine.arrays import namespace
 from ..errors import NumericalError
 from ..states import State, Wavefunction
-from ..states.head_transfer import heads_of
-from ..states.linear_attention import JoinHeads
 from ..states.primitives import Brick
+from ..states.state import run_backward, run_forward
 from ..states.transformer_packing import depth
 
 Array = Any
@@ -56,18 +54,15 @@ def loss_and_gradient(
 ) -> tuple[Array, dict[str, Array]]:
     """The loss of a block on streams x and outputs ``target`` (n, token, width), and its gradient by the block's parameters."""
     edges = {block.stream: x}
-    for brick in block.bricks:
-        edges[brick.output] = brick.forward(weights, *(edges[name] for name in brick.inputs))
+    run_forward(block.bricks, weights, edges)
     missed, scale = edges[block.output] - target, (target * target).sum()
     loss = (missed * missed).sum() / scale
     deltas = {block.output: 2 / scale * missed}
+    run_backward(block.bricks, weights, edges, deltas)
     gradients: dict[str, Array] = {}
-    for brick in reversed(block.bricks):
+    for brick in block.bricks:
         inputs = tuple(edges[name] for name in brick.inputs)
         gradients |= brick.gradient(weights, inputs, deltas[brick.output], True)
-        parts = brick.backward(weights, inputs, edges[brick.output], deltas[brick.output])
-        for name, delta in zip(brick.inputs, parts, strict=True):
-            deltas[name] = deltas[name] + delta if name in deltas else delta
     return loss, gradients
 
 
@@ -122,15 +117,9 @@ class Matching:
 def set_gammas(state: State, parameters: Array, teacher: Wavefunction, sigma: Array) -> None:
     """Give heads that are normalised the root mean square that the teacher's have on configurations (n, n_sites), in place."""
     weights, edges = state.unpack(parameters), teacher.fast_bricks.tape(sigma).edges
-    for name, number, count in _gammas(state):
-        x = edges[f"heads_{number}"]
-        by_head = x.reshape(*x.shape[:-1], count, -1)
-        weights[name][...] = namespace(x).sqrt((by_head**2).mean(axis=(0, 1, 3)))
-
-
-def _gammas(state: State) -> Iterator[tuple[str, int, int]]:
-    """Name, block and number of heads of every array of gammas."""
-    joins = {brick.name for brick in state.bricks if isinstance(brick, JoinHeads)}
     for number in range(1, depth(state) + 1):
-        if f"attention_{number}.join" in joins:
-            yield f"attention_{number}.join.gamma", number, len(heads_of(state, number))
+        gammas = weights.get(f"attention_{number}.join.gamma")
+        if gammas is not None:
+            x = edges[f"heads_{number}"]
+            by_head = x.reshape(*x.shape[:-1], len(gammas), -1)
+            gammas[...] = namespace(x).sqrt((by_head**2).mean(axis=(0, 1, 3)))

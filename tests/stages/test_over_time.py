@@ -6,15 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import xarray as xr
+from stopping import Context
 
 from nqs_sae_service.datasets import Origin, read_stage
 from nqs_sae_service.datasets.netcdf import write_stage
 from nqs_sae_service.datasets.schema import SCHEMA, labelled
-from nqs_sae_service.engine.devices import HOST
-from nqs_sae_service.engine.ranks import ALONE
 from nqs_sae_service.errors import Stopped
 from nqs_sae_service.physics.exact import FullSummation, all_configurations
-from nqs_sae_service.service.checkpoint import load_checkpoint, save_checkpoint
 from nqs_sae_service.service.plan import make_plan
 from nqs_sae_service.spec import load_spec
 from nqs_sae_service.stages import STAGES, sae
@@ -74,27 +72,6 @@ edges = 2
 steps = 2
 """
 DECLARED = [name for name in SCHEMA["sae"] if not name.endswith("threshold")]  # these dictionaries have none
-
-
-class Context:
-    """A runner that keeps its checkpoint in a file, and stops at a tick that is asked for."""
-
-    device, ranks = HOST, ALONE
-
-    def __init__(self, spec, upstream, checkpoint=None, stop_at=None):
-        self.spec, self.upstream, self.checkpoint, self.stop_at = spec, upstream, checkpoint, stop_at
-        self.ticks = []
-
-    def tick(self, done, total, message="", state=None):
-        assert 0 <= done <= total
-        self.ticks.append((done, total, message))
-        if len(self.ticks) == self.stop_at:
-            if state is not None:
-                save_checkpoint(self.checkpoint, state())
-            raise Stopped
-
-    def restore(self):
-        return load_checkpoint(self.checkpoint) if self.checkpoint else None
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from stopping import Context
 
 from nqs_sae_service.datasets import differences, read_stage
-from nqs_sae_service.engine.devices import HOST
-from nqs_sae_service.engine.ranks import ALONE
 from nqs_sae_service.errors import Stopped, UserError
 from nqs_sae_service.sae.classes import COMMON, NEITHER, NEVER
-from nqs_sae_service.service.checkpoint import load_checkpoint, save_checkpoint
 from nqs_sae_service.service.log import log_to_stderr
 from nqs_sae_service.service.plan import make_plan
 from nqs_sae_service.service.runner import run_plans
@@ -130,27 +128,6 @@ def test_parameters_of_steps_are_kept(directory, folder):
         with xr.open_dataset(plain / "ground_state.nc") as without:
             np.testing.assert_array_equal(without.parameters, ground.parameters)
             assert "checkpoint_parameters" not in without
-
-
-class Context:
-    """A runner that keeps its checkpoint in a file, and stops at a tick that is asked for."""
-
-    device, ranks = HOST, ALONE
-
-    def __init__(self, spec, upstream, checkpoint=None, stop_at=None):
-        self.spec, self.upstream, self.checkpoint, self.stop_at = spec, upstream, checkpoint, stop_at
-        self.ticks = []
-
-    def tick(self, done, total, message="", state=None):
-        assert 0 <= done <= total
-        self.ticks.append(message)
-        if len(self.ticks) == self.stop_at:
-            if state is not None:
-                save_checkpoint(self.checkpoint, state())
-            raise Stopped
-
-    def restore(self):
-        return load_checkpoint(self.checkpoint) if self.checkpoint else None
 
 
 def interrupted(stage, spec, upstream, path, *stops):

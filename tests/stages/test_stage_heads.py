@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 import xarray as xr
+from stopping import Context
 
 from nqs_sae_service.datasets.netcdf import read_stage
-from nqs_sae_service.engine.devices import HOST
-from nqs_sae_service.engine.ranks import ALONE
 from nqs_sae_service.errors import Stopped, UserError
-from nqs_sae_service.service.checkpoint import load_checkpoint, save_checkpoint
 from nqs_sae_service.service.plan import make_plan
 from nqs_sae_service.service.runner import run_plans
 from nqs_sae_service.spec import load_spec
@@ -51,26 +49,6 @@ figures = false
 """
 SMALL = (("count = 4096", "count = 1024"), ("samples = 1024", "samples = 128"))
 PLACES = [(1, 1), (1, 2), (2, 1), (2, 2)]  # (block, head)
-
-
-class Context:
-    """A runner that keeps its checkpoint in a file, and stops at a tick that is asked for."""
-
-    device, ranks = HOST, ALONE
-
-    def __init__(self, spec, upstream, checkpoint=None, stop_at=None):
-        self.spec, self.upstream, self.checkpoint, self.stop_at = spec, upstream, checkpoint, stop_at
-        self.ticks, self.saved = 0, 0
-
-    def tick(self, done, total, message="", state=None):
-        assert 0 <= done <= total
-        self.ticks += 1
-        if self.ticks == self.stop_at:
-            save_checkpoint(self.checkpoint, state())
-            raise Stopped
-
-    def restore(self):
-        return load_checkpoint(self.checkpoint) if self.checkpoint else None
 
 
 def compute(folder, *changes, until="heads"):
@@ -238,13 +216,13 @@ def test_it_continues_after_stops_with_the_same_bits(run, tmp_path):
     spec, checkpoint = asked(spec, samples=192), tmp_path / "checkpoint.npz"
     whole = Context(spec, files)
     expected = STAGES["heads"].run(whole)
-    assert whole.ticks > 20
+    assert len(whole.ticks) > 20
     for share in (0.1, 0.3, 0.4):
         with pytest.raises(Stopped):
-            STAGES["heads"].run(Context(spec, files, checkpoint, int(share * whole.ticks)))
+            STAGES["heads"].run(Context(spec, files, checkpoint, int(share * len(whole.ticks))))
     again = Context(spec, files, checkpoint)
     xr.testing.assert_identical(STAGES["heads"].run(again), expected)
-    assert again.ticks < 0.6 * whole.ticks
+    assert len(again.ticks) < 0.6 * len(whole.ticks)
 
 
 def test_log_psi_and_infidelity_alone_need_no_local_estimators(run):

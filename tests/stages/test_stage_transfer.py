@@ -3,13 +3,11 @@
 import numpy as np
 import pytest
 import xarray as xr
+from stopping import Context
 
 from nqs_sae_service.datasets.netcdf import read_stage
-from nqs_sae_service.engine.devices import HOST
-from nqs_sae_service.engine.ranks import ALONE
 from nqs_sae_service.errors import Stopped, UserError
 from nqs_sae_service.physics.exact import all_configurations
-from nqs_sae_service.service.checkpoint import load_checkpoint, save_checkpoint
 from nqs_sae_service.service.plan import make_plan
 from nqs_sae_service.service.runner import run_plans
 from nqs_sae_service.service.sources import Unfinished
@@ -69,26 +67,6 @@ steps = 3
 samples = 0
 """
 SEEN_BY_CHANCE = 5  # standard errors
-
-
-class Context:
-    """A runner that keeps its checkpoint in a file, and stops at a tick that is asked for."""
-
-    device, ranks = HOST, ALONE
-
-    def __init__(self, spec, upstream, checkpoint=None, stop_at=None):
-        self.spec, self.upstream, self.checkpoint, self.stop_at = spec, upstream, checkpoint, stop_at
-        self.ticks = 0
-
-    def tick(self, done, total, message="", state=None):
-        assert 0 <= done <= total
-        self.ticks += state is not None
-        if state is not None and self.ticks == self.stop_at:
-            save_checkpoint(self.checkpoint, state())
-            raise Stopped
-
-    def restore(self):
-        return load_checkpoint(self.checkpoint) if self.checkpoint and self.checkpoint.exists() else None
 
 
 class Lab:
@@ -172,7 +150,7 @@ def test_a_network_with_the_heads_of_the_teacher_is_the_teacher(lab):
     assert found.attrs["infidelity_taken_over"] < 1e-12
 
 
-@pytest.mark.parametrize("stop_at", [1, 30, 63])
+@pytest.mark.parametrize("stop_at", [1, 30, 73])  # burn-in, heads, infidelity
 def test_interrupted_and_continued_it_is_the_same(lab, tmp_path, stop_at):
     spec = lab.plan("pupil")[0].point.spec
     upstream = {TEACHER: lab.file("teacher", "ground_state")}

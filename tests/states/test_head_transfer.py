@@ -28,7 +28,7 @@ def sigma():
 
 
 @pytest.mark.parametrize("attention", ["full", "positional", "kernel", "delta", MIXED])
-def test_the_same_network_takes_over_everything(attention, sigma):
+def test_the_same_network_takes_over_everything(attention):
     state = network(attention)
     parameters = random_parameters(state)
     copied = taken_over(state, parameters, state, random_parameters(state, 5))
