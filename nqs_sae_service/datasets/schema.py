@@ -667,6 +667,8 @@ COORDINATES: dict[str, tuple[str, str]] = {
     "head": ("attention head of the block, counted from 1", "1"),
     "sample_set": ("disjoint set of samples", "1"),
     "order": ("order in which heads are knocked out", "1"),
+    "match_step": ("step in which heads learn the outputs of a teacher's", "1"),
+    "infidelity_step": ("step that lowers the infidelity to a teacher", "1"),
     "knocked": ("number of heads that are knocked out", "1"),
     "group": ("points of a sweep that differ in nothing but their dictionaries", "1"),
     "features": ("number of features of the dictionary", "1"),

@@ -40,7 +40,8 @@ def run(context: Context) -> xr.Dataset:
         context.ranks,
     )
     exact = spec.hamiltonian.exact_energy(lattice, spec.sampling.fixed_magnetization)
-    parameters, chains = start_of(spec, trainer.state, context.upstream)
+    before, taught = (context.upstream.get(name) for name in (START_FROM, "transfer"))
+    parameters, chains = start_of(spec, trainer.state, before, taught)
     saved = context.restore()
     training = (
         Training.from_arrays(saved, context.device, context.ranks)

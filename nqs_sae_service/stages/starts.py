@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 
 def start_of(
-    spec: Spec, state: State, upstream: Mapping[str, xr.Dataset]
+    spec: Spec, state: State, before: xr.Dataset | None, taught: xr.Dataset | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Parameters (n_parameters,) that a training begins with, and chains (chains, n_sites) int8 or None for random ones.
 
-    ``upstream``: ``transfer``, or the ground state of the run to start from. Chains of that go on if lattice, magnetization
-    and number of chains are the same. Raises UserError where file or run do not fit.
+    ``before``: the ground state of the run to start from. Its chains go on if lattice, magnetization and number of chains are
+    the same. ``taught``: what a teacher has taught. Raises UserError where file or run do not fit.
     """
-    if (taught := upstream.get("transfer")) is not None:
+    if taught is not None:
         return taught["parameters"].values, taught["final_configuration"].values
-    if (before := upstream.get(START_FROM)) is not None:
+    if before is not None:
         return _parameters_of(before, state), chains_of(before, spec)
     if spec.state.load:
         return _loaded(spec.state.load, state), None
