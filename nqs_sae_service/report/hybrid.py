@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .reading import Point
 
 LEARNED, TITLE = "Learned from a teacher", "What do full heads buy?"
-SIGNIFICANT = 2.0  # combined standard errors
+LEVEL = 0.05  # a difference of energies less likely than this by chance, Student's t of the two sets of seeds, is told
 RIVALS = ("random", "fixed", "layers")  # what ranked heads are held against
 STEPS = {
     "parameters taken over": "infidelity_taken_over",
@@ -29,7 +29,7 @@ STEPS = {
 }
 NETWORKS = {
     "full": "share of the heads that are full",
-    "energy": "total, in J: mean over seeds and its standard error; of a single seed its own error",
+    "energy": "total, in J: mean over seeds; its error from their scatter, not below what sampling alone gives",
     "V-score": "N Var(H) / E^2, mean over seeds; 0 for an eigenstate",
     "s/step": "median of a step of the training on energy",
     "infidelity": "to the teacher, before the training on energy",
@@ -50,11 +50,14 @@ class Network:
 
     @property
     def energy(self) -> tuple[float, float]:
-        """Mean over seeds and its standard error; of a single seed its own."""
+        """Mean over seeds and its standard error: from the scatter of the seeds, not below what their sampling alone gives.
+
+        A few seeds can agree by chance better than their own errors allow.
+        """
         many = len(self.energies)
-        if many < 2:
-            return float(self.energies[0]), float(self.errors[0])
-        return float(self.energies.mean()), float(self.energies.std(ddof=1) / math.sqrt(many))
+        sampling = math.sqrt(np.square(self.errors).sum()) / many
+        scatter = float(self.energies.std(ddof=1)) / math.sqrt(many) if many > 1 else 0.0
+        return float(self.energies.mean()), max(sampling, scatter)
 
 
 def learned_section(dataset: xr.Dataset) -> Section | None:
@@ -123,7 +126,9 @@ def hybrid_section(points: Sequence[Point]) -> Section | None:
 
 
 def _verdicts(found: Sequence[Network]) -> Iterator[Verdict]:
-    """Ranked heads against every rival, by the difference of mean energies."""
+    """Ranked heads against every rival, by the difference of mean energies; one seed each decides nothing."""
+    from scipy.stats import t
+
     by_word: Mapping[str, Network] = {network.attention: network for network in found}
     ranked = by_word.get("ranked")
     if ranked is None:
@@ -131,7 +136,8 @@ def _verdicts(found: Sequence[Network]) -> Iterator[Verdict]:
     for rival in (by_word[word] for word in RIVALS if word in by_word):
         (own, own_error), (other, other_error) = ranked.energy, rival.energy
         gap, error = own - other, math.hypot(own_error, other_error)
-        clear = error > 0 and abs(gap) > SIGNIFICANT * error
+        freedom = len(ranked.energies) + len(rival.energies) - 2
+        clear = freedom > 0 and error > 0 and 2 * t.sf(abs(gap) / error, freedom) < LEVEL
         kind: Kind = "open" if not clear else "good" if gap < 0 else "bad"
         told = "cannot be told from" if not clear else "is lower than" if gap < 0 else "is higher than"
         seeds = min(len(ranked.energies), len(rival.energies))

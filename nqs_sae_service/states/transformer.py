@@ -436,10 +436,16 @@ def initial(name: str, shape: tuple[int, ...], generator: np.random.Generator, l
 
     The two maps that write into the residual stream start smaller. A block's output is scaled by 1 / sqrt(2 layers), so that
     the stream's variance does not grow with depth.
+
+    The biases of softmax attention by displacement start at random, of variance ln(tokens): each head then begins with a few
+    displacements, however many tokens there are. From zeros it would begin as the mean over all tokens, and training would sit
+    on the plateau of a mean-field state.
     """
     role = name.rpartition(".")[2]
     if role in ("gain", "gamma"):
         return np.ones(shape)
+    if role == "bias" and ".mix." in name:
+        return generator.normal(scale=math.sqrt(math.log(shape[-1])), size=shape)
     if role == "bias":
         return np.zeros(shape)
     if role == "taps":

@@ -9,7 +9,7 @@ import xarray as xr
 from nqs_sae_service.datasets import Origin, labelled, write_stage
 from nqs_sae_service.report import read, show, write_report
 from nqs_sae_service.report.figures import draw
-from nqs_sae_service.report.hybrid import hybrid_section, learned_section, networks
+from nqs_sae_service.report.hybrid import Network, hybrid_section, learned_section, networks
 
 FULL = {"ranked": 0.125, "random": 0.125, "fixed": 0.125, "layers": 0.25, "kernel": 0.0}
 
@@ -57,6 +57,7 @@ def test_points_that_differ_in_seeds_are_one_network(sweep):
     mean, error = found["ranked"].energy
     assert mean == pytest.approx(-9.98)
     assert error == pytest.approx(0.01 / np.sqrt(3))
+    assert Network("", 0, np.array([1.0, 1.0]), np.array([3.0, 4.0]), *3 * [np.nan]).energy == (1.0, 2.5)
 
 
 def test_ranked_heads_are_held_against_every_rival(sweep):
@@ -69,6 +70,14 @@ def test_ranked_heads_are_held_against_every_rival(sweep):
     assert len(section.tables[0].rows) == 5
     assert draw(read(sweep))["hybrid"].axes
     assert "What do full heads buy?" in write_report(sweep).read_text(encoding="utf-8")
+
+
+def test_one_seed_decides_nothing(tmp_path):
+    write_point(tmp_path, "ranked", 1, -10.0)
+    write_point(tmp_path, "random", 1, -9.0)
+    (verdict,) = hybrid_section(read(tmp_path).points).verdicts
+    assert verdict.kind == "open"
+    assert "cannot be told from that of random" in verdict.text
 
 
 def test_points_with_the_same_heads_have_no_such_section(tmp_path):
