@@ -122,7 +122,7 @@ class Crosscoder(Section):
         if self.k and "k" not in type(sae).model_fields:
             yield Finding("k", f'sae.kind = "{sae.kind}" has no number of active features: leave it out')
         elif self.features or self.k:
-            own = self.record(sae)
-            if "k" in type(sae).model_fields and own.k > own.features:  # type: ignore[attr-defined]
-                what = f"{own.k} active features of {own.features}: k must not exceed features"  # type: ignore[attr-defined]
+            own: Any = self.record(sae)
+            if "k" in type(sae).model_fields and own.k > own.features:
+                what = f"{own.k} active features of {own.features}: k must not exceed features"
                 yield Finding("k" if self.k else "features", what)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -371,7 +371,7 @@ class _Correlations:
             return x.reshape(*sigma.shape[:2], *x.shape[1:])
 
         tokens = self.workshop.source(networks, self.sigma[0, :1])(0, 1).shape[1]
-        tick = lambda: self.workshop.tick("correlations")  # noqa: E731
+        tick = partial(self.workshop.tick, "correlations")
         return SampleRows(load, self.chains[part], self.sigma.shape[1], tokens, tick=tick)
 
 

@@ -75,7 +75,15 @@ def look_at(directory: Path, page: bool) -> str:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("kind", "changes"), [("make_run", 60), ("make_quenched", 24)])
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("make_run", 20),
+        ("make_quenched", 8),
+        pytest.param("make_run", 200, marks=pytest.mark.slow),
+        pytest.param("make_quenched", 100, marks=pytest.mark.slow),
+    ],
+)
 def test_a_changed_file_is_shown_or_refused(kind: str, changes: int, request: pytest.FixtureRequest) -> None:
     rng = random.Random(5)
     directory = request.getfixturevalue(kind)()
