@@ -5,10 +5,10 @@
     python benchmarks/attention.py --device gpu
 
 A ring with one spin per token, a transformer of width 32 with 4 heads and one block, float32: one pass of the bricks, and in a
-second table one of the fused twins, which all kinds but ``delta`` have on the CPU. Per configuration, the median of several
-passes over 8, over 64 by the twins, whose first block is tabulated where it can be, and over 128 on a GPU; kinds in turns. The
-exponent is the slope of log time against log tokens, fitted to the largest four numbers of tokens. A kind crosses softmax
-attention where the straight lines between measured points (of logarithms) do.
+second table one of the fused twins on the CPU. Per configuration, the median of several passes over 8, over 64 by the twins,
+whose first block is tabulated where it can be, and over 128 on a GPU; kinds in turns. The exponent is the slope of log time
+against log tokens, fitted to the largest four numbers of tokens. A kind crosses softmax attention where the straight lines
+between measured points (of logarithms) do.
 Results: ``benchmarks/results/attention.md``, ``attention-gpu.md``.
 """
 
@@ -56,12 +56,11 @@ def measure(
 ) -> dict[str, list[float]]:
     """Seconds for a configuration, by kind, one for each number of tokens."""
     rows = DEVICE_ROWS if device.kind == "gpu" else ROWS if plain else FUSED_ROWS
-    kinds = [kind for kind in KINDS if plain or kind != "delta"]
-    found: dict[str, list[float]] = {kind: [] for kind in kinds}
+    found: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for tokens in sizes:
         sigma = device.put(np.random.default_rng(0).choice(np.array([-1, 1], np.int8), (rows, tokens)))
-        networks = {kind: network(kind, tokens, plain, device) for kind in kinds}
-        taken: dict[str, list[float]] = {kind: [] for kind in kinds}
+        networks = {kind: network(kind, tokens, plain, device) for kind in KINDS}
+        taken: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for turn in range(repetitions + 1):  # the first one warms up
             for kind, psi in networks.items():
                 start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Attention heads of a block on the CPU, fused: softmax, positional and kernel heads, all of one kind or each of its own.
+"""Attention heads of a block on the CPU, fused, all of one kind or each of its own: softmax, positional, kernel, delta rule.
 
 Between its projections attention works on (channel, token, configuration), configurations side by side: positional weights are
 matrices then, softmax is a loop over neighbours, and the sums M = sum_j phi(k_j) v_j^T of a kernel head are sums of vectors.
@@ -14,9 +14,10 @@ from ..engine.blas import gemm
 from ..engine.jit import EXACT, njit
 from ..engine.lanes import LANES, add_products
 from ..engine.vector import exp32
+from .delta_cpu import delta_head
 from .linear_attention import SMALLEST_NORM
 from .primitives import LAYER_NORM_EPSILON
-from .transformer_packing import FULL, POSITIONAL
+from .transformer_packing import DELTA, FULL, POSITIONAL
 
 _f4 = np.float32
 _EPSILON, _SMALLEST = _f4(LAYER_NORM_EPSILON), _f4(SMALLEST_NORM)
@@ -254,8 +255,8 @@ def _kernel_head(qkv, query, key, value, dh, taps, runs, channel, out, moments, 
 
 
 @njit()
-def _to_unit_size(x, scale):
-    """x <- x / sqrt(mean_c x_c^2 + 1e-6); x (dh, columns), scale (columns,) is scratch."""
+def _to_size(x, size, smallest, scale):
+    """x <- x / sqrt(sum_c x_c^2 / size + smallest); x (dh, columns), scale (columns,) is scratch."""
     for r in range(scale.size):
         scale[r] = _f4(0)
     for c in range(len(x)):
@@ -263,7 +264,7 @@ def _to_unit_size(x, scale):
         for r in range(scale.size):
             scale[r] += row[r] * row[r]
     for r in range(scale.size):
-        scale[r] = _f4(1) / math.sqrt(scale[r] / _f4(len(x)) + _EPSILON)
+        scale[r] = _f4(1) / math.sqrt(scale[r] / size + smallest)
     for c in range(len(x)):
         row = x[c]
         for r in range(scale.size):
@@ -286,11 +287,16 @@ def _heads_by_kind(w, l, s):
         elif kind == POSITIONAL:
             pair = w.pair[l, w.own_pair[l, h] : w.own_pair[l, h] + 1]
             _mix(qkv[value : value + dh], pair, out)
+        elif kind == DELTA:
+            _to_size(qkv[query : query + dh], _f4(1), _SMALLEST, norm)
+            _to_size(qkv[query + dh : query + 2 * dh], _f4(1), _SMALLEST, norm)
+            gates = w.gates[l, h]
+            delta_head(qkv, query, query + dh, value, dh, gates, w.order, w.scans, value, s.mixed, s.lines)
         else:
             taps = w.taps[l, value : value + dh]
             _kernel_head(qkv, query, query + dh, value, dh, taps, w.runs, value, s.mixed, s.moments, norm)
         if w.joined[l]:
-            _to_unit_size(out, norm)
+            _to_size(out, _f4(dh), _EPSILON, norm)
 
 
 @njit()

@@ -1,20 +1,44 @@
-"""The parameters of a transformer with kernel heads, or heads of several kinds, as its CPU kernels want them.
+"""The parameters of a transformer with linear heads, or heads of several kinds, as its CPU kernels want them.
 
-Where weights of values do not sum to something known beforehand (a kernel head divides by q z + 1e-6) or a norm follows (joined
-heads), the bias of the values stays with the values. In blocks of full or of positional heads alone it moves into the bias of
-the output as in ``transformer_packing.py``. The gammas of joined heads go into the map of the output.
+Where weights of values do not sum to something known beforehand (a kernel head divides by q z + 1e-6, the delta rule has no
+weights) or a norm follows (joined heads), the bias of the values stays with the values. In blocks of full or of positional
+heads alone it moves into the bias of the output as in ``transformer_packing.py``. The gammas of joined heads go into the map
+of the output.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from .linear_attention import HeadGroup, KernelAttention, LocalMix, head_groups
+from .linear_attention import DeltaRule, HeadGroup, KernelAttention, LocalMix, head_groups
 from .primitives import Attention, Heads, Mix
 from .state import State
-from .transformer_packing import FULL, KERNEL, NO_TABLE, POSITIONAL, Packing, Table, Weights, depth, folded
+from .transformer_packing import (
+    DELTA,
+    FULL,
+    KERNEL,
+    NO_SCANS,
+    NO_TABLE,
+    POSITIONAL,
+    Packing,
+    Table,
+    Weights,
+    depth,
+    folded,
+)
 
-_KIND: dict[type[Heads], int] = {Attention: FULL, Mix: POSITIONAL, KernelAttention: KERNEL}
+_KIND: dict[type[Heads], int] = {
+    Attention: FULL,
+    Mix: POSITIONAL,
+    KernelAttention: KERNEL,
+    DeltaRule: DELTA,
+}
+_ASK, _PAIRED = (
+    (FULL, KERNEL, DELTA),
+    (FULL, POSITIONAL),
+)  # with queries and keys; with a number for each pair of tokens
 
 
 def of_one_kind(state: State) -> bool:
@@ -42,34 +66,50 @@ class HybridPacking(Packing):
         self.groups = [head_groups(state, i) for i in range(1, self.depth + 1)]
         self.heads = sum(len(group.places) for group in self.groups[0])
         self.channels = self.width // self.heads
+        self.kinds = np.zeros((self.depth, self.heads), np.int64)
+        for own, groups in zip(self.kinds, self.groups, strict=True):
+            for group in groups:
+                own[list(group.places)] = _kind(group)
         windows = [brick.windows for brick in state.bricks if isinstance(brick, LocalMix)]
         self.windows = windows[0] if windows else np.empty((self.tokens, 0), np.int64)
+        rules = [brick for brick in state.bricks if isinstance(brick, DeltaRule)]
+        self.order, self.scans = _scans(rules[0]) if rules else (NO_SCANS, NO_SCANS)
 
     def weights(self) -> Weights:
         """All weights, folded and rounded to float32."""
-        kinds, query, own_pair = np.zeros((3, self.depth, self.heads), np.int64)
         taps = np.zeros((self.depth, self.heads, self.channels, self.windows.shape[1]), np.float32)
         for l, groups in enumerate(self.groups):
             for group in groups:
-                own = list(group.places)
-                kinds[l, own] = _kind(group)
                 if _kind(group) == KERNEL:
+                    own = list(group.places)
                     taps[l, own] = self.w[f"{group.name}.local.taps"].reshape(len(own), self.channels, -1)
-            asks, paired = kinds[l] != POSITIONAL, kinds[l] != KERNEL
-            query[l] = self.width + 2 * self.channels * (np.cumsum(asks) - asks)
-            own_pair[l] = np.cumsum(paired) - paired
+        query, gates, used = self._channels()
         return (
             super()
             .weights()
             ._replace(
-                kinds=kinds,
+                kinds=self.kinds,
                 query=query,
-                own_pair=own_pair,
-                channels=self.width + 2 * self.channels * (kinds != POSITIONAL).sum(axis=1),
+                own_pair=_before(np.isin(self.kinds, _PAIRED)),
+                channels=used,
                 joined=np.asarray([len(groups) > 1 for groups in self.groups]),
                 taps=taps.reshape(self.depth, self.width, -1),
                 runs=_runs(self.windows),
+                gates=gates,
+                order=self.order,
+                scans=self.scans,
             )
+        )
+
+    def _channels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Channels of projections: where queries and gates of every head begin (block, head), how many there are (block,)."""
+        asks, ruled = np.isin(self.kinds, _ASK), self.kinds == DELTA
+        each, gates = 2 * self.channels, 2 * len(self.scans)
+        behind = self.width + each * asks.sum(axis=1)
+        return (
+            self.width + each * _before(asks),
+            behind[:, None] + gates * _before(ruled),
+            behind + gates * ruled.sum(axis=1),
         )
 
     def table(self) -> Table:
@@ -87,7 +127,7 @@ class HybridPacking(Packing):
         w, a, groups, heads, c = self.w, f"attention_{i}", self.groups[i - 1], self.heads, self.channels
         weight, bias = np.zeros((3, heads, self.width, c)), np.zeros((3, heads, c))
         pairs: dict[int, np.ndarray] = {}
-        asks = np.zeros(heads, bool)
+        gates: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for group in groups:
             own = list(group.places)
             for role, name in enumerate(("value", "query", "key")):
@@ -98,43 +138,64 @@ class HybridPacking(Packing):
                 weight[1, own] /= np.sqrt(c)
                 bias[1, own] /= np.sqrt(c)
                 bias[2, own] = 0  # shifts all scores of a query alike
-            if _kind(group) != KERNEL:
+            if _kind(group) in _PAIRED:
                 pairs |= dict(zip(own, self._pairs_of(group.name, group.mix), strict=True))
-            asks[own] = _kind(group) != POSITIONAL
+            if _kind(group) == DELTA:
+                gates |= dict(zip(own, self._gates_of(group.name, a, len(own)), strict=True))
         out, out_bias = w[f"{a}.out.weight"], np.tile(w[f"{a}.out.bias"], (self.tokens, 1))
         if len(groups) > 1:
             out = np.repeat(w[f"{a}.join.gamma"], c)[:, None] * out
-        elif _kind(groups[0]) != KERNEL:
+        elif _kind(groups[0]) in _PAIRED:
             full = _kind(groups[0]) == FULL
             share = np.ones((heads, self.tokens)) if full else _shares(pairs)
             out_bias = out_bias + np.einsum("ht,hc,hcd->td", share, bias[0], out.reshape(heads, c, -1))
             bias[0] = 0
-        return (*self._projected(weight, bias, asks), self._padded_pairs(pairs), out, out_bias)
-
-    def _projected(
-        self, weight: np.ndarray, bias: np.ndarray, asks: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Values of all heads, then queries and keys of those that ``ask``: (d, channels) and (channels,)."""
-        columns = [*weight[0], *weight[1:, asks].swapaxes(0, 1).reshape(-1, self.width, self.channels)]
-        biases = [*bias[0], *bias[1:, asks].swapaxes(0, 1).reshape(-1, self.channels)]
-        most = self.width + 2 * self.channels * max(
-            sum(len(group.places) for group in groups if _kind(group) != POSITIONAL) for groups in self.groups
-        )
-        missing = most - self.channels * len(columns)
+        asks = np.isin(self.kinds[i - 1], _ASK)
+        columns = [*weight[0], *weight[1:, asks].swapaxes(0, 1).reshape(-1, self.width, c)]
+        biases = [*bias[0], *bias[1:, asks].swapaxes(0, 1).reshape(-1, c)]
+        for head in sorted(gates):
+            columns.append(gates[head][0])
+            biases.append(gates[head][1])
+        projection, its_bias = np.concatenate(columns, axis=1), np.concatenate(biases)
+        missing = self._channels()[2].max() - its_bias.size
         return (
-            np.pad(np.concatenate(columns, axis=1), ((0, 0), (0, missing))),
-            np.pad(np.concatenate(biases), (0, missing)),
+            np.pad(projection, ((0, 0), (0, missing))),
+            np.pad(its_bias, (0, missing)),
+            self._padded_pairs(pairs),
+            out,
+            out_bias,
         )
+
+    def _gates_of(self, name: str, block: str, heads: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For each of the heads of a delta rule: weight (d, 2 scans) and bias of alpha of every scan, then of beta."""
+        weight, bias = folded(self.w, f"{block}.norm", f"{name}.gates")
+        weight, bias = weight.reshape(self.width, -1, 2, heads), bias.reshape(-1, 2, heads)
+        for h in range(heads):
+            yield weight[..., h].swapaxes(1, 2).reshape(self.width, -1), bias[..., h].T.ravel()
 
     def _padded_pairs(self, pairs: dict[int, np.ndarray]) -> np.ndarray:
         """Those of the heads that have any, in their order, (as many as in any block, token, token)."""
-        most = max(
-            sum(len(group.places) for group in groups if _kind(group) != KERNEL) for groups in self.groups
-        )
+        most = np.isin(self.kinds, _PAIRED).sum(axis=1).max()
         padded = np.zeros((most, self.tokens, self.tokens))
         for place, head in enumerate(sorted(pairs)):
             padded[place] = pairs[head]
         return padded
+
+
+def _before(chosen: np.ndarray) -> np.ndarray:
+    """How many before each are chosen, along the last axis."""
+    return np.cumsum(chosen, axis=-1) - chosen
+
+
+def _scans(rule: DeltaRule) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens line after line, as each scan of the delta rule goes, and the lengths of lines and whether they are rings."""
+    tokens = np.arange(rule.tokens).reshape(rule.extent)
+    order, scans = [], []
+    for axis, (length, ring) in enumerate(zip(rule.extent, rule.wraps, strict=True)):
+        lines = np.moveaxis(tokens, axis, -1).reshape(-1, length)
+        order += [lines.ravel(), lines[:, ::-1].ravel()]
+        scans += 2 * [(length, ring)]
+    return np.asarray(order, np.int64), np.asarray(scans, np.int64)
 
 
 def _shares(pairs: dict[int, np.ndarray]) -> np.ndarray:

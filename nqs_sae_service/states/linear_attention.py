@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 Array = Any
 
 SMALLEST_NORM = 1e-6  # added to phi(q) . sum phi(k), and to squared lengths of queries and keys
-_LONGEST = 0.999  # largest alpha: S forgets within a thousand tokens, and a ring always has a solution
+LONGEST = 0.999  # largest alpha: S forgets within a thousand tokens, and a ring always has a solution
 
 
 def neighbourhood(extent: tuple[int, ...], wraps: tuple[bool, ...]) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -200,7 +200,7 @@ class DeltaRule(Heads):
         """alpha and beta (place, ..., head, 1) of a scan."""
         xp, h = namespace(gates), self.heads
         both = 0.5 + 0.5 * xp.tanh(0.5 * gates[..., 2 * h * scan : 2 * h * (scan + 1)])
-        alpha, beta = both[..., :h] * gates.dtype.type(_LONGEST), both[..., h:]
+        alpha, beta = both[..., :h] * gates.dtype.type(LONGEST), both[..., h:]
         return self._lines(alpha, scan, 1), self._lines(beta, scan, 1)
 
     def _operands(self, x, scan):
@@ -252,7 +252,7 @@ class DeltaRule(Heads):
             d_q, d_k, d_v = d_q + of_q, d_k + of_k, d_v + of_v
             alpha, beta = (self._tokens(gate, scan) for gate in operands[2:])
             d_gates += [
-                of_alpha * alpha * (1 - alpha * alpha.dtype.type(1 / _LONGEST)),
+                of_alpha * alpha * (1 - alpha * alpha.dtype.type(1 / LONGEST)),
                 of_beta * beta * (1 - beta),
             ]
         by_head = (*delta.shape[:-1], heads, c)

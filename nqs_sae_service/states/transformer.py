@@ -246,7 +246,6 @@ class Transformer(Ansatz):
         invariant = lattice.periodic if self.translation_invariant is None else self.translation_invariant
         sites = patches(lattice, self.patch_extent(lattice))
         tokens = TokenGrid.of(lattice, self.patch_extent(lattice), invariant)
-        fused = all("delta" not in layer for layer in self.head_kinds())
         return State(
             n_sites=lattice.n_sites,
             n_tokens=len(sites),
@@ -258,8 +257,8 @@ class Transformer(Ansatz):
             complex_amplitude=self.amplitude == "complex",
             sites=sites,
             initial=lambda name, shape, generator: initial(name, shape, generator, self.layers),
-            fuse=_fuse if fused else None,
-            fused_layers=("embedding", *self.residual_names()) if fused else (),
+            fuse=_fuse,
+            fused_layers=("embedding", *self.residual_names()),
             invariances=shifted_tokens(sites, tokens.extent) if invariant else None,
         )
 

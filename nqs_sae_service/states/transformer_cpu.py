@@ -29,6 +29,7 @@ from ..engine.jit import njit, numba, prange
 from ..engine.lanes import LANES
 from ..engine.vector import gelu32
 from .attention_cpu import attend, divide_by_sum, weighted_values
+from .delta_cpu import delta_scratch
 from .fused import ALIGNMENT
 from .hybrid_packing import packing_of
 from .primitives import LAYER_NORM_EPSILON
@@ -67,9 +68,9 @@ class Scratch(NamedTuple):
     group: np.ndarray  # (a few, T, d + h): streams and hidden units of the first block, where tabulated
     written: np.ndarray  # (a few T, d): what its feed-forward network adds to the stream
     code: np.ndarray  # (T, B) int64: states of the patches, where the first block is tabulated
-    moments: (
-        np.ndarray
-    )  # (d / heads + 1, d / heads, B): sums over tokens in a kernel head; empty where there is none
+    # Of a kernel head (d / heads + 1, d / heads, B): sums over tokens; of the delta rule see ``delta_scratch``. Else empty.
+    moments: np.ndarray
+    lines: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 @njit()
@@ -98,6 +99,7 @@ def _scratch(w, table, block):
         np.zeros((group * tokens, d), np.float32),
         np.zeros((tokens, block), np.int64),
         np.zeros((dh + 1, dh, block), np.float32),
+        delta_scratch(w.scans, dh, block),
     )
 
 

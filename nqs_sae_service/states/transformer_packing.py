@@ -20,16 +20,17 @@ _SPREAD = 60.0  # of the highest score of a query below the highest one in any s
 _TINY = 1e-37  # exponentials below are zero: denormal numbers are slow
 
 
-FULL, POSITIONAL, KERNEL = 0, 1, 2  # kinds of heads
+FULL, POSITIONAL, KERNEL, DELTA = range(4)  # kinds of heads
 _NONE = np.empty(0, np.int64)
+NO_SCANS = np.empty((0, 2), np.int64)
 
 
 class Weights(NamedTuple):
     """Parameters as the kernels want them, float32: width d, hidden h, tokens T, L blocks, LayerNorms folded.
 
-    The last fields are for kernel heads and heads of several kinds alone (``hybrid_packing.py``); elsewhere they are empty, in
-    one dimension, so that the compiler knows. The projection of a block has the values of all heads first then, and behind
-    them queries and keys of every head that has any.
+    The last fields are for linear heads and heads of several kinds alone (``hybrid_packing.py``); elsewhere they are empty, in
+    one dimension, so that the compiler knows. The projection of a block has the values of all heads first then, behind them
+    queries and keys of every head that has any, and for a head of the delta rule its gates: alpha of every scan, then beta.
     """
 
     patch: np.ndarray  # (patch, d)
@@ -49,13 +50,16 @@ class Weights(NamedTuple):
     head_shift: np.ndarray  # (1 or 2, d)
     heads: int
     sites: np.ndarray  # (T, patch) int64: the sites of every token
-    kinds: np.ndarray = _NONE  # (L, heads) int64: FULL, POSITIONAL or KERNEL
+    kinds: np.ndarray = _NONE  # (L, heads) int64: FULL, POSITIONAL, KERNEL or DELTA
     query: np.ndarray = _NONE  # (L, heads) int64: channel where a head's queries begin, its keys behind them
     own_pair: np.ndarray = _NONE  # (L, heads) int64: which of ``pair`` belongs to a head
     channels: np.ndarray = _NONE  # (L,) int64: how many of the projection are in use
     joined: np.ndarray = _NONE  # (L,) bool: whether heads are normalised; their gammas are in ``out``
     taps: np.ndarray = _NONE  # (L, d, K): of kernel heads, weights of the neighbouring tokens
     runs: np.ndarray = _NONE  # (n, 4) int64: first token, its neighbour at place k, as many after both, k
+    gates: np.ndarray = _NONE  # (L, heads) int64: channel where the gates of a head of the delta rule begin
+    order: np.ndarray = NO_SCANS  # (scan, T) int64: tokens line after line, as a scan goes
+    scans: np.ndarray = NO_SCANS  # (scan, 2) int64: tokens in a line, whether it is a ring
 
 
 class Table(NamedTuple):
