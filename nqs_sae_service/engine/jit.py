@@ -62,6 +62,9 @@ FAST = {"contract", "nsz", "arcp", "reassoc"}
 # For bit-trick arithmetic ((x + C) - C must survive): never reassociate.
 EXACT = {"contract", "nsz", "arcp"}
 
+# In the names of what Numba compiles for a parallel loop: its body, and what stands around it.
+_BODY, _AROUND = "__numba_parfor_gufunc", ("GufuncWrapper", "parallelgufuncwrapper")
+
 
 class _OwnCopies(JITCodeLibrary):
     """A kernel calls its own copies of the functions it calls.
@@ -69,7 +72,27 @@ class _OwnCopies(JITCodeLibrary):
     Numba links a copy of every callee into the caller as a weak symbol. A process that has just compiled the callee runs the
     callee's own code in its place, one that loads the caller from the cache runs the copy. Each was optimised apart and may add
     in another order, so that a run that is killed and continued would differ in its last bits. Private symbols end that.
+
+    Numba also optimises and translates the body of a parallel loop by itself and in two wrappers, before it does so in the
+    kernel to which alone it belongs. Here these three are linked, no more: such kernels compile three times as fast.
     """
+
+    _only_linked = False
+
+    def finalize(self):
+        around = any(name in self.name for name in _AROUND) and any(
+            getattr(library, "_only_linked", False) for library in self._linking_libraries
+        )
+        if _BODY not in self.name and not around:
+            super().finalize()
+            for name in list(_waiting):
+                _set_environment(self.codegen, name, _waiting.pop(name))
+            return
+        self._raise_if_finalized()
+        for library in dict.fromkeys(self._linking_libraries):
+            self._reload_init.update(library._reload_init)
+            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
+        self._finalized = self._only_linked = True
 
     def _optimize_final_module(self):
         super()._optimize_final_module()
@@ -81,6 +104,17 @@ class _OwnCopies(JITCodeLibrary):
                 function.linkage = "internal"
 
 
+def _set_environment(codegen, name, environment):
+    """The environment of a function, as soon as the kernel that holds the function has been translated."""
+    if codegen._engine.get_global_value_address(name):
+        _set_known_environment(codegen, name, environment)
+    else:
+        _waiting[name] = environment
+
+
+_waiting = {}
+_set_known_environment = JITCPUCodegen.set_env
+JITCPUCodegen.set_env = _set_environment
 JITCPUCodegen._library_class = _OwnCopies
 
 
