@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator
 
 from ..values import plain
 
@@ -85,10 +85,10 @@ def band(axes: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: s
 
 
 def log_axis(axes: Axes) -> None:
-    """A logarithmic y axis with at most six labels, none between the decades."""
+    """A logarithmic y axis with at most six labels; between the decades where it spans less than one."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(numticks=6))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(1, 0.4)))
 
 
 def columns_of(count: int) -> int:
