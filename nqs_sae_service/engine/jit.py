@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _ROOMS = (
@@ -112,7 +113,7 @@ def _set_environment(codegen, name, environment):
         _waiting[name] = environment
 
 
-_waiting = {}
+_waiting: dict[str, Any] = {}
 _set_known_environment = JITCPUCodegen.set_env
 JITCPUCodegen.set_env = _set_environment
 JITCPUCodegen._library_class = _OwnCopies

@@ -190,7 +190,8 @@ def _before(chosen: np.ndarray) -> np.ndarray:
 def _scans(rule: DeltaRule) -> tuple[np.ndarray, np.ndarray]:
     """Tokens line after line, as each scan of the delta rule goes, and the lengths of lines and whether they are rings."""
     tokens = np.arange(rule.tokens).reshape(rule.extent)
-    order, scans = [], []
+    order: list[np.ndarray] = []
+    scans: list[tuple[int, bool]] = []
     for axis, (length, ring) in enumerate(zip(rule.extent, rule.wraps, strict=True)):
         lines = np.moveaxis(tokens, axis, -1).reshape(-1, length)
         order += [lines.ravel(), lines[:, ::-1].ravel()]
