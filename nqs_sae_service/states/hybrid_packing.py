@@ -72,8 +72,10 @@ class HybridPacking(Packing):
                 own[list(group.places)] = _kind(group)
         windows = [brick.windows for brick in state.bricks if isinstance(brick, LocalMix)]
         self.windows = windows[0] if windows else np.empty((self.tokens, 0), np.int64)
-        rules = [brick for brick in state.bricks if isinstance(brick, DeltaRule)]
-        self.order, self.scans = _scans(rules[0]) if rules else (NO_SCANS, NO_SCANS)
+        self.order = self.scans = NO_SCANS
+        for brick in state.bricks:
+            if isinstance(brick, DeltaRule):
+                self.order, self.scans = _scans(brick)
 
     def weights(self) -> Weights:
         """All weights, folded and rounded to float32."""
