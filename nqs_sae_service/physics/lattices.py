@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Annotated, Literal
@@ -59,17 +59,21 @@ class Lattice:
     @cached_property
     def connected(self) -> bool:
         """Whether edges lead from every site to every other one."""
-        part = {0}
-        neighbours: dict[int, list[int]] = {site: [] for site in range(self.n_sites)}
+        return len(self.edges_from([0])) == self.n_sites
+
+    def edges_from(self, sites: Iterable[int]) -> dict[int, int]:
+        """The least number of edges from any of ``sites`` to every site that they lead to."""
+        neighbours: list[list[int]] = [[] for _ in range(self.n_sites)]
         for i, j in self.edges.tolist():
             neighbours[i].append(j)
             neighbours[j].append(i)
-        waiting = [0]
-        while waiting:
-            fresh = set(neighbours[waiting.pop()]) - part
-            part |= fresh
-            waiting += fresh
-        return len(part) == self.n_sites
+        number = {int(site): 0 for site in sites}
+        ring = list(number)
+        while ring:
+            fresh = {j for i in ring for j in neighbours[i]} - number.keys()
+            number |= dict.fromkeys(fresh, number[ring[0]] + 1)
+            ring = list(fresh)
+        return number
 
     @property
     def dimensions(self) -> int:

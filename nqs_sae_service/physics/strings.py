@@ -31,16 +31,7 @@ def frames(lattice: Lattice, sites: NDArray[np.int64]) -> NDArray[np.int64] | No
 
 def nearest_sites(lattice: Lattice, token: NDArray[np.int64], count: int) -> list[int]:
     """So many sites in order of their distance, in edges, to a token's spins (its own first; ties by number)."""
-    neighbours: list[list[int]] = [[] for _ in range(lattice.n_sites)]
-    for i, j in lattice.edges.tolist():
-        neighbours[i].append(j)
-        neighbours[j].append(i)
-    distance = {int(site): 0 for site in token}
-    ring = list(distance)
-    while ring:
-        fresh = sorted({j for i in ring for j in neighbours[i] if j not in distance})
-        distance |= dict.fromkeys(fresh, distance[ring[0]] + 1)
-        ring = fresh
+    distance = lattice.edges_from(token)
     return sorted(distance, key=lambda site: (distance[site], site))[:count]
 
 

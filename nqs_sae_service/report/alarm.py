@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from .kept import not_computed
 from .numbers import NOTHING, number, with_error
 from .records import Kind, Section, Table, Verdict
 from .values import cell, index, labels
@@ -48,9 +49,8 @@ def comparison_section(found: xr.Dataset | None) -> Section | None:
     """What ``comparison.nc`` says; None where there is nothing to compare."""
     if found is None:
         return None
-    if "problem" in found.attrs:
-        problem = f"The points could not be compared: {found.attrs['problem']}"
-        return Section(TITLE, [Verdict("open", problem)], [])
+    if section := not_computed(TITLE, found):
+        return section
     tables = [_points(found), _pairs(found), _observables(found), _features(found)]
     return Section(
         TITLE,

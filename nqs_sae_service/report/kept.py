@@ -15,6 +15,7 @@ from ..datasets.netcdf import Origin, read_attributes, write_stage
 from ..datasets.schema import SCHEMA
 from ..errors import UserError, plain
 from .reading import read_summary
+from .records import Section, Verdict
 
 
 def kept(path: Path, version: int, told: Sequence[object], compute: Callable[[], xr.Dataset]) -> xr.Dataset:
@@ -39,3 +40,10 @@ def kept(path: Path, version: int, told: Sequence[object], compute: Callable[[],
     with suppress(UserError):
         write_stage(found, path, Origin(name, key, version, "{}", 0, 1, begun, ended))
     return found
+
+
+def not_computed(title: str, found: xr.Dataset) -> Section | None:
+    """The section that tells why a dataset of ``kept`` could not be computed; None if it could."""
+    if "problem" not in found.attrs:
+        return None
+    return Section(title, [Verdict("open", f"The points could not be compared: {found.attrs['problem']}")], [])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from .kept import kept
+from .kept import kept, not_computed
 from .numbers import NOTHING, number, with_interval
 from .records import Section, Table, Verdict
 from .values import cell, grid, labels
@@ -88,10 +88,8 @@ def scaling_section(found: xr.Dataset | None) -> Section | None:
     """What ``scaling.nc`` says; None where there is nothing to compare."""
     if found is None:
         return None
-    if "problem" in found.attrs:
-        return Section(
-            TITLE, [Verdict("open", f"The points could not be compared: {found.attrs['problem']}")], []
-        )
+    if section := not_computed(TITLE, found):
+        return section
     tables = [_frontier(found), _laws(found), _splitting(found)]
     return Section(TITLE, list(_verdicts(found)), [table for table in tables if table.rows], ("scaling",))
 

@@ -291,3 +291,5 @@ def test_parts_of_a_graph():
     assert not build(kind="graph", sites=4, edges=apart).build().connected
     assert build(kind="graph", sites=4, edges=joined).build().connected
     assert LATTICES["kagome"](kind="kagome", lengths=(2, 3), periodic=False).build().connected
+    assert build(kind="graph", sites=4, edges=apart).build().edges_from([0]) == {0: 0, 1: 1}
+    assert build(kind="graph", sites=4, edges=joined).build().edges_from([0, 3]) == {0: 0, 3: 0, 1: 1, 2: 1}
