@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from .reading import Point
 
 LEARNED, TITLE = "Learned from a teacher", "What do full heads buy?"
-LEVEL = 0.05  # a difference of energies less likely than this by chance, Student's t of the two sets of seeds, is told
+LEVEL = 0.05  # a difference less likely than this by chance, Student's t of the two sets of seeds, is told
 RIVALS = ("random", "fixed", "layers")  # what ranked heads are held against
+TOLD = {-1: "is lower than", 0: "cannot be told from", 1: "is higher than"}
 STEPS = {
     "parameters taken over": "infidelity_taken_over",
     "heads matched": "infidelity_matched",
@@ -30,7 +31,7 @@ STEPS = {
 NETWORKS = {
     "full": "share of the heads that are full",
     "energy": "total, in J: mean over seeds; its error from their scatter, not below what sampling alone gives",
-    "V-score": "N Var(H) / E^2, mean over seeds; 0 for an eigenstate",
+    "V-score": "N Var(H) / E^2, geometric mean over seeds; 0 for an eigenstate",
     "s/step": "median of a step of the training on energy",
     "infidelity": "to the teacher, before the training on energy",
 }
@@ -58,6 +59,13 @@ class Network:
         sampling = math.sqrt(np.square(self.errors).sum()) / many
         scatter = float(self.energies.std(ddof=1)) / math.sqrt(many) if many > 1 else 0.0
         return float(self.energies.mean()), max(sampling, scatter)
+
+    @property
+    def log_score(self) -> tuple[float, float]:
+        """Mean logarithm of the V-scores over seeds and its standard error, infinite with a single seed."""
+        logs = np.log(np.where(self.scores > 0, self.scores, math.nan))
+        error = logs.std(ddof=1) / math.sqrt(len(logs)) if len(logs) > 1 else math.inf
+        return float(logs.mean()), float(error)
 
 
 def learned_section(dataset: xr.Dataset) -> Section | None:
@@ -126,26 +134,51 @@ def hybrid_section(points: Sequence[Point]) -> Section | None:
 
 
 def _verdicts(found: Sequence[Network]) -> Iterator[Verdict]:
-    """Ranked heads against every rival, by the difference of mean energies; one seed each decides nothing."""
-    from scipy.stats import t
-
+    """Ranked heads against every rival, by mean energies and V-scores; one seed each decides nothing."""
     by_word: Mapping[str, Network] = {network.attention: network for network in found}
     ranked = by_word.get("ranked")
     if ranked is None:
         return
     for rival in (by_word[word] for word in RIVALS if word in by_word):
-        (own, own_error), (other, other_error) = ranked.energy, rival.energy
-        gap, error = own - other, math.hypot(own_error, other_error)
-        freedom = len(ranked.energies) + len(rival.energies) - 2
-        clear = freedom > 0 and error > 0 and 2 * t.sf(abs(gap) / error, freedom) < LEVEL
-        kind: Kind = "open" if not clear else "good" if gap < 0 else "bad"
-        told = "cannot be told from" if not clear else "is lower than" if gap < 0 else "is higher than"
+        half_width = _half_width(ranked, rival)
+        energy, error = _gap(ranked.energy, rival.energy)
+        score, spread = _gap(ranked.log_score, rival.log_score)
+        by_energy, by_score = _sign(energy, half_width * error), _sign(score, half_width * spread)
+        signs = {by_energy, by_score} - {0}
+        kind: Kind = "open" if len(signs) != 1 else "good" if signs == {-1} else "bad"
         seeds = min(len(ranked.energies), len(rival.energies))
+        reach = half_width * spread
+        ratio, low, high = (number(_factor(x), 2) for x in (score, score - reach, score + reach))
+        interval = f" [{low}, {high}] (95 %)" if math.isfinite(reach) else ""
         text = (
-            f"With {ranked.full:.3g} of the heads full, chosen by the ranking, the energy {told} that of {rival.attention} "
-            f"({rival.full:.3g} full): difference {with_error(gap, error)} J over {seeds} seed{'s' * (seeds > 1)}."
+            f"With {ranked.full:.3g} of the heads full, chosen by the ranking, the energy {TOLD[by_energy]} that of "
+            f"{rival.attention} ({rival.full:.3g} full): difference {with_error(energy, error)} J over {seeds} "
+            f"seed{'s' * (seeds > 1)}. The V-score {TOLD[by_score]} theirs: {ratio} of it{interval}."
         )
         yield Verdict(kind, text)
+
+
+def _half_width(one: Network, other: Network) -> float:
+    """Half of a 95 % interval in standard errors; infinite with one seed each."""
+    from scipy.stats import t
+
+    freedom = len(one.energies) + len(other.energies) - 2
+    return float(t.isf(LEVEL / 2, freedom)) if freedom else math.inf
+
+
+def _gap(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
+    """The difference of two values with standard errors, and its own."""
+    return one[0] - other[0], math.hypot(one[1], other[1])
+
+
+def _factor(logarithm: float) -> float:
+    """exp of it, within what a float holds."""
+    return math.exp(min(logarithm, 700.0))
+
+
+def _sign(gap: float, half_width: float) -> int:
+    """-1 or 1 where the interval leaves zero out, else 0."""
+    return int(np.sign(gap)) if 0 < half_width < abs(gap) else 0
 
 
 def _table(found: Sequence[Network]) -> Table:
@@ -155,7 +188,7 @@ def _table(found: Sequence[Network]) -> Table:
             f"{network.full:.3g}",
             str(len(network.energies)),
             with_error(*network.energy),
-            number(float(np.mean(network.scores)), 2),
+            number(_factor(network.log_score[0]), 2),
             number(network.seconds, 2),
             number(network.infidelity, 2) if math.isfinite(network.infidelity) else NOTHING,
         )

@@ -46,4 +46,6 @@ def not_computed(title: str, found: xr.Dataset) -> Section | None:
     """The section that tells why a dataset of ``kept`` could not be computed; None if it could."""
     if "problem" not in found.attrs:
         return None
-    return Section(title, [Verdict("open", f"The points could not be compared: {found.attrs['problem']}")], [])
+    return Section(
+        title, [Verdict("open", f"The points could not be compared: {found.attrs['problem']}")], []
+    )

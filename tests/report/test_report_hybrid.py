@@ -21,13 +21,13 @@ def state(word):
     return record | ({"share": 0.5} if word == "layers" else {})
 
 
-def write_point(sweep, word, seed, energy):
+def write_point(sweep, word, seed, energy, score=None):
     coordinates = {"seed": seed, "state.attention": word}
     directory = sweep / f"seed={seed},state.attention={word}"
     directory.mkdir(parents=True)
     (directory / "spec.toml").write_text("")
     (directory / "status.json").write_text(json.dumps({"coordinates": coordinates, "state": "done"}))
-    attributes = {"final_energy": energy, "final_energy_error": 0.01, "v_score": 1e-3 * seed}
+    attributes = {"final_energy": energy, "final_energy_error": 0.01, "v_score": score or 1e-3 * seed}
     dataset = labelled("ground_state", {"step_seconds": np.array([0.5, 0.6, 9.0])}, {}, attributes)
     sections = json.dumps({"state": state(word)})
     write_stage(
@@ -67,9 +67,20 @@ def test_ranked_heads_are_held_against_every_rival(sweep):
     assert "is lower than that of random" in lower
     assert "cannot be told from that of fixed" in same
     assert "is higher than that of layers (0.5 full)" in higher
+    assert "The V-score cannot be told from theirs: 1.0 of it [0.28, 3.5] (95 %)." in higher
     assert len(section.tables[0].rows) == 5
     assert draw(read(sweep))["hybrid"].axes
     assert "What do full heads buy?" in write_report(sweep).read_text(encoding="utf-8")
+
+
+def test_v_scores_decide_where_energies_do_not(tmp_path):
+    for seed in (1, 2, 3):
+        write_point(tmp_path, "ranked", seed, -10.0, 1e-5 * (1 + 0.1 * seed))
+        write_point(tmp_path, "random", seed, -10.0, 1e-4 * (1 + 0.1 * seed))
+    (verdict,) = hybrid_section(read(tmp_path).points).verdicts
+    assert verdict.kind == "good"
+    assert "cannot be told from that of random" in verdict.text
+    assert "The V-score is lower than theirs: 0.10 of it [0.083, 0.12] (95 %)." in verdict.text
 
 
 def test_one_seed_decides_nothing(tmp_path):
@@ -78,6 +89,7 @@ def test_one_seed_decides_nothing(tmp_path):
     (verdict,) = hybrid_section(read(tmp_path).points).verdicts
     assert verdict.kind == "open"
     assert "cannot be told from that of random" in verdict.text
+    assert verdict.text.endswith("The V-score cannot be told from theirs: 1.0 of it.")
 
 
 def test_points_with_the_same_heads_have_no_such_section(tmp_path):
