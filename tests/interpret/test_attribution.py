@@ -135,7 +135,7 @@ def test_integrated_gradients_are_complete(amplitude):
         psi_all = np.exp(log_psi - log_psi.real.max())
         return ((ENERGY.to_sparse() @ psi_all) / psi_all)[::171]
 
-    log_sum, local_sum = integrated(psi, at, ENERGY, sigma, mean, 12)
+    log_sum, local_sum = integrated(psi, at, ENERGY, sigma, mean, 24)
     whole = psi.log_psi(sigma) - evaluate(sigma)[0]
     assert np.std(whole) > 1e-2
     np.testing.assert_allclose(log_sum.sum(axis=1), whole, rtol=0, atol=1e-5 * np.abs(whole).max())

@@ -42,11 +42,13 @@ REGION = region(np.array([1, 2, 3]), SITES, conserving=False)
 MODES = {"full": {}, "positional": {"attention": "positional"}, "open": {"translation_invariant": False}}
 
 
-def transformer(dtype=np.float64, noise=0.3, **options):
+def transformer(dtype=np.float64, noise=0.3, seed=7, **options):
     state = Transformer(patch=2, width=WIDTH, heads=COUNT, layers=BLOCKS, mlp_ratio=2, **options).build(
         LATTICE
     )
-    shifted = state.initial_parameters(2) + noise * np.random.default_rng(7).normal(size=state.n_parameters)
+    shifted = state.initial_parameters(2) + noise * np.random.default_rng(seed).normal(
+        size=state.n_parameters
+    )
     return state.bind(shifted.astype(dtype))
 
 
@@ -275,8 +277,11 @@ def born(psi, chains, draws):
 
 
 def test_effects_from_samples_agree_with_full_summation():
-    """Error bars from disjoint batches of samples: their estimates scatter around the exact ones."""
-    psi = transformer()
+    """Error bars from disjoint batches of samples: their estimates scatter around the exact ones.
+
+    In a network where every readout moves by more than the error of a batch: what does not is no number.
+    """
+    psi = transformer(seed=11)
     f = sector(np.ones(SITES), born(psi, 8, 4).reshape(-1, SITES), np.random.default_rng(3))
     exact = by_the_package(psi, f)
     batches = [by_the_package(psi, f, some, exact=False) for some in np.split(born(psi, 512, 64), 8)]
@@ -331,8 +336,8 @@ def test_a_projected_state_is_patched_in_every_copy():
     state = Transformer(
         patch=2, width=WIDTH, heads=COUNT, layers=BLOCKS, mlp_ratio=2, symmetry=Symmetry(translations=True)
     ).build(LATTICE)
-    projected = weak(state.bind(psi.parameters), 1e-3)
-    bare = weak(psi, 1e-3)
+    projected = weak(state.bind(psi.parameters), 3e-4)
+    bare = weak(psi, 3e-4)
     found = Patched(projected, HEADS, REGION).log_psi(ALL)
     shifts = [np.roll(ALL, -shift, axis=1) for shift in range(SITES)]
     terms = np.exp([Patched(bare, HEADS, REGION).log_psi(np.ascontiguousarray(s)) for s in shifts])
