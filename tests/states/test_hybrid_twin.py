@@ -34,7 +34,7 @@ NETWORKS = {
     "scans": (
         ("delta", "full", "delta", "positional", "kernel"),
         5,
-        2,
+        1,
         {"lengths": (3, 5), "periodic": (False, True)},
         {"patch": 1, "width": 15},
     ),
@@ -74,8 +74,8 @@ def test_twin_equals_the_bricks(name, n):
     assert all(psi.twin(ability) is psi.fused for ability in (Streams, Walks, Flips))
     np.testing.assert_allclose(np.exp(psi.log_psi(sigma) - plain.log_psi(sigma)), 1, atol=2e-4)
     for layer in psi.state.fused_layers:
-        stream, exact = psi.stream_at(sigma, layer), plain.stream_at(sigma, layer)
-        np.testing.assert_allclose(stream, exact, atol=3e-6 * np.abs(exact).max())
+        stream = psi.stream_at(sigma, layer)
+        np.testing.assert_allclose(stream, plain.stream_at(sigma, layer), atol=3e-5)
         np.testing.assert_allclose(np.exp(psi.log_psi_from(layer, stream) - psi.log_psi(sigma)), 1, atol=1e-4)
 
 
